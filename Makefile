@@ -1,0 +1,59 @@
+# `make demo` and `make test` do all the set-up that they need on a machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Exactly so: the CPU build that the reference tests are measured with.
+TORCH = torch==2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup setup-test demo test test-exact test-memory lint format clean
+
+help:
+	@echo "make demo         set up, then answer questions about a photograph, full and pruned"
+	@echo "make test         set up, then run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
+	@echo "make test-memory  load a generated 2 GB checkpoint and measure the peak memory"
+	@echo "make lint         ruff and mypy, as CI runs them"
+	@echo "make format       ruff, fixing what it can"
+
+# A stamp for each environment: set up again only when pyproject.toml changes.
+$(VENV)/.base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	@touch $@ $(VENV)/.base
+
+setup: $(VENV)/.base
+
+setup-test: $(VENV)/.test
+
+demo: setup
+	$(BIN)/resprune demo --out demo
+
+test: setup-test
+	$(BIN)/python -m pytest -m "not exact"
+
+test-exact: setup-test
+	$(BIN)/python -m pytest -m exact -s
+
+test-memory: setup-test
+	$(BIN)/python -m resprune_jax.experiments.memory_check
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

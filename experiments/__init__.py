@@ -1,0 +1,1 @@
+"""Commands: answer, info, demo. They import the models and the algorithm; nothing imports them."""

@@ -1,0 +1,161 @@
+"""The `resprune` command: sub-commands from typed dataclasses, exit statuses, one-line errors.
+
+Exit status 0: done. 1: a right call that failed, or rows that failed. 2: a wrong call. 130: stopped
+with Ctrl-C. Nothing here imports JAX or transformers, so that `resprune --help` is quick.
+"""
+
+import contextlib
+import io
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from resprune_jax.errors import CallError, ResPruneError
+from resprune_jax.experiments import answer, demo, info
+from resprune_jax.experiments.common import Command, reason
+
+COMMANDS: dict[str, Command] = {
+    "answer": Command(answer.AnswerOptions, answer.run),
+    "info": Command(info.InfoOptions, info.run),
+    "demo": Command(demo.DemoOptions, demo.run),
+}
+
+DESCRIPTION = "ResPrune: answer questions about images from a fraction of the visual tokens."
+
+logger = logging.getLogger("resprune_jax")
+
+
+def _complain(message: str) -> None:
+    print(f"resprune: {message}", file=sys.stderr)
+
+
+# How tyro reports a word that an optional value cannot be made of.
+_NO_VALUE = re.compile(
+    r"Error parsing (--\S+): no type matching \{None\}\|(\S+) .* from \[(.*?)\]\."
+)
+
+
+def _from_box(text: str) -> str:
+    """One line out of tyro's report of a call that it could not parse: a box, coloured or not."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip("│╭╮╰╯─ ") for line in plain.splitlines()]
+    title = ""
+    body: list[str] = []
+    for line in lines:
+        if not line.strip("-"):  # a rule, or an empty line
+            if body:
+                break
+        elif title:
+            body.append(line)
+        else:
+            title = line
+    said = " ".join(" ".join(body).split())
+    if no_value := _NO_VALUE.search(said):
+        name, kind, word = no_value.groups()
+        what = {"INT": "a whole number", "FLOAT": "a number"}.get(kind, kind)
+        said = f"{name} cannot be {word}: give {what}"
+    elif not said.startswith(title):
+        said = f"{title}: {said}"
+    found = re.search(r"resprune(?: [a-z]+)? --help", " ".join(lines))
+    return f"{said} (try: {found[0] if found else 'resprune --help'})"
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """Turn command-line words into a command name and its options.
+
+    Args:
+        argv: the words after `resprune`.
+
+    Returns:
+        The name of the command, a key of `COMMANDS`, and an instance of its options.
+
+    Raises:
+        CallError: words that no command understands, or an option that was given twice.
+        SystemExit: after the help text was printed.
+    """
+    options = [word.split("=", 1)[0] for word in argv if re.match(r"--[a-z]", word)]
+    if twice := sorted({name for name in options if options.count(name) > 1}):
+        raise CallError(f"{twice[0]} was given twice: give it once, with all its values after it")
+    union: Any = None
+    for name, command in COMMANDS.items():
+        member = Annotated[command.options, tyro.conf.subcommand(name)]  # type: ignore[name-defined]
+        union = member if union is None else union | member
+    reports = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(reports):
+            chosen = tyro.cli(
+                union,
+                prog="resprune",
+                description=DESCRIPTION,
+                args=list(argv),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise CallError(_from_box(reports.getvalue())) from None
+    name = next(name for name, one in COMMANDS.items() if type(chosen) is one.options)
+    return name, chosen
+
+
+class _Notes(logging.Handler):
+    """Shows the library's own notes, a line each, on whatever standard error is at that time.
+
+    A live progress bar stands in for it while it runs, so that a note goes above the bar.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        print(f"note: {self.format(record)}", file=sys.stderr)
+
+
+def _listen(debug: bool) -> logging.Handler:
+    """Show notes from now on, and with `debug` the library's debug records."""
+    handler = _Notes()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
+    logger.propagate = False
+    return handler
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after `resprune`; those of the process by default.
+
+    Returns:
+        The exit status: 0, 1 for a failed run, 2 for a wrong call, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    handler: logging.Handler | None = None
+    try:
+        name, options = parse(words)
+        handler = _listen(debug)
+        return COMMANDS[name].run(options)
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug or isinstance(error, ResPruneError) else " (--debug shows where)"
+        _complain(f"{reason(error)}{hint}")
+        return 2 if isinstance(error, CallError) else 1
+    finally:
+        if handler is not None:
+            logger.removeHandler(handler)
+            logger.propagate = True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""What the commands share: their common options, checks of option values, the compilation cache."""
+
+import dataclasses
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from resprune_jax.errors import CallError, ResPruneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger("resprune_jax")
+
+Keep = int | float | None
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One entry of the command registry: the options as a dataclass, and what runs them."""
+
+    options: type
+    run: Callable[[Any], int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options of every command that reads a checkpoint."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_ID")]
+    """Checkpoint folder in Hugging Face format, or the id of one on the Hub."""
+    revision: Annotated[
+        str | None, tyro.conf.arg(metavar="REV", help_behavior_hint="(default: main)")
+    ] = None
+    """Branch, tag or commit of a Hub id."""
+    debug: bool = False
+    """Show the traceback when something fails."""
+
+
+def reason(error: BaseException) -> str:
+    """What to tell a user about an error: one line, an unforeseen kind named as such."""
+    if isinstance(error, ResPruneError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    else:
+        text = f"unexpected {type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def model_name(model: str) -> str:
+    """The checkpoint as it is recorded in results: an absolute path for a folder, else the id."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.is_dir() else model
+
+
+def parse_keep(value: object, where: str = "--keep") -> Keep:
+    """Read a budget of visual tokens as a person writes it.
+
+    Args:
+        value: "128" or 128 (a count), "0.222" or 0.222 (a ratio of the image's own tokens), "full",
+            "none" or None (every token). 1.0 is refused: it could mean one token or all of them.
+        where: how the caller wrote it, for the message.
+
+    Returns:
+        A count as int, a ratio in (0, 1) as float, or None for every token.
+
+    Raises:
+        CallError: zero, negative, NaN, a float of 1 or more, or no number at all.
+    """
+    way_out = "write a count such as 128, a ratio such as 0.222, or full for every visual token"
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if text in ("none", "full"):
+            return None
+        if re.fullmatch(r"[+-]?\d{1,18}", text):
+            value = int(text)
+        else:
+            try:
+                value = float(text)
+            except ValueError:
+                raise CallError(f"{where} {value!r} is not a number: {way_out}") from None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CallError(f"{where} {value!r} is not a number: {way_out}")
+    if isinstance(value, int):
+        if value < 1:
+            raise CallError(f"{where} {value} keeps no visual token: {way_out}")
+        return value
+    if not math.isfinite(value) or value <= 0.0:
+        raise CallError(f"{where} {value} is not a budget: {way_out}")
+    if value == 1.0:
+        raise CallError(f"{where} 1.0 could mean one token or all: write 1, or full for every one")
+    if value > 1.0:
+        raise CallError(f"{where} {value} is neither a count nor a ratio below 1: {way_out}")
+    return value
+
+
+def check_number(
+    name: str,
+    value: float,
+    low: float,
+    high: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """Refuse an option outside [low, high]; `above` leaves out `low`, `below` leaves out `high`.
+
+    Raises:
+        CallError: NaN, an infinity, or a number out of range; the message names the range.
+    """
+    fits = (value > low if above else value >= low) and (value < high if below else value <= high)
+    if not (math.isfinite(value) and fits):
+        floor = f"above {low:g}" if above else f"at least {low:g}"
+        roof = "" if math.isinf(high) else f" and {'below' if below else 'at most'} {high:g}"
+        raise CallError(f"{name} is {value:g}: it must be a number {floor}{roof}")
+
+
+def check_file(path: Path, name: str) -> None:
+    """Refuse an input file that is not there or is not a file."""
+    if not path.exists():
+        raise CallError(f"{name} {path} does not exist: check the path")
+    if not path.is_file():
+        raise CallError(f"{name} {path} is not a file: give the path of one")
+
+
+def check_target(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
+    """Refuse an output path that cannot become a file, before any work is spent on it."""
+    if path.exists() and not path.is_file():
+        raise CallError(f"{name} {path} is not a regular file: give the path of one")
+    if not path.parent.is_dir():
+        raise CallError(f"{name} {path}: the folder {path.parent} does not exist: make it first")
+    target = path if path.exists() else path.parent
+    if not os.access(target, os.W_OK):
+        raise CallError(f"{name} {path}: no permission to write to {target}")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise CallError(f"{name} {path} has no known picture suffix: use {', '.join(suffixes)}")
+
+
+def console(stderr: bool = False) -> "Console":
+    """A rich console on standard output or standard error; rich is imported here, not before."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def user_cache_dir() -> Path:
+    """The folder for this user's caches: XDG_CACHE_HOME, or what the platform uses."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"])
+    if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
+        return Path(os.environ["LOCALAPPDATA"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path.home() / ".cache"
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs of the commands (never set by importing the library).
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, names another folder, or none when it is empty.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = user_cache_dir() / "resprune-jax" / "jax"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("compiled programs are not kept between runs: %s", error)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,440 @@
+"""What a user holds: `load_model` gives an `LVLM`, which answers questions about images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+from resprune_jax.errors import CallError, one_of
+from resprune_jax.methods import Method, VisualTokens, get_method
+from resprune_jax.models import buckets, budgets
+from resprune_jax.models.budgets import Keep
+from resprune_jax.models.chat import PromptEncoder
+from resprune_jax.models.checkpoint import load_parameters, read_config, resolve_dtype
+from resprune_jax.models.config import LlavaConfig
+from resprune_jax.models.generate import EMPTY, Positions, Programs, programs
+from resprune_jax.models.hub import resolve_checkpoint
+from resprune_jax.models.images import ImageLike
+from resprune_jax.models.llava import Llava
+from resprune_jax.models.plan import Plan, make_plan, pad_rows
+from resprune_jax.models.processing import ImageAspect, ImageProcessor
+from resprune_jax.models.sharding import auto_mesh, batch_sharding
+from resprune_jax.prompts import NounExtractor, OcrLine, TextSource
+from resprune_jax.selection import SMALLEST_TOLERANCE, Selection
+
+Images = ImageLike | Sequence[ImageLike] | VisualTokens
+"""One image (a path, a PIL image or an array), a list of them, or what `LVLM.encode` gave."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `LVLM.generate` gives, one entry a prompt.
+
+    Attributes:
+        texts: the answers, special tokens left out, surrounding blanks stripped.
+        tokens: new token ids, up to and with the end-of-sequence id.
+        selections: the batch's `Selection`, `None` if every row kept all tokens. A row with
+            keep=None inside a pruned batch holds the whole image: read `kept`, not its row here.
+        kept: visual tokens that entered the LLM.
+        visual_tokens: visual tokens that the image gave.
+        nouns: the nouns that conditioned the choice.
+        noun_backend: which part-of-speech tagger found them.
+        errors: why a row failed, else `None`; a failed row has an empty text.
+        prompts: the texts that the model saw, before the image placeholder was expanded.
+        timings: seconds for "encode", "select", "prefill", "decode" and "total", the devices
+            waited for after each; compiles count where they happen.
+    """
+
+    texts: list[str]
+    tokens: list[np.ndarray]
+    selections: Selection | None
+    kept: list[int]
+    visual_tokens: list[int]
+    nouns: list[list[str]]
+    noun_backend: str
+    errors: list[str | None]
+    prompts: list[str]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class LVLM:
+    """A vision-language model with its processor, tokenizer and pruning methods.
+
+    Made by `load_model`. Parameters stay on the devices in `state`, a plain pytree; nothing of a
+    call is kept, so one instance serves any number of calls.
+
+    Attributes:
+        config: the architecture.
+        state: the parameters, split from the Flax module.
+        dtype: their dtype.
+        mesh: the device mesh, or None.
+        path: the checkpoint's folder.
+    """
+
+    def __init__(
+        self,
+        config: LlavaConfig,
+        state: Any,
+        *,
+        path: Path,
+        processor: ImageProcessor,
+        encoder: PromptEncoder,
+        dtype: DTypeLike,
+        mesh: jax.sharding.Mesh | None = None,
+        extractor: NounExtractor | None = None,
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.path = path
+        self.processor = processor
+        self.encoder = encoder
+        self.dtype = jnp.dtype(dtype)
+        self.mesh = mesh
+        self._extractor = extractor
+
+    @property
+    def programs(self) -> Programs:
+        """The compiled functions of this architecture."""
+        return programs(self.config, self.dtype)
+
+    def extractor(self, *, strict: bool = False) -> NounExtractor:
+        """The noun extractor, loaded at its first use; `strict` refuses the lexicon fallback."""
+        if self._extractor is None or strict:
+            self._extractor = NounExtractor(strict=strict)
+        return self._extractor
+
+    def encode(self, images: Images, *, image_aspect: ImageAspect = "processor") -> VisualTokens:
+        """Run the vision tower and projector; the result serves any number of questions.
+
+        Args:
+            images: one image or a list of B images.
+            image_aspect: "processor" (what the checkpoint's own processor does) or "pad" (pad to a
+                square with the mean colour, the original LLaVA pipeline).
+
+        Returns:
+            VisualTokens of the B images.
+
+        Raises:
+            CallError, RunError: an image that is not there, not one, or beyond the stated limits.
+        """
+        count = _count(images)
+        return jax.tree.map(lambda x: x[:count], self._encode(images, image_aspect))
+
+    def generate(
+        self,
+        images: Images,
+        prompts: str | Sequence[str],
+        *,
+        method: str | Method = "resprune",
+        keep: Keep | Sequence[Keep] = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        rng_seed: int = 0,
+        alpha: float | None = None,
+        seed_rule: str | None = None,
+        tolerance: float | None = None,
+        image_aspect: ImageAspect = "processor",
+        positions: Positions = "reindex",
+        chat_template: bool = True,
+        text: TextSource = "nouns",
+        ocr_line: OcrLine = "strip",
+        strict_nouns: bool = False,
+    ) -> Generation:
+        """Answer questions about images from the visual tokens that `method` keeps.
+
+        Args:
+            images: one image, one for each prompt, or what `encode` gave; a single image serves
+                all prompts.
+            prompts: a question or a list of B questions.
+            method: "resprune", "none", or a `Method` instance.
+            keep: budget for all rows or a list with one for each: a count (capped at the image's
+                number of visual tokens), a ratio in (0, 1), or None for all tokens.
+            max_new_tokens: the most tokens to generate; a row stops at its end-of-sequence id.
+            temperature: 0 is greedy; above 0 the tokens are drawn.
+            top_p: draw from the smallest set of tokens with this probability mass.
+            rng_seed: seed of the random generator for drawing.
+            alpha: strength of the text guidance; default the method's own.
+            seed_rule: the rule for the seed token (Table VII); default the method's own.
+            tolerance: stop a row's selection once the residual energy is at most this fraction of
+                the total; `keep` stays the maximum.
+            image_aspect: as for `encode`.
+            positions: "reindex" (consecutive position ids after pruning) or "original".
+            chat_template: False takes the prompts as they are, image placeholder included.
+            text: what conditions the choice: the question's "nouns", or every word of the "prompt"
+                (Setting-1 of Table IV).
+            ocr_line: "strip" leaves TextVQA's line of reference OCR tokens out of the nouns,
+                "keep" lets them count.
+            strict_nouns: refuse to run without spaCy's `en_core_web_sm`.
+
+        Returns:
+            A `Generation`. A row whose visual tokens or logits are not finite fails alone: see
+            its `errors`.
+
+        Raises:
+            CallError: a wrong argument, before anything is compiled.
+            RunError: an image file that is broken.
+        """
+        begin = time.perf_counter()
+        chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
+        _check_sampling(max_new_tokens, temperature, top_p, rng_seed)
+        plan = self._plan(
+            images, prompts, method=chosen, keep=keep, max_new_tokens=max_new_tokens,
+            tolerance=tolerance, positions=positions, chat_template=chat_template,
+            text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
+        )  # fmt: skip
+        visual = jax.block_until_ready(self._encode(images, image_aspect))
+        encoded = time.perf_counter()
+
+        selection, kept = self._select(plan, visual, chosen, tolerance)
+        jax.block_until_ready(kept)
+        selected = time.perf_counter()
+
+        slots = buckets.new_token_bucket(max_new_tokens)
+        logits, cache, position = self.programs.prefill(
+            self.state, *self._prompt_arrays(plan), visual, kept,
+            length=plan.length, slots=slots, positions=positions,
+        )  # fmt: skip
+        finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
+        prefilled = time.perf_counter()
+
+        buffer, _ = self.programs.decode(
+            self.state, cache, logits, position, np.int32(max_new_tokens), self.encoder.eos_ids,
+            np.uint32(rng_seed), np.float32(max(temperature, 1e-6)), np.float32(top_p),
+            slots=slots, greedy=temperature == 0,
+        )  # fmt: skip
+        tokens = np.asarray(buffer)[: plan.size]
+        end = time.perf_counter()
+        errors = _errors(selection, finite, plan.size)
+        rows = [row[row != EMPTY] if not error else row[:0] for row, error in
+                zip(tokens, errors, strict=True)]  # fmt: skip
+        return Generation(
+            texts=[self.encoder.decode(row) for row in rows],
+            tokens=rows,
+            selections=None if selection is None else _first_rows(selection, plan.size),
+            kept=[int(n) for n in np.asarray(kept).sum(axis=1)[: plan.size]],
+            visual_tokens=[int(n) for n in plan.totals[: plan.size]],
+            nouns=plan.nouns,
+            noun_backend=plan.noun_backend,
+            errors=errors,
+            prompts=[prompt.text for prompt in plan.prompts],
+            timings={
+                "encode": encoded - begin,
+                "select": selected - encoded,
+                "prefill": prefilled - selected,
+                "decode": end - prefilled,
+                "total": end - begin,
+            },
+        )
+
+    def logits(
+        self,
+        images: Images,
+        prompts: str | Sequence[str],
+        *,
+        method: str | Method | None = None,
+        keep: Keep | Sequence[Keep] = None,
+        alpha: float | None = None,
+        seed_rule: str | None = None,
+        tolerance: float | None = None,
+        image_aspect: ImageAspect = "processor",
+        positions: Positions = "reindex",
+        chat_template: bool = True,
+        text: TextSource = "nouns",
+        ocr_line: OcrLine = "strip",
+        strict_nouns: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Next-token scores at every position of the (pruned) prompts, for parity and scoring.
+
+        Arguments are those of `generate`; `method=None` is the full model, or "resprune" where a
+        `keep` is given.
+
+        Returns:
+            (logits (B, P, V) float32, valid (B, P) bool); rows are right padded, and only valid
+            positions mean anything.
+        """
+        if method is None:
+            method = "none" if keep is None else "resprune"
+        chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
+        plan = self._plan(
+            images, prompts, method=chosen, keep=keep, tolerance=tolerance, positions=positions,
+            chat_template=chat_template, text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
+        )  # fmt: skip
+        visual = self._encode(images, image_aspect)
+        _, kept = self._select(plan, visual, chosen, tolerance)
+        logits, valid = self.programs.score(
+            self.state, *self._prompt_arrays(plan), visual, kept,
+            length=plan.length, positions=positions,
+        )  # fmt: skip
+        return logits[: plan.size], valid[: plan.size]
+
+    def _method(self, method: str | Method, **settings: Any) -> Method | None:
+        if method == "none":
+            if given := [name for name, value in settings.items() if value is not None]:
+                raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
+            return None
+        return get_method(method, **settings)
+
+    def _plan(
+        self,
+        images: Images,
+        prompts: str | Sequence[str],
+        *,
+        method: Method | None,
+        keep: Keep | Sequence[Keep],
+        max_new_tokens: int = 0,
+        tolerance: float | None,
+        positions: Positions,
+        chat_template: bool,
+        text: TextSource,
+        ocr_line: OcrLine,
+        strict_nouns: bool,
+    ) -> Plan:
+        """Check the whole call, before anything is compiled or run."""
+        questions = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not questions:
+            raise CallError("no prompt was given")
+        one_of("positions", positions, get_args(Positions))
+        if tolerance is not None and not SMALLEST_TOLERANCE <= tolerance < 1:
+            raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {tolerance}")
+        budget = budgets.parse(keep, len(questions), pruning=method is not None)
+        count = _count(images)
+        if count not in (1, len(questions)):
+            raise CallError(
+                f"{count} images for {len(questions)} prompts: give one image for all prompts, or"
+                " one for each"
+            )
+        conditioned = method is not None and "text" in method.needs
+        extractor = None
+        if conditioned and text == "nouns":
+            extractor = self.extractor(strict=strict_nouns)
+        return make_plan(
+            self.config, self.encoder, questions, budget, shared_image=count == 1,
+            text=text if conditioned else None, extractor=extractor, ocr_line=ocr_line,
+            chat_template=chat_template, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+
+    def _encode(self, images: Images, image_aspect: ImageAspect) -> VisualTokens:
+        """The visual tokens of the images, in a batch bucket whose last rows repeat the first."""
+        if isinstance(images, VisualTokens):
+            return images
+        pixels = self.processor(_as_list(images), image_aspect)  # [B, 3, H, W]
+        padded = pad_rows(pixels, buckets.batch_bucket(len(pixels)))
+        return self.programs.encode(self.state, *self._put(padded))
+
+    def _select(
+        self,
+        plan: Plan,
+        visual: VisualTokens,
+        method: Method | None,
+        tolerance: float | None,
+    ) -> tuple[Selection | None, jax.Array | np.ndarray]:
+        """The selection, and which visual tokens of each row (B, N) enter the LLM."""
+        most = visual.valid.shape[1]
+        if method is None or plan.full.all():
+            return None, np.arange(most) < plan.totals[:, None]
+        # A row that keeps everything needs no picks: it must not stretch the loop of the others.
+        limits = np.where(plan.full, 1, plan.limits).astype(np.int32)
+        stop = np.float32(-1 if tolerance is None else tolerance)
+        return self.programs.prune(
+            self.state, visual,
+            *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop, method,
+            keep=min(most, buckets.length_bucket(int(limits.max()))),
+        )  # fmt: skip
+
+    def _prompt_arrays(self, plan: Plan) -> list[Any]:
+        return self._put(plan.ids, plan.visual_index, plan.valid, plan.rows)
+
+    def _put(self, *arrays: np.ndarray) -> list[Any]:
+        """Host arrays as the compiled functions take them: over the data axis if there is one."""
+        if self.mesh is None:
+            return list(arrays)
+        return [jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in arrays]
+
+
+def load_model(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    dtype: DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> LVLM:
+    """Load a LLaVA-1.5 checkpoint in Hugging Face format onto the devices.
+
+    Args:
+        path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".
+        revision: branch, tag or commit of a Hub id.
+        token: access token of a gated Hub id; default the one that is logged in.
+        dtype: float32, bfloat16 or float16; default the checkpoint's own (float16 becomes bfloat16
+            on TPU and CPU, which is said once).
+        mesh: shard the parameters over these devices (axes "data" and "model", `sharding.py`).
+
+    Returns:
+        The model, its parameters on the devices.
+
+    Raises:
+        CallError: no such folder or id, or an architecture that is not supported.
+        RunError: a checkpoint that is broken; one error names everything that is wrong with it.
+    """
+    folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token)
+    raw = read_config(folder)
+    config = LlavaConfig.from_hf(raw)
+    chosen = resolve_dtype(dtype, folder, raw)
+    mesh = None if mesh is None else auto_mesh(mesh)
+    # The cheap parts first: what is wrong with them shows before gigabytes are read.
+    processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
+    encoder = PromptEncoder.from_checkpoint(folder, config)
+    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=chosen))
+    state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
+    return LVLM(config, state, path=folder, processor=processor, encoder=encoder, dtype=chosen,
+                mesh=mesh)  # fmt: skip
+
+
+def _as_list(images: Images) -> list[ImageLike]:
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+
+
+def _count(images: Images) -> int:
+    if isinstance(images, VisualTokens):
+        return images.valid.shape[0]
+    if not (several := _as_list(images)):
+        raise CallError("no image was given: this model needs one for all prompts, or one for each")
+    return len(several)
+
+
+def _first_rows(selection: Selection, size: int) -> Selection:
+    return jax.tree.map(lambda x: np.asarray(x)[:size], selection)
+
+
+def _check_sampling(max_new_tokens: int, temperature: float, top_p: float, rng_seed: int) -> None:
+    if max_new_tokens < 1:
+        raise CallError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise CallError(f"temperature must be finite and at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise CallError(f"top_p must lie in (0, 1], got {top_p}")
+    if not 0 <= rng_seed < 2**32:
+        raise CallError(f"rng_seed must lie in [0, 2^32), got {rng_seed}")
+
+
+def _errors(selection: Selection | None, finite: np.ndarray, size: int) -> list[str | None]:
+    """Why each row failed, or None."""
+    failed = np.zeros(size, bool)
+    if selection is not None:
+        failed = np.isnan(np.asarray(selection.energy)[:size, 0])
+    return [
+        "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"
+        if bad
+        else None
+        if good
+        else "the model's logits are not finite (NaN or infinite)"
+        for bad, good in zip(failed, finite, strict=False)
+    ]

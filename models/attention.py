@@ -1,0 +1,239 @@
+"""Attention: grouped query heads, slot masks, float32 softmax, and no long score arrays.
+
+Shapes: B rows, S queries, T keys, H query heads, KV key/value heads, G = H / KV, hd head width.
+Query head h reads key/value head h // G; the groups are an axis of the products, so keys and values
+are never repeated in memory.
+
+Masks speak of slots, the places in the key array: query i sits in slot `offset + i`. Padding slots
+may lie anywhere in a row. A sliding window counts real tokens only, so that a row's padding does
+not eat into it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Engine = Literal["auto", "xla", "blockwise"]
+
+BLOCKWISE_ABOVE = 1024 * 1024
+"""Scores a head (S * T) above which `attend` stops holding them all at once."""
+
+BLOCK = 512
+"""Queries and keys of one block of the blockwise engine."""
+
+# Stands for minus infinity: finite, so that differences of two masked scores stay numbers.
+_MASKED = -1e30
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Where queries or keys sit: what the mask needs to know of them.
+
+    Attributes:
+        slot: (n,) int32, slots.
+        rank: (B or 1, n) int32, how many real tokens come before; `None` without a window.
+        valid: (B, n) bool, for keys; `None`: all real.
+    """
+
+    slot: jax.Array
+    rank: jax.Array | None = None
+    valid: jax.Array | None = None
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    causal: bool = False,
+    offset: int | jax.Array = 0,
+    window: int | None = None,
+    engine: Engine = "auto",
+) -> jax.Array:
+    """softmax(q k^T / sqrt(hd)) v under a mask.
+
+    Args:
+        q: (B, S, H, hd), any float dtype.
+        k: (B, T, KV, hd); KV divides H.
+        v: (B, T, KV, hd).
+        valid: (B, T) bool, True for real keys; `None`: all are real.
+        causal: a query sees no key in a later slot than its own.
+        offset: scalar, the slot of the first query.
+        window: a query sees the last `window` real tokens up to its own slot; implies causal.
+        engine: "xla" holds all S x T scores; "blockwise" goes through blocks of `BLOCK` queries and
+            keys with an online softmax; "auto" takes blockwise when S * T > `BLOCKWISE_ABOVE`.
+
+    Returns:
+        (B, S, H, hd) in q's dtype; scores and softmax are float32. A query that sees no key gets
+        zeros.
+    """
+    batch, queries, heads, width = q.shape
+    keys, kv_heads = k.shape[1:3]
+    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)  # [B, S, KV, G, hd]
+    if engine == "auto":
+        engine = "blockwise" if queries * keys > BLOCKWISE_ABOVE else "xla"
+
+    query_slots, key_slots = _locate(queries, keys, valid, offset, window)
+    causal = causal or window is not None
+    if engine == "xla":
+        mask = _mask(query_slots, key_slots, causal, window)
+        probabilities = _softmax(_scores(grouped, k), mask)
+        mixed = _mix(probabilities, v)
+    else:
+        mixed = _blockwise(grouped, k, v, query_slots, key_slots, causal, window)
+    return mixed.reshape(q.shape).astype(q.dtype)
+
+
+def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
+    """The attention probabilities of a few queries, beside an engine that never shows them.
+
+    Args:
+        q: (B, R, H, hd), the queries whose rows are wanted.
+        k: (B, T, KV, hd), all keys.
+        valid: (B, T) bool, the keys these queries see; `None`: all.
+
+    Returns:
+        (B, H, R, T) float32; each row sums to 1, or is zero where no key is seen.
+    """
+    batch, rows, heads, width = q.shape
+    keys, kv_heads = k.shape[1:3]
+    grouped = q.reshape(batch, rows, kv_heads, heads // kv_heads, width)
+    mask = None if valid is None else valid[:, None, :]  # [B, 1, T]
+    return _softmax(_scores(grouped, k), mask).reshape(batch, heads, rows, keys)
+
+
+def _locate(
+    queries: int,
+    keys: int,
+    valid: jax.Array | None,
+    offset: int | jax.Array,
+    window: int | None,
+) -> tuple[_Slots, _Slots]:
+    """Slots of queries and keys; ranks only where a window counts them."""
+    query_slot = jnp.arange(queries, dtype=jnp.int32) + offset
+    key_slot = jnp.arange(keys, dtype=jnp.int32)
+    if window is None:
+        return _Slots(query_slot), _Slots(key_slot, valid=valid)
+    rank = key_slot[None] if valid is None else jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+    return _Slots(query_slot, rank[:, query_slot]), _Slots(key_slot, rank, valid)
+
+
+def _mask(q: _Slots, k: _Slots, causal: bool, window: int | None) -> jax.Array | None:
+    """Which key each query sees: (B or 1, S, T) bool, `None` when all see all."""
+    mask = None if k.valid is None else k.valid[:, None, :]
+    if causal:
+        before = (k.slot[None, :] <= q.slot[:, None])[None]
+        mask = before if mask is None else mask & before
+    if window is not None and q.rank is not None and k.rank is not None:
+        near = k.rank[:, None, :] > q.rank[:, :, None] - window
+        mask = near if mask is None else mask & near
+    return mask
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Scaled scores, float32: (B, KV, G, S, T) from (B, S, KV, G, hd) and (B, T, KV, hd)."""
+    scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
+    return scores * q.shape[-1] ** -0.5
+
+
+def _mix(probabilities: jax.Array, v: jax.Array) -> jax.Array:
+    """Weighted values, float32: (B, S, KV, G, hd)."""
+    return jnp.einsum(
+        "bkgst,btkh->bskgh", probabilities.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+
+
+def _weights(scores: jax.Array, mask: jax.Array | None, peak: jax.Array) -> jax.Array:
+    """exp(scores - peak), exactly zero where masked; the mask is (B or 1, S, T)."""
+    weights = jnp.exp(scores - peak)
+    return weights if mask is None else jnp.where(mask[:, None, None], weights, 0.0)
+
+
+def _masked(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return scores if mask is None else jnp.where(mask[:, None, None], scores, _MASKED)
+
+
+def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis; a row without any key is zero, not uniform."""
+    scores = _masked(scores, mask)
+    weights = _weights(scores, mask, jnp.max(scores, axis=-1, keepdims=True))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1.0)
+
+
+def _blockwise(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    query_slots: _Slots,
+    key_slots: _Slots,
+    causal: bool,
+    window: int | None,
+) -> jax.Array:
+    """Online softmax (Milakov & Gimelshein 2018) over key blocks, one query block at a time."""
+    batch, queries, kv_heads, groups, width = q.shape
+    keys = k.shape[1]
+    q_blocks, k_blocks = -(-queries // BLOCK), -(-keys // BLOCK)
+    # Rows that fill the last block: keys among them are invalid, queries are cut off at the end.
+    if k_blocks * BLOCK != keys and key_slots.valid is None:
+        key_slots = _Slots(key_slots.slot, key_slots.rank, jnp.ones((1, keys), bool))
+    query_xs = (_blocks(q, 1, q_blocks), _slot_blocks(query_slots, q_blocks))
+    key_xs = (_blocks(k, 1, k_blocks), _blocks(v, 1, k_blocks), _slot_blocks(key_slots, k_blocks))
+
+    def one_query_block(xs: tuple) -> jax.Array:
+        block_q, (q_slot, q_rank, _) = xs
+        here = _Slots(q_slot, q_rank)
+
+        def see(carry: tuple, block: tuple) -> tuple:
+            peak, total, mixed = carry
+            block_k, block_v, (k_slot, k_rank, k_valid) = block
+            mask = _mask(here, _Slots(k_slot, k_rank, k_valid), causal, window)
+            scores = _masked(_scores(block_q, block_k), mask)  # [B, KV, G, BLOCK, BLOCK]
+            new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
+            weights = _weights(scores, mask, new_peak[..., None])
+            fade = jnp.exp(peak - new_peak)  # [B, KV, G, BLOCK]
+            total = total * fade + jnp.sum(weights, axis=-1)
+            shrunk = mixed * jnp.transpose(fade, (0, 3, 1, 2))[..., None]
+            return new_peak, total, shrunk + _mix(weights, block_v)
+
+        def step(carry: tuple, block: tuple) -> tuple[tuple, None]:
+            if not causal:
+                return see(carry, block), None
+            first_key = block[2][0][0]
+            # Key blocks that lie wholly behind the last query are not read.
+            hidden = first_key > q_slot[-1]
+            return jax.lax.cond(hidden, lambda c, _: c, see, carry, block), None
+
+        rows = (batch, kv_heads, groups, BLOCK)
+        start = (
+            jnp.full(rows, _MASKED, jnp.float32),
+            jnp.zeros(rows, jnp.float32),
+            jnp.zeros((batch, BLOCK, kv_heads, groups, width), jnp.float32),
+        )
+        (_, total, mixed), _ = jax.lax.scan(step, start, key_xs)
+        total = jnp.where(total > 0, total, 1.0)
+        return mixed / jnp.transpose(total, (0, 3, 1, 2))[..., None]
+
+    mixed = jax.lax.map(one_query_block, query_xs)  # [q_blocks, B, BLOCK, KV, G, hd]
+    mixed = jnp.moveaxis(mixed, 0, 1).reshape(batch, -1, kv_heads, groups, width)
+    return mixed[:, :queries]
+
+
+def _blocks(x: jax.Array, axis: int, count: int) -> jax.Array:
+    """Cut `axis` into `count` blocks, zero-filled at the end, and bring the block index first."""
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, count * BLOCK - x.shape[axis])
+    x = jnp.pad(x, pad)
+    x = x.reshape(*x.shape[:axis], count, BLOCK, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def _slot_blocks(slots: _Slots, count: int) -> tuple:
+    """(slot, rank, valid) in blocks; an absent part stays `None`."""
+    filled = slots.slot[0] + jnp.arange(count * BLOCK, dtype=jnp.int32)
+    rank = None if slots.rank is None else _blocks(slots.rank, 1, count)
+    valid = None if slots.valid is None else _blocks(slots.valid, 1, count)
+    return _blocks(filled, 0, count), rank, valid

@@ -1,0 +1,74 @@
+"""Token budgets: what a user may say for `keep`, and how many tokens that is for an image."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import numpy as np
+
+from resprune_jax.errors import CallError, say_once
+
+Keep = int | float | None
+"""A count of visual tokens, a ratio in (0, 1) of the image's own number, or None for them all."""
+
+
+def check(keep: Keep) -> Keep:
+    """`keep` if it can be a budget.
+
+    Raises:
+        CallError: 0, a negative number, NaN, a float of 1 or above, or no number at all.
+    """
+    say = f"keep={keep!r}: give a count of at least 1, a ratio in (0, 1), or None for all tokens"
+    if keep is None:
+        return None
+    if isinstance(keep, bool) or not isinstance(keep, Real):
+        raise CallError(say)
+    if isinstance(keep, Integral):
+        if keep < 1:
+            raise CallError(say)
+        return int(keep)
+    if math.isnan(keep) or not 0 < keep < 1:
+        raise CallError(say)
+    return float(keep)
+
+
+def parse(keep: Keep | Sequence[Keep], rows: int, *, pruning: bool) -> list[Keep]:
+    """One budget for each of `rows` prompts.
+
+    Args:
+        keep: one budget for all of them, or a sequence with one each.
+        rows: the number of prompts.
+        pruning: whether a pruning method runs at all.
+
+    Raises:
+        CallError: an impossible budget, a sequence of another length, or a budget without a method.
+    """
+    if keep is None or isinstance(keep, Real | str):
+        each = [check(keep)] * rows  # type: ignore[arg-type]
+    else:
+        each = [check(k) for k in keep]  # type: ignore[union-attr]
+        if len(each) != rows:
+            raise CallError(f"keep has {len(each)} budgets for {rows} prompts: give one each")
+    if not pruning and any(k is not None for k in each):
+        raise CallError("keep was given with method 'none', which keeps every token: drop one")
+    return each
+
+
+def count(keep: Keep, total: int) -> int:
+    """How many of `total` visual tokens a budget keeps: round(keep * N), at least 1, at most N."""
+    if keep is None:
+        return total
+    if isinstance(keep, float):
+        return max(1, round(keep * total))
+    if keep > total:
+        say_once(
+            f"keep {keep} of {total}",
+            f"keep={keep} is more than the image's {total} visual tokens: all {total} are kept",
+        )
+    return min(keep, total)
+
+
+def resolve(budget: Sequence[Keep], totals: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`count` for every row, (B,) int32."""
+    pairs = zip(budget, totals, strict=True)
+    return np.asarray([count(keep, int(total)) for keep, total in pairs], np.int32)

@@ -1,0 +1,49 @@
+"""Fixtures that the whole suite shares, so that each checkpoint is made and compiled once."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+# The parity bounds speak of float32 products; no backend may round them.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random LLaVA-1.5 checkpoint, as transformers saves it."""
+    from tests.fixtures import tiny_llava
+
+    return tiny_llava(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Any:
+    """The same checkpoint in torch."""
+    from tests.fixtures import reference_model
+
+    return reference_model(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def lvlm(checkpoint: Path) -> Any:
+    """The same checkpoint here."""
+    from resprune_jax.models import load_model
+
+    return load_model(checkpoint, dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[Image.Image]:
+    """Images of several sizes whose patches differ: smooth colours, stripes and noise."""
+    rng = np.random.default_rng(0)
+    images = []
+    for width, height in [(80, 60), (56, 56), (60, 100), (64, 64)]:
+        x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+        waves = [np.sin(rng.uniform(5, 25) * x + rng.uniform(5, 25) * y) for _ in range(3)]
+        pixels = 127 + 90 * np.stack(waves, axis=-1) + rng.normal(0, 25, (height, width, 3))
+        images.append(Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)))
+    return images
