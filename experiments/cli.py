@@ -7,6 +7,7 @@ with Ctrl-C. Nothing here imports JAX or transformers, so that `resprune --help`
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -138,12 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, options = parse(words)
         handler = _listen(debug)
-        return COMMANDS[name].run(options)
+        status = COMMANDS[name].run(options)
+        sys.stdout.flush()  # here, where a reader that went away can be dealt with
+        return status
     except KeyboardInterrupt:
         _complain("stopped")
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:

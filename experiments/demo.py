@@ -284,12 +284,13 @@ def run(options: DemoOptions, *, say: Callable[..., None] | None = None) -> int:
 
 
 def _ask(lvlm: Any, photograph: Path, keep: int | None) -> Any:
-    """Ask once to compile and once to measure."""
-    for _ in range(2):
-        made = lvlm.generate(photograph, QUESTION, keep=keep, max_new_tokens=NEW_TOKENS)
-    if made.errors[0] is not None:
-        raise RunError(f"the demo failed at keep={keep}: {made.errors[0]}")
-    return made
+    """Ask once to compile and three times to measure; the fastest stands."""
+    asked = [
+        lvlm.generate(photograph, QUESTION, keep=keep, max_new_tokens=NEW_TOKENS) for _ in range(4)
+    ]
+    if why := asked[0].errors[0]:
+        raise RunError(f"the demo failed at keep={keep}: {why}")
+    return min(asked, key=lambda made: made.timings["total"])
 
 
 def _table(lvlm: Any, made: Sequence[Any]) -> Any:
@@ -308,7 +309,7 @@ def _table(lvlm: Any, made: Sequence[Any]) -> Any:
         "visual tokens",
         "energy kept",
         "first token",
-        "whole answer",
+        "answer",
         "LLM FLOPs",
         "KV cache",
     ):

@@ -40,7 +40,6 @@ from resprune_jax.models.safetensors_files import (
 from resprune_jax.models.sharding import (
     DEFAULT_RULES,
     ShardingRules,
-    auto_mesh,
     check_mesh,
     logical_axes,
 )
@@ -187,7 +186,6 @@ def load_parameters(
     cast = None if dtype is None else _compute_dtype(dtype, "dtype")
     if mesh is not None:
         check_mesh(mesh, rules)
-        mesh = auto_mesh(mesh)
     config = getattr(abstract_module, "config", None)
     config = config if isinstance(config, LlavaConfig) else None
     files = WeightFiles(directory)

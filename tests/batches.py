@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from resprune_jax import Selection, select
-from resprune_jax.exact import Certificate, certify
+from resprune_jax.certificate import Certificate, certify
 from tests.problems import Problem, draw, pad
 
 
@@ -59,7 +59,7 @@ def batch(shape: Shape, rng_seed: int, **fixed: Any) -> Batch:
     for row in range(shape.rows):
         sizes: dict[str, Any] = {"max_n": shape.n, "max_d": shape.d, **fixed}
         if row % 2:  # half of them with rank to spare, so that most steps are real choices
-            sizes = {"n": int(rng.integers(shape.n // 2, shape.n + 1)), "d": shape.d, **sizes}
+            sizes = {"n": int(rng.integers((shape.n + 1) // 2, shape.n + 1)), "d": shape.d, **sizes}
         problem = draw(int(rng.integers(2**31)), dtype=shape.dtype, **sizes)
         problem = pad(problem, shape.n, rng_seed=row, interleave=bool(rng.random() < 0.5))
         problems.append(problem)

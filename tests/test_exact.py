@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from resprune_jax.certificate import certify
 from resprune_jax.errors import CallError
 from resprune_jax.exact import (
     EXHAUSTED,
     TAU,
     ExactSelection,
-    certify,
     greedy,
     reconstruction_error,
 )

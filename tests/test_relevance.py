@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resprune_jax.certificate import certify
 from resprune_jax.errors import CallError
 from resprune_jax.methods import METHODS, PromptContext, ResPrune, VisualTokens, get_method
 from resprune_jax.relevance import cosines, gate, relevance
@@ -194,7 +195,6 @@ def test_the_method_is_its_parts():
         assert int(chosen.indices[row, 0]) == int(
             jnp.argmax(jnp.where(visual.valid[row], visual.saliency[row], -1))
         )
-        from resprune_jax.exact import certify
 
         result = certify(
             np.asarray(visual.embeddings[row]), np.asarray(chosen.indices[row]),

@@ -234,6 +234,23 @@ def test_help_needs_no_model_code(tmp_path: Path) -> None:
         assert "usage: resprune" in done.stdout
 
 
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from resprune_jax.experiments import cli\n"
+        "def talk(_):\n    time.sleep(0.3)\n    print('x' * 100_000)\n    return 0\n"
+        "cli.COMMANDS['info'] = cli.Command(cli.COMMANDS['info'].options, talk)\n"
+        "sys.exit(cli.main(['info', '--model', 'm']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1)
+    process.stderr.close()
+
+
 def test_the_compilation_cache_is_set_by_commands_alone(tmp_path: Path) -> None:
     code = (
         "import jax, resprune_jax, resprune_jax.models, resprune_jax.experiments.cli\n"

@@ -1,6 +1,5 @@
-"""`resprune demo`: its checkpoint is one that transformers loads, and what it prints is measured."""
+"""`resprune demo`: its checkpoint is deterministic, and what it prints is what was measured."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -70,20 +69,3 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["demo", "--out", str(tmp_path / "file" / "demo")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--out" in line
-
-
-def test_transformers_loads_the_checkpoint(folder: Path) -> None:
-    import torch
-    from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
-
-    model, loading = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    assert (
-        dict(processor.crop_size)["height"]
-        == json.loads((folder / "config.json").read_text())["vision_config"]["image_size"]
-    )

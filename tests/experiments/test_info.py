@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from safetensors import safe_open
 
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.info import bytes_text, flops_text
+from tests.models.hub_server import StandInHub
 
 MIB = 2**20
 
@@ -75,25 +77,26 @@ def test_the_count_is_that_of_the_files(
 def test_budgets_resolve_to_the_images_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write(tmp_path / "7b", LLAVA_7B)
+    text = LLAVA_7B["text_config"] | {"num_hidden_layers": 8}
+    folder = write(tmp_path / "short", LLAVA_7B | {"text_config": text})
     facts = info(capsys, "--model", folder, "--keep", "10", "0.5", "9999", "--dtype", "float32")
     assert [row["kept"] for row in facts["budgets"]] == [576, 10, 288, 576]
-    assert facts["budgets"][1]["kv_bytes"] == 2 * 32 * 10 * 4096 * 4
+    assert facts["budgets"][1]["kv_bytes"] == 2 * 8 * 10 * 4096 * 4
     assert [row["selection_flops"] for row in facts["budgets"]] == [
         0, 2 * 576 * 10 * 4096, 2 * 576 * 288 * 4096, 0,
     ]  # fmt: skip
 
 
 def test_tied_and_grouped_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = LLAVA_7B["text_config"] | {"num_key_value_heads": 8}
+    text = LLAVA_7B["text_config"] | {"num_key_value_heads": 8, "num_hidden_layers": 8}
     config = LLAVA_7B | {"text_config": text, "tie_word_embeddings": True}
     folder = write(tmp_path / "tied", config)
     facts = info(capsys, "--model", folder)
     assert facts["parameters"]["lm_head"] == 0
-    assert facts["budgets"][0]["kv_bytes"] == 288 * MIB / 4
+    assert facts["budgets"][0]["kv_bytes"] == 288 * MIB / 4 / 4
     assert cli.main(["info", "--model", folder]) == 0
     said = capsys.readouterr().out
-    for word in ("576", "192", "72.0 MiB", "the embeddings", "24x24", "33.3%"):
+    for word in ("576", "192", "18.0 MiB", "the embeddings", "24x24", "33.3%"):
         assert word in said, said
 
 
@@ -122,6 +125,30 @@ def test_what_cannot_be_described(
 def test_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", "--model", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_of_a_hub_id_only_the_configuration_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = StandInHub()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    files = {"config.json": json.dumps(LLAVA_7B).encode(), "tokenizer.json": b"{}"}
+    hub.repositories["owner/llava"] = {"main": files | {"model.safetensors": b"x" * 1000}}
+    try:
+        facts = info(capsys, "--model", "owner/llava")
+        assert cli.main(["info", "--model", "owner/other"]) == 2
+    finally:
+        hub.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "owner/other" in line
+    assert facts["model"] == "owner/llava" and facts["visual_tokens"] == 576
+    assert hub.fetched == ["config.json"]
 
 
 def test_units() -> None:

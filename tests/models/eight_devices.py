@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType
 
+from resprune_jax.errors import CallError
 from resprune_jax.models.checkpoint import load_parameters, read_config
 from resprune_jax.models.config import LlavaConfig
 from resprune_jax.models.llava import Llava
@@ -88,6 +89,10 @@ def main(directory: Path) -> dict[str, Any]:
                 and ("language_model" in key or part == "patch_embedding")
             },
         }  # fmt: skip
+    try:
+        load_parameters(directory, abstract, dtype=None, mesh=jax.make_mesh((8,), ("x",)))
+    except CallError as error:
+        report["refused"] = str(error)
     return report
 
 

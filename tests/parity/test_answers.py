@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from resprune_jax import select
-from resprune_jax.exact import certify
+from resprune_jax.certificate import certify
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.relevance import cosines, relevance
 from tests.fixtures import DIALECTS, NUM_VISUAL_TOKENS, rename_dialect
