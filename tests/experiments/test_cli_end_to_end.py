@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from resprune_jax.errors import RunError
 from resprune_jax.experiments import answer, cli
+from resprune_jax.experiments.overlay import overlay
+from resprune_jax.models import api
 
 N = 16  # visual tokens of the tiny checkpoint
 
@@ -65,15 +68,40 @@ def test_an_answer_is_that_of_the_python_interface(
 
 @pytest.mark.parametrize("aspect", ["processor", "pad"])
 def test_the_picture_shows_the_selection(
-    place: Path, lvlm: Any, loaded: None, capsys: pytest.CaptureFixture[str], aspect: str
+    place: Path, lvlm: Any, loaded: None, capsys: pytest.CaptureFixture[str], aspect: Any
 ) -> None:
     words = ["answer", "--model", "m", "--image", "a.png", "--prompt", QUESTION, "--keep", "4"]
     assert cli.main([*words, "--image-aspect", aspect, "--overlay", "kept.png", *SHORT]) == 0
     assert "kept.png" in capsys.readouterr().out
-    seen = np.asarray(Image.open(place / "kept.png").convert("RGB")).astype(int)
-    colourful = (seen.max(axis=-1) - seen.min(axis=-1) > 12).sum()
-    panel = (3 * 160) ** 2
-    assert 0.9 < colourful / panel < 1.5  # one panel in colour, a quarter of the other
+    made = lvlm.generate("a.png", QUESTION, keep=4, max_new_tokens=6, image_aspect=aspect)
+    kept = np.asarray(made.selections.indices[0])[:4]
+    assert len(set(kept)) == 4 and (kept < N).all()
+    expected = overlay(
+        "a.png",
+        [(f"all {N} visual tokens", None), ("4 visual tokens kept", kept)],
+        (4, 4),
+        question=QUESTION,
+        image_aspect=aspect,
+        image_size=56,
+        path="expected.png",
+    )
+    with Image.open("kept.png") as seen, Image.open(expected) as wanted:
+        np.testing.assert_array_equal(np.asarray(seen), np.asarray(wanted))
+
+
+def test_what_is_loaded_is_what_was_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+
+    def load_model(model: str, **options: Any) -> Any:
+        asked.append((model, options))
+        raise RunError("enough")
+
+    monkeypatch.setattr(api, "load_model", load_model)
+    words = ["answer", "--model", "owner/name", "--image", "a.png", "--prompt", QUESTION]
+    assert cli.main([*words, "--revision", "v2", "--dtype", "bfloat16"]) == 1
+    assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16"})]
 
 
 def test_a_full_and_an_unpruned_call_agree(
