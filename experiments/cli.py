@@ -7,7 +7,6 @@ with Ctrl-C. Nothing here imports JAX or transformers, so that `resprune --help`
 import contextlib
 import io
 import logging
-import os
 import re
 import sys
 import traceback
@@ -146,7 +145,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("stopped")
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if debug:

@@ -1,6 +1,22 @@
 """ResPrune in JAX: choose the visual tokens that a vision-language model really needs."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import CallError, ResPruneError, RunError
-from .selection import Selection, select
+
+if TYPE_CHECKING:
+    from .selection import Selection, select
 
 __all__ = ["CallError", "ResPruneError", "RunError", "Selection", "select"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import JAX with the first name that needs it, so that `resprune --help` does not wait."""
+    if name in ("Selection", "select"):
+        return getattr(import_module(".selection", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
