@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -168,8 +167,9 @@ def run(options: InfoOptions) -> int:
 
     from resprune_jax.models.checkpoint import read_config, resolve_dtype
     from resprune_jax.models.config import LlavaConfig
+    from resprune_jax.models.hub import resolve_checkpoint
 
-    folder = _config_folder(options.model, options.revision)
+    folder = resolve_checkpoint(options.model, revision=options.revision, weights=False)
     raw = read_config(folder)
     config = LlavaConfig.from_hf(raw)
     dtype = resolve_dtype(options.dtype, folder, raw)
@@ -183,15 +183,6 @@ def run(options: InfoOptions) -> int:
     else:
         _print(facts)
     return 0
-
-
-def _config_folder(model: str, revision: str | None) -> Path:
-    """The folder with the configuration; of a Hub id nothing but that is fetched."""
-    from resprune_jax.models import hub
-
-    if Path(model).expanduser().exists() or hub._looks_like_path(model) or not model.strip():
-        return hub.resolve_checkpoint(model, revision=revision)
-    return hub._fetch(model, revision, None, ["config.json"])
 
 
 def flops_text(flops: float) -> str:

@@ -46,7 +46,11 @@ _SHARD_NAME = re.compile(r"[\w.-]+\.safetensors")
 
 
 def resolve_checkpoint(
-    path_or_id: str | Path, *, revision: str | None = None, token: str | None = None
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    weights: bool = True,
 ) -> Path:
     """Return the local folder of a checkpoint, fetching it from the Hub if it must be.
 
@@ -55,6 +59,7 @@ def resolve_checkpoint(
             "llava-hf/llava-1.5-7b-hf".
         revision: branch, tag or commit of a Hub id; default its main branch.
         token: access token of a gated or private Hub id; default the one that is logged in.
+        weights: False fetches nothing but `config.json` of a Hub id.
 
     Returns:
         The folder.
@@ -79,6 +84,8 @@ def resolve_checkpoint(
         raise CallError(f"{text} is a file: give the checkpoint's folder")
     if isinstance(path_or_id, Path) or _looks_like_path(text):
         raise CallError(f"no such folder: {text}{_nearest(path)}")
+    if not weights:
+        return _fetch(text, revision, token, ["config.json"])
     return _from_hub(text, revision, token)
 
 

@@ -192,23 +192,3 @@ class Llava(nnx.Module):
             weights = self.lm_head.kernel[...]  # [d, V]
         with jax.named_scope("lm_head"):
             return jnp.matmul(hidden, weights, preferred_element_type=jnp.float32)
-
-
-def merge_visual(embeddings: jax.Array, is_visual: jax.Array, visual: jax.Array) -> jax.Array:
-    """Put visual tokens at their placeholders, in order, row by row.
-
-    Args:
-        embeddings: (B, S, d), text embeddings; what stands at a placeholder is dropped.
-        is_visual: (B, S) bool, the placeholders.
-        visual: (B, N, d); a row's i-th placeholder takes its token i, and a placeholder beyond N
-            takes NaN, so that a wrong count cannot pass for an answer.
-
-    Returns:
-        (B, S, d) in the text embeddings' dtype.
-    """
-    order = jnp.cumsum(is_visual, axis=1, dtype=jnp.int32) - 1  # [B, S]
-    order = jnp.where(is_visual, order, 0)
-    placed = jnp.take_along_axis(
-        visual.astype(embeddings.dtype), order[..., None], axis=1, mode="fill", fill_value=jnp.nan
-    )
-    return jnp.where(is_visual[..., None], placed, embeddings)

@@ -39,13 +39,6 @@ _TABLE_AXES: dict[str, tuple[str | None, str | None]] = {
     "position_embedding": (None, "embed"),
 }
 
-CACHE_AXES: LogicalAxes = (
-    "batch",
-    None,
-    "kv_heads",
-    None,
-)  # one layer's keys: [B, S, KV, head_dim]
-
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
@@ -173,23 +166,6 @@ def logical_axes(path: Sequence[str | int], ndim: int) -> LogicalAxes:
     if leaf == "embedding" and owner in _TABLE_AXES:
         return _TABLE_AXES[owner]
     return (None,) * ndim
-
-
-def cache_sharding(
-    mesh: Mesh,
-    shape: Sequence[int],
-    rules: ShardingRules = DEFAULT_RULES,
-    axes: Sequence[str | None] = CACHE_AXES,
-) -> NamedSharding:
-    """Return the sharding of one layer's keys or values: rows over `batch`, heads over `kv_heads`.
-
-    Args:
-        mesh: the device mesh.
-        shape: the cache array's shape, (B, S, KV, head_dim) unless `axes` says otherwise.
-        rules: the rules in force.
-        axes: the logical axis of each dimension.
-    """
-    return rules.sharding(axes, shape, mesh)
 
 
 def batch_sharding(

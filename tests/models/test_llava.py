@@ -13,7 +13,7 @@ from flax import nnx
 from resprune_jax.errors import CallError
 from resprune_jax.models.cache import KVCache
 from resprune_jax.models.config import ClipConfig, DecoderConfig, LlavaConfig
-from resprune_jax.models.llava import Llava, merge_visual
+from resprune_jax.models.llava import Llava
 
 CONFIG = LlavaConfig(
     vision=ClipConfig(16, 24, 3, 2, image_size=29, patch_size=7),
@@ -192,15 +192,3 @@ def test_the_donated_cache_is_updated_in_place(model: Llava) -> None:
     aliased = plan.alias_size_in_bytes
     print(f"cache {size} bytes, aliased {aliased}")
     assert aliased >= size
-
-
-def test_visual_tokens_go_to_their_placeholders() -> None:
-    text = jnp.zeros((2, 5, 3), jnp.bfloat16)
-    visual = jnp.arange(12, dtype=jnp.float32).reshape(2, 2, 3) + 1
-    places = jnp.array([[0, 1, 0, 1, 0], [1, 1, 0, 0, 1]], bool)
-    merged = merge_visual(text, places, visual)
-    assert merged.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(merged[0, jnp.array([1, 3])], visual[0])
-    np.testing.assert_array_equal(merged[1, :2], visual[1])
-    assert not merged[0, jnp.array([0, 2, 4])].any() and not merged[1, 2:4].any()
-    assert np.isnan(np.asarray(merged[1, 4], np.float32)).all()  # a placeholder too many

@@ -21,7 +21,6 @@ from resprune_jax.models.sharding import (
     ShardingRules,
     auto_mesh,
     batch_sharding,
-    cache_sharding,
     check_mesh,
     logical_axes,
 )
@@ -100,9 +99,8 @@ def test_mesh_is_made_auto_and_checked() -> None:
         check_mesh(mesh_of(x=8))
 
 
-def test_caches_and_batches() -> None:
+def test_batches() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
-    assert cache_sharding(mesh, (4, 128, 8, 64)).spec == P("data", None, "model")
     assert batch_sharding(mesh, (4, 128)).spec == P("data")
     assert batch_sharding(mesh, (4,)).mesh.axis_types == (AxisType.Auto, AxisType.Auto)
 

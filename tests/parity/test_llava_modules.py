@@ -15,7 +15,8 @@ from flax import nnx
 
 from resprune_jax.models import attention
 from resprune_jax.models.config import LlavaConfig
-from resprune_jax.models.llava import Llava, merge_visual
+from resprune_jax.models.generate import assemble
+from resprune_jax.models.llava import Llava
 from resprune_jax.models.rope import inverse_frequencies
 from tests.fixtures import (
     IMAGE_SIZE,
@@ -110,8 +111,14 @@ def encode(graph: Any, state: Any, pixels: jax.Array) -> Any:
 def inputs(graph: Any, state: Any, ids: jax.Array, pixels: jax.Array) -> jax.Array:
     """Input embeddings with the visual tokens in place."""
     model = nnx.merge(graph, state)
-    visual = model.encode_images(pixels).embeddings
-    return merge_visual(model.embed(ids), ids == IMAGE_TOKEN_ID, visual)
+    visual = model.encode_images(pixels)
+    placeholder = ids == IMAGE_TOKEN_ID
+    index = jnp.where(placeholder, jnp.cumsum(placeholder, axis=1) - 1, -1)
+    x, _, _ = assemble(
+        model, ids, index, jnp.ones(ids.shape, bool), visual.embeddings, visual.valid,
+        length=ids.shape[1], positions="reindex",
+    )  # fmt: skip
+    return x
 
 
 def logits_of(
