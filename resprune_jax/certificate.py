@@ -22,7 +22,6 @@ from .exact import (
     best_candidate,
     clearly_exhausted,
     equally_relevant,
-    in_own_span,
     lead_of,
     lead_of_first,
     read_problem,
@@ -121,7 +120,7 @@ def certify(
     position = {int(token): i for i, token in enumerate(problem.where)}
 
     # Every energy lies between those of the larger basis (low) and of the smaller one (high).
-    low = high = Projection(in_own_span(problem.tokens))
+    low = high = Projection(problem.tokens)
     left = np.ones(len(problem.norms), dtype=bool)
     totals = [(low.energies.sum(), high.energies.sum())]
     for step, token in enumerate(picks[:count].tolist()):

@@ -21,7 +21,7 @@ EXHAUSTED = 2e-6
 #: A token is clearly exhausted, in every float32 reading, when its residual energy plus this many
 #: times its float32 rounding (see `Projection.rounding`) is at most EXHAUSTED. Behind a pick of
 #: which little was left, float32 no longer knows what is exhausted, and no order is demanded.
-MARGIN = 8.0
+MARGIN = 4.0
 #: The slack of the step certificate, as a share of a token's squared norm.
 TAU = 1e-5
 #: Gates nearer than this, relative to the larger one, are not told apart among exhausted tokens.
@@ -60,12 +60,16 @@ class Projection:
     """
 
     def __init__(self, tokens: Float) -> None:
+        """Start from (n, d) tokens, with nothing chosen."""
+        # A float32 inner product adds d rounded terms, in some 16 sums side by side.
+        terms = max(1.0, np.count_nonzero(tokens.any(axis=0)) / 16)
+        tokens = _in_own_span(tokens)
         self.residuals = tokens.copy()  # [n, d], v_i - Q Q^T v_i
         self.basis = np.zeros((0, tokens.shape[1]))  # [k, d], rows q
         self.norms = _squared_norms(tokens)  # [n]
         self.energies = self.norms.copy()  # [n]
         # The squared length by which a float32 residual is expected to be off.
-        self.drift = _FLOAT32_EPS**2 * self.norms  # [n]
+        self.drift = terms * _FLOAT32_EPS**2 * self.norms  # [n]
 
     def copy(self) -> "Projection":
         """An independent projection with the same basis."""
@@ -146,7 +150,7 @@ def greedy(
         raise CallError(f"keep is {keep}; expected at least 1")
     problem = read_problem(tokens, relevance, alpha, first, valid)
     norms, gates = problem.norms, problem.gates
-    projection = Projection(in_own_span(problem.tokens))
+    projection = Projection(problem.tokens)
     left = np.ones(len(norms), dtype=bool)
     picks: list[int] = []
     totals = [projection.energies.sum()]
@@ -242,7 +246,7 @@ def _squared_norms(rows: Float) -> Float:
     return np.einsum("nd,nd->n", rows, rows)
 
 
-def in_own_span(tokens: Float) -> Float:
+def _in_own_span(tokens: Float) -> Float:
     """The tokens in an orthonormal basis of their own span where that is smaller: [n, min(n, d)].
 
     Lengths and angles, and so all projections, stay what they are.

@@ -167,7 +167,7 @@ def test_near_real_size_is_quick_and_right() -> None:
 def problem() -> Problem:
     """Clear leads: 40 tokens, every second one relevant, the last ten copies of the first."""
     rng = np.random.default_rng(11)
-    tokens = rng.normal(size=(40, 96)) * np.exp(rng.normal(size=(40, 1)))
+    tokens = rng.normal(size=(40, 64)) * np.exp(rng.normal(size=(40, 1)))
     tokens[30:] = tokens[:10]
     relevance = np.where(np.arange(40) % 2 == 0, rng.uniform(0.1, 1.0, 40), 0.0)
     relevance[30:] = relevance[:10] / 2
