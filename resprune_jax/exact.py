@@ -21,7 +21,7 @@ EXHAUSTED = 2e-6
 #: A token is clearly exhausted, in every float32 reading, when its residual energy plus this many
 #: times its float32 rounding (see `Projection.rounding`) is at most EXHAUSTED. Behind a pick of
 #: which little was left, float32 no longer knows what is exhausted, and no order is demanded.
-MARGIN = 4.0
+MARGIN = 8.0
 #: The slack of the step certificate, as a share of a token's squared norm.
 TAU = 1e-5
 #: Gates nearer than this, relative to the larger one, are not told apart among exhausted tokens.
@@ -61,8 +61,8 @@ class Projection:
 
     def __init__(self, tokens: Float) -> None:
         """Start from (n, d) tokens, with nothing chosen."""
-        # A float32 inner product adds d rounded terms, in some 16 sums side by side.
-        terms = max(1.0, np.count_nonzero(tokens.any(axis=0)) / 16)
+        # A float32 inner product adds d rounded terms, in some 64 sums side by side.
+        terms = max(1.0, np.count_nonzero(tokens.any(axis=0)) / 64)
         tokens = _in_own_span(tokens)
         self.residuals = tokens.copy()  # [n, d], v_i - Q Q^T v_i
         self.basis = np.zeros((0, tokens.shape[1]))  # [k, d], rows q

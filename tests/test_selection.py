@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resprune_jax import CallError, Selection, select
+from resprune_jax.certificate import certify
+from resprune_jax.engines import gram
 from resprune_jax.exact import greedy, reconstruction_error
-from tests.batches import Batch, Shape, batch, run
+from tests.batches import Batch, Shape, batch, options, run
 from tests.compiles import backend_compiles
+from tests.problems import Problem, pad
 
 ENGINES = ("feature", "gram")
 SMALL = Shape(16, 24, 6, 24)  # keeps everything: every tier is reached
@@ -85,6 +88,49 @@ def test_the_certificate_catches_planted_faults(fault: str, engine: str):
             caught += not problems.certify(row, chosen).ok
     print(f"{fault} in {engine}: caught in {caught} of {rows} problems")
     assert caught >= 0.9 * rows
+
+
+def forced_pivots(rng_seed: int) -> Batch:
+    """The gate forces a pick of which next to nothing was left, and which explains another token.
+
+    In a random basis: c, then p = c + (some 3e-3) q, almost c again, while all of q still waits.
+    """
+    rng = np.random.default_rng(rng_seed)
+    given = batch(SMALL, rng_seed)
+    problems = []
+    for row in range(SMALL.rows):
+        c, q, *others = np.linalg.qr(rng.normal(size=(SMALL.d, SMALL.d)))[0]
+        tokens = np.stack([c, c + rng.uniform(2, 4) * 1e-3 * q, 0.9 * q, *others[:2]])
+        relevance = np.array([1, 1, 1e-8, 1e-9, 1e-9], np.float32)
+        problem = Problem(tokens.astype(np.float32), relevance, 1.0, 0, None, "forced pivot")
+        problem = pad(problem, SMALL.n, rng_seed=row)
+        given.tokens[row] = problem.tokens
+        problems.append(problem)
+    return Batch(problems, given.tokens, options(problems, SMALL))
+
+
+def test_the_gram_engine_knows_when_to_doubt_itself():
+    """Where the rounding of G is magnified, the feature engine takes over: no step is lost."""
+    alone = jax.jit(jax.vmap(gram.unguarded, in_axes=(0, 0, 0, 0, None)), static_argnums=4)
+    lost = doubted = rows = 0
+    for rng_seed in range(10):
+        given = forced_pivots(rng_seed)
+        chosen = run(SMALL, given, "gram")
+        tokens = np.where(given.options["valid"][..., None], given.tokens, 0)
+        picks, energy, growth = map(
+            np.asarray,
+            alone(tokens, given.options["relevance"], given.options["first"],
+                  given.options["valid"], SMALL.keep),
+        )  # fmt: skip
+        for row, problem in enumerate(given.problems):
+            assert given.certify(row, chosen).ok
+            bare = certify(problem.tokens, picks[row], count=5, energy=energy[row],
+                           **problem.conditions)  # fmt: skip
+            lost += not bare.ok
+            doubted += bool(growth[row] > gram.MOST_GROWTH)
+            rows += 1
+    print(f"{rows} problems: {doubted} doubted, {lost} wrong without the guard")
+    assert doubted == rows and lost > rows // 4
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -24,7 +24,7 @@ def run(
         keep: static number of steps.
 
     Returns:
-        As `loop.greedy`.
+        (indices (keep,) int32, energy totals (keep + 1,) float32), as `loop.greedy`.
     """
     tokens = tokens.astype(jnp.float32)  # [N, d]
     d = tokens.shape[1]
@@ -46,4 +46,6 @@ def run(
         return projections * projections, basis.at[k].set(direction)
 
     norms = jnp.sum(tokens * tokens, axis=-1)
-    return greedy(norms, gate, first, valid, keep, jnp.zeros((keep, d), jnp.float32), update)
+    basis = jnp.zeros((keep, d), jnp.float32)
+    indices, totals, _ = greedy(norms, gate, first, valid, keep, basis, update)
+    return indices, totals

@@ -58,7 +58,7 @@ def greedy(
     keep: int,
     basis: Basis,
     update: Update[Basis],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, Basis]:
     """Run `keep` greedy steps of residual-energy selection on one image.
 
     Args:
@@ -72,7 +72,8 @@ def greedy(
 
     Returns:
         (indices (keep,) int32 in order of choice, N where no valid token was left;
-        total residual energy (keep + 1,) float32 before each pick and after the last).
+        total residual energy (keep + 1,) float32 before each pick and after the last;
+        the last basis).
     """
     n = norms.shape[0]
 
@@ -104,4 +105,4 @@ def greedy(
         basis=basis,
     )
     end = lax.fori_loop(0, keep, step, start)
-    return end.indices, end.totals
+    return end.indices, end.totals, end.basis
