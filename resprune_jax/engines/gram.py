@@ -86,9 +86,12 @@ def unguarded(
         known = jnp.dot(factor[:, pick], factor, precision=lax.Precision.HIGHEST)  # [N]
         row = (gram[pick] - known) * jnp.sqrt(inverse)
         explained = row * row
-        # The pick's direction is off by an angle whose square is drift |v_p|^2 / E_p; it moves
-        # each token by that share of what it explains of it.
-        drift = drift + drift[pick] * norms[pick] * inverse * explained * shares
+        # With e = E_p / |v_p|^2 and x the share of a token's squared norm that the pick explains:
+        # the row is off by an angle whose square is drift / e, which moves the residual by
+        # drift x / e; and E_p, by which the row is scaled, is off by 2 sqrt(drift) / e of itself,
+        # which moves what is explained by that share, worth a residual of drift (x / e)^2.
+        ratio = norms[pick] * inverse * explained * shares  # x / e, [N]
+        drift = drift + drift[pick] * ratio * (1 + ratio)
         return explained, (factor.at[k].set(row), drift)
 
     basis = (jnp.zeros((keep, n), jnp.float32), jnp.ones((n,), jnp.float32))
