@@ -15,7 +15,7 @@ GROUNDS: tuple[Rgb, ...] = (
     (200, 188, 166), (170, 174, 180), (158, 170, 156), (140, 146, 158), (150, 134, 124),
     (58, 61, 68), (46, 56, 80), (66, 56, 52), (46, 66, 60),
 )  # fmt: skip
-CONTRAST = 30.0  # least distance between an object and its ground, in CIELAB units
+CONTRAST = 34.0  # least distance between an object and its ground, in CIELAB units
 _INK = ((18, 18, 22), (250, 250, 246), (96, 16, 30), (16, 32, 96), (10, 70, 50), (255, 240, 190))
 _INK_CONTRAST = 55.0  # least difference of lightness between printed text and its ground, of 100
 

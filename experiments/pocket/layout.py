@@ -21,7 +21,7 @@ POPULAR_SHARE = 0.4  # of the colours are drawn from the popular ones of the sha
 GROUP = 4  # at most so many objects share a shape or a colour by design
 
 
-class Full(Exception):
+class NoRoomError(Exception):
     """No place is left: start the layout anew."""
 
 
@@ -37,18 +37,18 @@ def _place(draw: Draw, side: int, size: tuple[float, float], taken: Sequence[Box
     """A free box of this width and height.
 
     Raises:
-        Full: none was found.
+        NoRoomError: none was found.
     """
     width, height = size
     if width > side - 2 * EDGE or height > side - 2 * EDGE:
-        raise Full
+        raise NoRoomError
     for _ in range(60):
         left = snap(draw.uniform(EDGE, side - EDGE - width))
         top = snap(draw.uniform(EDGE, side - EDGE - height))
         box = (left, top, left + width, top + height)
         if all(_apart(box, other, GAP) for other in taken):
             return box
-    raise Full
+    raise NoRoomError
 
 
 def _colour_of(draw: Draw, shape: str, choices: Sequence[str]) -> str:
@@ -60,15 +60,19 @@ def _colour_of(draw: Draw, shape: str, choices: Sequence[str]) -> str:
 def _pairs(draw: Draw, level: Level, palette: Sequence[str]) -> list[tuple[str, str]]:
     """Shapes and colours of the objects: distinct pairs, one repeated shape, one repeated colour.
 
-    Counts of the repeated shape and colour are uniform from 2 to GROUP where the scene has room for
-    both, so that "how many" has no likeliest answer.
+    In crowded scenes both repeat 2 to GROUP times, alike often where there is room, so that "how
+    many" has no likeliest answer; in others from once to as often as there are objects.
     """
     low, high = level.objects
     shape, colour = draw.pick(SHAPES), draw.pick(palette)
-    alike = min(draw.between(2, GROUP), high)
-    tinted = min(draw.between(2, GROUP), high + 1 - alike)
-    count = max(draw.between(low, high), alike + tinted - 1 if low >= GROUP else 0)
-    alike, tinted = min(alike, count), min(tinted, count + 1 - min(alike, count))
+    if low >= GROUP:
+        alike = draw.between(2, GROUP)
+        tinted = min(draw.between(2, GROUP), high + 1 - alike)
+        count = max(draw.between(low, high), alike + tinted - 1)
+    else:
+        count = draw.between(low, high)
+        alike = draw.between(1, min(GROUP, count))
+        tinted = draw.between(1, min(GROUP, count + 1 - alike))
     pairs = [(shape, colour)]  # belongs to both groups
     others = [other for other in palette if other != colour]
     while len(pairs) < alike:
@@ -88,7 +92,7 @@ def _pairs(draw: Draw, level: Level, palette: Sequence[str]) -> list[tuple[str, 
         if pair not in pairs:
             pairs.append(pair)
     draw.shuffle(pairs)
-    return pairs[:count]
+    return pairs
 
 
 def _things(draw: Draw, config: SceneConfig, pairs: Sequence[tuple[str, str]]) -> Iterator[Thing]:
@@ -130,7 +134,7 @@ def layout(
     """Objects and texts in their places, none overlapping.
 
     Raises:
-        Full: there was no room.
+        NoRoomError: there was no room.
     """
     level = LEVELS[config.level]
     loose = list(_things(draw, config, _pairs(draw, level, PALETTES[base])))
@@ -195,7 +199,7 @@ def clutter(draw: Draw, config: SceneConfig, base: int, taken: Sequence[Box]) ->
         if draw.unit() < 0.3:
             width = snap(draw.uniform(1.8, 3.0))
         else:
-            for _ in range(draw.between(1, 3)):
+            for _ in range(draw.between(1, 2)):  # three could close to a shape
                 x, y = points[-1]
                 points.append((snap(x + draw.uniform(-10, 10)), snap(y + draw.uniform(-10, 10))))
         xs, ys = [p[0] for p in points], [p[1] for p in points]

@@ -1,6 +1,7 @@
 """What a scene is: its configuration, and the parts that it consists of."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -112,9 +113,9 @@ class Thing:
     @property
     def points(self) -> np.ndarray:
         """(P, 2) corners (x, y)."""
-        return outline(self.shape, self.extent, self.angle) + (self.x, self.y)
+        return outline(self.shape, self.extent, self.angle) + np.array([self.x, self.y])
 
-    @property
+    @cached_property
     def box(self) -> Box:
         points = self.points
         (left, top), (right, bottom) = points.min(0), points.max(0)
@@ -141,15 +142,15 @@ class Text:
     def kind(self) -> str:
         return "number" if self.printed.isdigit() else "word"
 
-    @property
+    @cached_property
     def cells(self) -> list[Box]:
         """The box of every character."""
         return [
-            (l + self.x, t + self.y, r + self.x, b + self.y)
-            for l, t, r, b in text_cells(self.printed, self.font, self.em)
+            (left + self.x, top + self.y, right + self.x, bottom + self.y)
+            for left, top, right, bottom in text_cells(self.printed, self.font, self.em)
         ]
 
-    @property
+    @cached_property
     def box(self) -> Box:
         cells = self.cells
         return (*cells[0][:2], *cells[-1][2:])
@@ -157,7 +158,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Stroke:
-    """Clutter: a thin line of 2 to 4 points (x, y), or a dot (one point)."""
+    """Clutter: a thin line of 2 or 3 points (x, y), or a dot (one point)."""
 
     points: tuple[tuple[float, float], ...]
     width: float
@@ -179,3 +180,29 @@ class Scene:
     def palette(self) -> tuple[str, ...]:
         """Colours that stand out from this ground."""
         return PALETTES[self.ground.base]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a phrase says of an object; None is left unsaid."""
+
+    shape: str | None = None
+    colour: str | None = None
+    size: str | None = None
+
+    def fits(self, thing: Thing) -> bool:
+        """Whether the object is one of these."""
+        return (
+            self.shape in (None, thing.shape)
+            and self.colour in (None, thing.colour)
+            and self.size in (None, thing.size)
+        )
+
+    @property
+    def phrase(self) -> str:
+        """In words, without an article."""
+        return " ".join(word for word in (self.size, self.colour, self.shape or "object") if word)
+
+    def among(self, scene: Scene) -> tuple[int, ...]:
+        """Indices of the objects that it fits."""
+        return tuple(i for i, thing in enumerate(scene.things) if self.fits(thing))

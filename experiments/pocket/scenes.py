@@ -10,7 +10,7 @@ from PIL import Image
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.pocket.grounds import GROUNDS, Ground, paint_ground
-from resprune_jax.experiments.pocket.layout import Full, clutter, layout, snap
+from resprune_jax.experiments.pocket.layout import NoRoomError, clutter, layout, snap
 from resprune_jax.experiments.pocket.parts import LEVELS, PATCH, Scene, SceneConfig, Thing
 from resprune_jax.experiments.pocket.shapes import Box, polygon_mask, stroke_mask, text_mask
 from resprune_jax.experiments.pocket.words import Draw
@@ -45,11 +45,11 @@ def make_scene(config: SceneConfig, rng_seed: int) -> Scene:
         try:
             things, texts = layout(draw, config, base)
             break
-        except Full:
+        except NoRoomError:
             continue
     else:
         raise CallError(f"{config} leaves no room for its objects: use a larger grid or fewer")
-    taken = [item.box for item in (*things, *texts)]
+    taken = [thing.box for thing in things] + [text.box for text in texts]
     strokes = tuple(clutter(draw, config, base, taken))
     return Scene(config, rng_seed, ground, things, texts, strokes)
 

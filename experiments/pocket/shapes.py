@@ -150,7 +150,8 @@ def _font_folder() -> Path:
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font that matplotlib ships, by the name of its file, at a size in pixels."""
     path = str(_font_folder() / f"{name}.ttf")
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
@@ -158,10 +159,13 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=1024)
 def _measure(name: str, character: str) -> tuple[float, float, float]:
     """Advance, and top and bottom of the ink about the baseline (y downwards), in ems."""
-    font = _font(name, _MEASURE)
+    font = load_font(name, _MEASURE)
     _, top, _, bottom = font.getbbox(character, anchor="ls")
     # In steps coarse enough that another version of FreeType measures the same.
-    return tuple(round(v / _MEASURE * 128) / 128 for v in (font.getlength(character), top, bottom))
+    advance, high, low = (
+        round(v / _MEASURE * 128) / 128 for v in (font.getlength(character), top, bottom)
+    )
+    return advance, high, low
 
 
 def text_cells(text: str, font: str, em: float) -> list[Box]:
@@ -187,10 +191,12 @@ def text_cells(text: str, font: str, em: float) -> list[Box]:
 @lru_cache(maxsize=8192)
 def _glyph(font: str, size: int, character: str) -> tuple[Image.Image, int, int]:
     """A glyph's mask, and where it starts about the pen on the baseline, in fine pixels."""
-    left, top, right, bottom = (int(v) for v in _font(font, size).getbbox(character, anchor="ls"))
+    left, top, right, bottom = (
+        int(v) for v in load_font(font, size).getbbox(character, anchor="ls")
+    )
     mask = Image.new("L", (right - left + 2, bottom - top + 2))
     ImageDraw.Draw(mask).text(
-        (1 - left, 1 - top), character, fill=255, font=_font(font, size), anchor="ls"
+        (1 - left, 1 - top), character, fill=255, font=load_font(font, size), anchor="ls"
     )
     return mask, left - 1, top - 1
 

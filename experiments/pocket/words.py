@@ -17,7 +17,7 @@ COLOURS = {
     "yellow": (250, 222, 42),
     "green": (34, 150, 58),
     "blue": (36, 92, 222),
-    "purple": (122, 44, 168),
+    "purple": (134, 54, 186),
     "pink": (252, 138, 196),
     "black": (20, 20, 24),
     "white": (250, 250, 248),
@@ -35,12 +35,12 @@ POPULAR = tuple(
 POPE's "popular" negatives are drawn from them."""
 
 WORDS = (
-    "stop", "open", "exit", "taxi", "bus", "cafe", "bank", "park", "sale", "hotel", "shop", "farm",
-    "milk", "bread", "tea", "salt", "rice", "soup", "fish", "cake", "apple", "lemon", "book", "news",
-    "mail", "road", "east", "west", "north", "south", "king", "club", "team", "home", "room", "door",
-    "gate", "lake", "river", "beach", "hill", "wood", "tree", "rain", "snow", "wind", "sun", "fire",
-    "zoo", "gym", "bar", "pub", "jazz", "rock", "drum", "game", "play", "go", "ok", "hi", "tv",
-    "art", "ice", "van",
+    "stop", "open", "exit", "taxi", "bus", "cafe", "bank", "park", "sale", "hotel", "shop",
+    "farm", "milk", "bread", "tea", "salt", "rice", "soup", "fish", "cake", "apple", "lemon",
+    "book", "news", "mail", "road", "east", "west", "north", "south", "king", "club", "team",
+    "home", "room", "door", "gate", "lake", "river", "beach", "hill", "wood", "tree", "rain",
+    "snow", "wind", "sun", "fire", "zoo", "gym", "bar", "pub", "jazz", "rock", "drum", "game",
+    "play", "go", "ok", "hi", "tv", "art", "ice", "van",
 )  # fmt: skip
 """What is printed, beside numbers of two and three digits; none is an answer of another family."""
 
