@@ -170,6 +170,13 @@ class ClipVision(nnx.Module):
         Raises:
             CallError: pixels of another shape.
         """
+        x, row = self.encode(pixels, saliency=saliency)
+        return x[:, 1:], row
+
+    def encode(
+        self, pixels: jax.Array, *, saliency: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """As calling the tower, but with the class token: features are (B, 1 + N, v), it is first."""
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
         if pixels.ndim != 4 or pixels.shape[1:] != expected:
@@ -185,4 +192,4 @@ class ClipVision(nnx.Module):
             for index, block in enumerate(self.encoder.layers):
                 with jax.named_scope(f"block_{index}"):
                     x, row = block(x, saliency=saliency and index == last)
-        return x[:, 1:], row
+        return x, row

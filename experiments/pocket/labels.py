@@ -98,6 +98,26 @@ def named_patches(scene: Scene, word: str, *, least: float = LEAST) -> np.ndarra
 # --- labels ---------------------------------------------------------------------------------------
 
 
+def _shown(cover: np.ndarray, least: float) -> np.ndarray:
+    """Which part each patch shows, from the parts' cover [parts, N]; -1 for none."""
+    shown = np.where(cover.max(0) >= least, cover.argmax(0), -1)  # [N]
+    shown[cover.argmax(1)] = np.arange(len(cover))
+    return shown
+
+
+def owners(scene: Scene, *, least: float = LABELLED) -> np.ndarray:
+    """Which part each patch shows, as `dense_labels` has it.
+
+    Args:
+        scene: the scene.
+        least: share of a patch that a part must cover.
+
+    Returns:
+        (N,) int64: the index of an object, the number of objects plus that of a text, or -1.
+    """
+    return _shown(coverage(scene), least)
+
+
 def dense_labels(scene: Scene, *, least: float = LABELLED) -> np.ndarray:
     """The words that describe each patch.
 
@@ -116,8 +136,7 @@ def dense_labels(scene: Scene, *, least: float = LABELLED) -> np.ndarray:
     cover = coverage(scene)  # [parts, N]
     labels = np.full((grid * grid, len(SLOTS)), -1, np.int32)
     labels[cover.sum(0) < CLEAR, 0] = _ID["background"]
-    shown = np.where(cover.max(0) >= least, cover.argmax(0), -1)  # [N]
-    shown[cover.argmax(1)] = np.arange(len(cover))
+    shown = _shown(cover, least)
     for i, thing in enumerate(scene.things):
         words = ("object", thing.shape, thing.colour, thing.size)
         labels[shown == i, :4] = [_ID[word] for word in words]

@@ -39,9 +39,10 @@ LEVELS = (
     Level((2, 4), (0, 1), (0, 3), TEXTURES[:3], 0.5, 0.5),
     Level((4, 6), (1, 1), (2, 7), TEXTURES, 0.6, 0.5),
     Level((6, 9), (1, 2), (5, 12), TEXTURES, 0.7, 0.6),
+    Level((1, 2), (5, 7), (2, 7), TEXTURES, 0.7, 0.3),
 )
-"""The curriculum: from one large object on plain ground to crowded scenes."""
-TOP = len(LEVELS) - 1
+"""The curriculum: from one large object on plain ground to crowded scenes, and pages of words."""
+TOP, PAGES = 4, 5  # the level of the tests, and one that only training sees
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""Batches of the second stage: images, the visual tokens they keep, and questions as segments."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.frozen import split_seed
+from resprune_jax.experiments.pocket.labels import owners
+from resprune_jax.experiments.pocket.lessons import lesson
+from resprune_jax.experiments.pocket.parts import Scene
+from resprune_jax.experiments.pocket.questions import FAMILIES, ask_many
+from resprune_jax.experiments.pocket.recipe import recipe
+from resprune_jax.experiments.pocket.scenes import make_scene
+from resprune_jax.experiments.pocket.targets import targets
+from resprune_jax.experiments.pocket.words import Draw
+
+OPENING = "USER: <image>"
+LESSON = len(FAMILIES)
+NAMES = (*FAMILIES, "lesson")
+
+_LEVELS, _ASKS, _DROPS = 3, 4, 5  # streams of random draws
+
+
+@lru_cache
+def _tokenizer() -> Any:
+    return tokenizer.make_tokenizer()
+
+
+@lru_cache
+def opening_ids() -> tuple[int, ...]:
+    """Token ids of the template up to the image, which stands behind them."""
+    ids = _tokenizer().encode(OPENING).ids
+    return tuple(ids[: ids.index(tokenizer.IMAGE)])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the curriculum.
+
+    Attributes:
+        until: share of the stage's steps at which it ends.
+        levels: (level, weight) of scenes.
+        lessons: how many of an image's segments are lessons.
+        instructions: share of batches whose questions carry their instruction.
+        sparse: share of batches whose images come without most of their background.
+    """
+
+    until: float
+    levels: tuple[tuple[int, float], ...]
+    lessons: int
+    instructions: float
+    sparse: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Batches of the second stage.
+
+    Attributes:
+        preset: "cpu" or "gpu".
+        images: a batch.
+        steps: of the stage.
+        phases: the curriculum.
+        chunks: an image has, as in `run_segments`; they are filled with lessons and questions.
+        size: tokens a chunk.
+        sparse_tokens: visual tokens of an image that comes without most of its background.
+        start: number of the first training scene.
+    """
+
+    preset: str
+    images: int
+    steps: int
+    phases: tuple[Phase, ...]
+    chunks: int = 4
+    size: int = 64
+    sparse_tokens: int = 72
+    start: int = 0
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        sizes = recipe(self.preset)
+        phase = next(p for p in self.phases if step < p.until * self.steps or p is self.phases[-1])
+        coin = Draw(step, _DROPS)
+        instructed = coin.unit() < phase.instructions
+        sparse = coin.unit() < phase.sparse
+        rows: list[dict[str, np.ndarray]] = []
+        for index in range(step * self.images, (step + 1) * self.images):
+            rng_seed = split_seed("train", self.start + index)
+            level = Draw(rng_seed, _LEVELS).weighted(phase.levels)
+            scene = make_scene(sizes.scenes.at_level(level), rng_seed)
+            asked = _asked(scene, Draw(rng_seed, _ASKS), phase.lessons, instructed)
+            row = pack(asked, self.chunks, self.size) | vars(targets(scene))
+            if sparse:
+                row["keep"] = _foreground(scene, self.sparse_tokens, rng_seed)
+            rows.append(row)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+MOST = 24
+"""Questions an image, at most."""
+
+
+def _asked(scene: Scene, draw: Draw, lessons: int, instructed: bool) -> list[tuple[str, str, int]]:
+    """(prompt, answer, number in NAMES) of lessons and questions about a scene, mixed."""
+    asked: list[tuple[str, str, int]] = []
+    seen = set()
+    for _ in range(6 * lessons):
+        made = lesson(scene, draw)
+        if made is not None and made[0] not in seen and len(asked) < lessons:
+            seen.add(made[0])
+            asked.append((*made, LESSON))
+    for q in ask_many(scene, draw, MOST - len(asked)):
+        text = q.prompt if instructed else q.question
+        asked.append((text, q.answer, FAMILIES.index(q.family)))
+    return asked
+
+
+def pack(asked: list[tuple[str, str, int]], chunks: int, size: int) -> dict[str, np.ndarray]:
+    """Lay questions and answers out in chunks, as many as there is room for, the first ones first.
+
+    Args:
+        asked: (prompt, answer, family).
+        chunks: C.
+        size: W.
+
+    Returns:
+        Of shape (C, W): `ids`, `segment` (its number, -1 for padding), `place` and `learn` (the
+        token is part of an answer); of shape (MOST,): `family`, of the segments; -1 for none.
+    """
+    ids = np.full((chunks, size), tokenizer.PAD, np.int32)
+    segment = np.full((chunks, size), -1, np.int32)
+    place = np.zeros((chunks, size), np.int32)
+    learn = np.zeros((chunks, size), bool)
+    family = np.full(MOST, -1, np.int32)
+    used = np.zeros(chunks, int)
+    prompts = _encode([f"\n{text} ASSISTANT:" for text, _, _ in asked])
+    answers = _encode([f" {answer}" for _, answer, _ in asked])
+    number = 0
+    for prompt, answer, (_, _, own) in zip(prompts, answers, asked, strict=True):
+        whole = [*prompt, *answer, tokenizer.END]
+        fitting = np.flatnonzero(used + len(whole) <= size)
+        if not len(fitting) or number == MOST:
+            continue
+        chunk = fitting[used[fitting].argmax()]  # the fullest that has room
+        at = slice(used[chunk], used[chunk] + len(whole))
+        ids[chunk, at] = whole
+        segment[chunk, at] = number
+        place[chunk, at] = np.arange(len(whole))
+        learn[chunk, at] = np.arange(len(whole)) >= len(prompt)
+        family[number] = own
+        used[chunk] += len(whole)
+        number += 1
+    return {"ids": ids, "segment": segment, "place": place, "learn": learn, "family": family}
+
+
+def _encode(texts: list[str]) -> list[list[int]]:
+    encoded = _tokenizer().encode_batch(texts, add_special_tokens=False)
+    return [one.ids for one in encoded]
+
+
+def _foreground(scene: Scene, count: int, rng_seed: int) -> np.ndarray:
+    """Visual tokens of objects and texts, filled up with random others, in raster order."""
+    draw = Draw(rng_seed, _DROPS)
+    shown = owners(scene) >= 0
+    order = list(np.flatnonzero(shown))
+    rest = list(np.flatnonzero(~shown))
+    draw.shuffle(order)
+    draw.shuffle(rest)
+    return np.sort(np.array((order + rest)[:count], np.int32))

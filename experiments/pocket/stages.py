@@ -1,0 +1,128 @@
+"""The two stages of training: what a batch holds and what is minimised."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from resprune_jax.experiments.pocket.answers import NAMES, opening_ids
+from resprune_jax.experiments.pocket.dense import Heads, dense_loss, normalise
+from resprune_jax.experiments.pocket.frozen import split_seed
+from resprune_jax.experiments.pocket.parts import PAGES
+from resprune_jax.experiments.pocket.recipe import recipe
+from resprune_jax.experiments.pocket.scenes import make_scene
+from resprune_jax.experiments.pocket.segments import run_segments
+from resprune_jax.experiments.pocket.targets import targets
+from resprune_jax.experiments.pocket.trainer import Batch, Loss
+from resprune_jax.experiments.pocket.words import Draw
+from resprune_jax.models.config import LlavaConfig
+from resprune_jax.models.llava import Llava
+
+_LEVELS = 3  # a stream of random draws of its own
+
+
+def initial(preset: str, rng_seed: int) -> tuple[Any, Any]:
+    """Graph and random parameters of the model and its training heads.
+
+    Returns:
+        (graph definition, state) of `{"model": Llava, "heads": Heads}`.
+    """
+    sizes = recipe(preset)
+    config = LlavaConfig.from_hf(sizes.hf_config())
+    rngs = nnx.Rngs(rng_seed)
+    model = Llava(config, rngs=rngs)
+    # What a layer adds to the residual stream starts small, the less the deeper the model.
+    for blocks, names in (
+        (model.vision_tower.encoder.layers, ("self_attn.out_proj", "mlp.fc2")),
+        (model.language_model.layers, ("self_attn.o_proj", "mlp.down_proj")),
+    ):
+        for block in blocks:
+            for name in names:
+                part, layer = name.split(".")
+                kernel = getattr(getattr(block, part), layer).kernel
+                kernel[...] = kernel[...] * (2 * len(blocks)) ** -0.5
+    embeddings = model.vision_tower.embeddings
+    embeddings.class_embedding[...] = 0.1 * embeddings.class_embedding[...]
+    heads = Heads(sizes.width, sizes.vision_width, rngs=rngs)
+    return nnx.split(nnx.Dict(model=model, heads=heads))
+
+
+@dataclass(frozen=True)
+class See:
+    """Batches of the first stage: scenes and what their patches show.
+
+    Attributes:
+        preset: "cpu" or "gpu".
+        images: a batch.
+        steps: of the stage; scenes get harder over the first tenth.
+    """
+
+    preset: str
+    images: int
+    steps: int
+
+    def __call__(self, step: int) -> Batch:
+        config = recipe(self.preset).scenes
+        made = []
+        for index in range(step * self.images, (step + 1) * self.images):
+            rng_seed = split_seed("train", index)
+            easy = step < self.steps / 10
+            weights = ((1, 0.3), (2, 0.4), (3, 0.3)) if easy else ((3, 0.2), (4, 0.4), (PAGES, 0.4))
+            level = Draw(rng_seed, _LEVELS).weighted(weights)
+            made.append(asdict(targets(make_scene(config.at_level(level), rng_seed))))
+        return {name: np.stack([one[name] for one in made]) for name in made[0]}
+
+
+def see_loss(graph: Any) -> Loss:
+    """The first stage's loss; see `dense_loss`."""
+
+    def loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        parts = nnx.merge(graph, params)
+        x, _ = parts.model.vision_tower.encode(normalise(batch["image"]))
+        visual = parts.model.multi_modal_projector(x[:, 1:])
+        return dense_loss(parts.model, parts.heads, visual, x[:, 0], batch)
+
+    return loss
+
+
+def answer_loss(graph: Any, *, dense: float) -> Loss:
+    """The second stage's loss: that of the answers, and `dense` times the first stage's."""
+
+    def loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        parts = nnx.merge(graph, params)
+        model = parts.model
+        x, _ = model.vision_tower.encode(normalise(batch["image"]))
+        visual = model.multi_modal_projector(x[:, 1:])
+        total, seen = dense_loss(model, parts.heads, visual, x[:, 0], batch)
+        if "keep" in batch:
+            visual = jnp.take_along_axis(visual, batch["keep"][..., None], axis=1)
+        opening = model.embed(jnp.array(opening_ids()))
+        opening = jnp.broadcast_to(opening, (len(visual), *opening.shape))
+        prefix = jnp.concatenate([opening, visual], axis=1)
+        ids, segment = batch["ids"], batch["segment"]
+        hidden = run_segments(
+            model.language_model, prefix, model.embed(ids), segment, batch["place"]
+        )
+        logits = model.project_logits(hidden[:, :, :-1])
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, :, 1:])
+        learn = batch["learn"][:, :, 1:]
+        answers = jnp.sum(each * learn) / jnp.sum(learn)
+        metrics = {"answers": answers, "dense": total}
+        # A question is right when none of its answer's tokens is wrong.
+        wrong = (jnp.argmax(logits, -1) != ids[:, :, 1:]) & learn
+        numbers = jnp.arange(batch["family"].shape[1])
+        which = segment[:, :, 1:, None] == numbers
+        right = ~jnp.any(wrong[..., None] & which, axis=(1, 2))  # [B, Q]
+        for number, name in enumerate(NAMES):
+            own = batch["family"] == number
+            # None of a kind in a batch is no accuracy: the log's mean leaves it out.
+            metrics[name] = jnp.sum(right & own) / jnp.where(own.any(), own.sum(), jnp.nan)
+        keep = ("shape", "colour", "word", "digit")
+        metrics |= {f"see_{name}": seen[name] for name in keep}
+        return answers + dense * total, metrics
+
+    return loss
