@@ -38,7 +38,7 @@ _PLACES = (
 def ranked_patches(
     scene: Scene, things: Sequence[int] = (), texts: Sequence[int] = (), *, least: float = LEAST
 ) -> np.ndarray:
-    """The patches of parts of a scene, those that show most first, the parts in turn.
+    """The patches of parts of a scene, the parts in turn: their anchors, then what shows most.
 
     A budget too small for all of them thus still holds something of every part.
 
@@ -51,11 +51,14 @@ def ranked_patches(
     Returns:
         (P,) int32 distinct patch numbers; none without parts.
     """
-    rows = coverage(scene)[[*things, *(len(scene.things) + i for i in texts)]]  # [parts, N]
+    parts = [*things, *(len(scene.things) + i for i in texts)]
+    cover, middle = coverage(scene), anchors(scene)
     turns = []
-    for row in rows:
+    for part in parts:
+        row = cover[part]  # [N]
         order = np.argsort(-row, kind="stable")
-        turns.append(order[: max(1, int((row >= least).sum()))])
+        order = order[: max(1, int((row >= least).sum()))]
+        turns.append(np.concatenate([order[order == middle[part]], order[order != middle[part]]]))
     longest = max((len(turn) for turn in turns), default=0)
     mixed = [turn[i] for i in range(longest) for turn in turns if i < len(turn)]
     return np.array(list(dict.fromkeys(mixed)), np.int32)
@@ -116,6 +119,32 @@ def owners(scene: Scene, *, least: float = LABELLED) -> np.ndarray:
         (N,) int64: the index of an object, the number of objects plus that of a text, or -1.
     """
     return _shown(coverage(scene), least)
+
+
+def anchors(scene: Scene) -> np.ndarray:
+    """The patch of each part that lies nearest to its middle, among those that show it.
+
+    A part that no patch shows best is anchored where most of it is.
+
+    Args:
+        scene: the scene.
+
+    Returns:
+        (objects + texts,) int64 patch numbers, objects first.
+    """
+    grid = scene.config.grid
+    cover = coverage(scene)
+    owner = _shown(cover, LABELLED)
+    boxes = [thing.box for thing in scene.things] + [text.box for text in scene.texts]
+    row, column = np.divmod(np.arange(grid * grid), grid)
+    out = cover.argmax(1)
+    for part, (left, top, right, bottom) in enumerate(boxes):
+        own = np.flatnonzero(owner == part)
+        if len(own):
+            x = (left + right) / 2 / PATCH - column[own] - 0.5
+            y = (top + bottom) / 2 / PATCH - row[own] - 0.5
+            out[part] = own[np.maximum(np.abs(x), np.abs(y)).argmin()]
+    return out
 
 
 def dense_labels(scene: Scene, *, least: float = LABELLED) -> np.ndarray:

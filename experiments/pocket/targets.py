@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resprune_jax.experiments.pocket.labels import dense_labels, owners
+from resprune_jax.experiments.pocket.labels import anchors, dense_labels, owners
 from resprune_jax.experiments.pocket.parts import PATCH, Scene
 from resprune_jax.experiments.pocket.scenes import render
 from resprune_jax.experiments.pocket.words import COLOURS, SHAPES, WORDS
@@ -56,12 +56,9 @@ def targets(scene: Scene) -> Targets:
     shown = owner >= 0
     middle = np.full((grid * grid, 2), np.nan, np.float32)
     middle[shown] = middles[owner[shown]] - np.stack([column, row], 1)[shown] - 0.5
-    # The patch nearest to the middle among those that show the part: exactly one a part.
     anchor = np.where(shown, 0, -1).astype(np.int8)
-    for part in range(len(boxes)):
-        own = np.flatnonzero(owner == part)
-        if len(own):
-            anchor[own[np.abs(middle[own]).max(1).argmin()]] = 1
+    own = anchors(scene)
+    anchor[own[owner[own] == np.arange(len(own))]] = 1
     text = np.full((grid * grid, 4), -1, np.int32)
     present = np.zeros(PRESENT, bool)
     for thing in scene.things:

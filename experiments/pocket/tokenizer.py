@@ -20,7 +20,8 @@ _FUNCTION_WORDS = (
     "text", "side", "left", "right", "top", "bottom", "center", "above", "below", "under",
     "directly", "printed", "written", "say", "yes", "no", "none", "background", "answer",
     "question", "using", "single", "phrase", "please", "give", "short", "briefly", "respond", "one",
-    "only", "describe", "list", "all", "objects", "texts", "nothing", "near", "first", "second", "third",
+    "only", "describe", "list", "all", "objects", "texts", "nothing", "near", "first",
+    "second", "third",
 )  # fmt: skip
 _PUNCTUATION = tuple("?.,:;!'\"-()\n")
 SPACE = "▁"
