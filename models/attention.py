@@ -6,10 +6,11 @@ are never repeated in memory.
 
 Masks speak of slots, the places in the key array: query i sits in slot `offset + i`. Padding slots
 may lie anywhere in a row. A sliding window counts real tokens only, so that a row's padding does
-not eat into it.
+not eat into it. Segments part a row into sequences that do not see one another: packed images,
+frames of a video, windows, and the padding behind them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -35,11 +36,13 @@ class _Slots:
         slot: (n,) int32, slots.
         rank: (B or 1, n) int32, how many real tokens come before; `None` without a window.
         valid: (B, n) bool, for keys; `None`: all real.
+        segment: (B, n) int32; `None`: all are one sequence.
     """
 
     slot: jax.Array
     rank: jax.Array | None = None
     valid: jax.Array | None = None
+    segment: jax.Array | None = None
 
 
 def attend(
@@ -51,6 +54,7 @@ def attend(
     causal: bool = False,
     offset: int | jax.Array = 0,
     window: int | None = None,
+    segments: jax.Array | None = None,
     engine: Engine = "auto",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(hd)) v under a mask.
@@ -63,6 +67,9 @@ def attend(
         causal: a query sees no key in a later slot than its own.
         offset: scalar, the slot of the first query.
         window: a query sees the last `window` real tokens up to its own slot; implies causal.
+        segments: (B, T) int32, the segment of every slot: a query sees only keys of the segment of
+            its own slot. Where ids ascend along a row, the blockwise engine does not read the
+            blocks that lie wholly in other segments.
         engine: "xla" holds all S x T scores; "blockwise" goes through blocks of `BLOCK` queries and
             keys with an online softmax; "auto" takes blockwise when S * T > `BLOCKWISE_ABOVE`.
 
@@ -76,12 +83,13 @@ def attend(
     if engine == "auto":
         engine = "blockwise" if queries * keys > BLOCKWISE_ABOVE else "xla"
 
-    query_slots, key_slots = _locate(queries, keys, valid, offset, window)
+    query_slots, key_slots = _locate(queries, keys, valid, offset, window, segments)
     causal = causal or window is not None
     if engine == "xla":
         mask = _mask(query_slots, key_slots, causal, window)
-        probabilities = _softmax(_scores(grouped, k), mask)
-        mixed = _mix(probabilities, v)
+        # Dividing what is mixed costs head_dim divisions a query instead of one for every key.
+        weights, total = _exponentials(_scores(grouped, k), mask)
+        mixed = _mix(weights, v) / jnp.transpose(total, (0, 3, 1, 2))[..., None]
     else:
         mixed = _blockwise(grouped, k, v, query_slots, key_slots, causal, window)
     return mixed.reshape(q.shape).astype(q.dtype)
@@ -111,14 +119,18 @@ def _locate(
     valid: jax.Array | None,
     offset: int | jax.Array,
     window: int | None,
+    segments: jax.Array | None,
 ) -> tuple[_Slots, _Slots]:
     """Slots of queries and keys; ranks only where a window counts them."""
     query_slot = jnp.arange(queries, dtype=jnp.int32) + offset
     key_slot = jnp.arange(keys, dtype=jnp.int32)
-    if window is None:
-        return _Slots(query_slot), _Slots(key_slot, valid=valid)
-    rank = key_slot[None] if valid is None else jnp.cumsum(valid, axis=1, dtype=jnp.int32)
-    return _Slots(query_slot, rank[:, query_slot]), _Slots(key_slot, rank, valid)
+    q, k = _Slots(query_slot), _Slots(key_slot, valid=valid)
+    if window is not None:
+        rank = key_slot[None] if valid is None else jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+        q, k = replace(q, rank=rank[:, query_slot]), replace(k, rank=rank)
+    if segments is not None:
+        q, k = replace(q, segment=segments[:, query_slot]), replace(k, segment=segments)
+    return q, k
 
 
 def _mask(q: _Slots, k: _Slots, causal: bool, window: int | None) -> jax.Array | None:
@@ -130,20 +142,36 @@ def _mask(q: _Slots, k: _Slots, causal: bool, window: int | None) -> jax.Array |
     if window is not None and q.rank is not None and k.rank is not None:
         near = k.rank[:, None, :] > q.rank[:, :, None] - window
         mask = near if mask is None else mask & near
+    if q.segment is not None and k.segment is not None:
+        same = q.segment[:, :, None] == k.segment[:, None, :]
+        mask = same if mask is None else mask & same
     return mask
+
+
+def _disjoint(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Whether no query and key of a row can share a segment, by the ranges of their ids (B, n)."""
+    return jnp.all((k.min(axis=1) > q.max(axis=1)) | (k.max(axis=1) < q.min(axis=1)))
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
     """Scaled scores, float32: (B, KV, G, S, T) from (B, S, KV, G, hd) and (B, T, KV, hd)."""
-    scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
+    if q.shape[3] == 1:  # XLA's CPU compiler is twice as fast without the group's axis
+        pair = jnp.einsum("bskh,btkh->bkst", q[:, :, :, 0], k, preferred_element_type=jnp.float32)
+        scores = pair[:, :, None]
+    else:
+        scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
     return scores * q.shape[-1] ** -0.5
 
 
 def _mix(probabilities: jax.Array, v: jax.Array) -> jax.Array:
     """Weighted values, float32: (B, S, KV, G, hd)."""
-    return jnp.einsum(
-        "bkgst,btkh->bskgh", probabilities.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    probabilities = probabilities.astype(v.dtype)
+    if probabilities.shape[2] == 1:
+        mixed = jnp.einsum(
+            "bkst,btkh->bskh", probabilities[:, :, 0], v, preferred_element_type=jnp.float32
+        )
+        return mixed[:, :, :, None]
+    return jnp.einsum("bkgst,btkh->bskgh", probabilities, v, preferred_element_type=jnp.float32)
 
 
 def _weights(scores: jax.Array, mask: jax.Array | None, peak: jax.Array) -> jax.Array:
@@ -156,12 +184,20 @@ def _masked(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     return scores if mask is None else jnp.where(mask[:, None, None], scores, _MASKED)
 
 
+def _exponentials(scores: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """exp(scores - their maximum), zero where masked, and their sum, 1 where no key is seen."""
+    scores = _masked(scores, mask)
+    # The result does not depend on the peak, so no gradient has to flow through it.
+    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = _weights(scores, mask, peak)
+    total = jnp.sum(weights, axis=-1)
+    return weights, jnp.where(total > 0, total, 1.0)
+
+
 def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
     """Softmax over the last axis; a row without any key is zero, not uniform."""
-    scores = _masked(scores, mask)
-    weights = _weights(scores, mask, jnp.max(scores, axis=-1, keepdims=True))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1.0)
+    weights, total = _exponentials(scores, mask)
+    return weights / total[..., None]
 
 
 def _blockwise(
@@ -179,18 +215,18 @@ def _blockwise(
     q_blocks, k_blocks = -(-queries // BLOCK), -(-keys // BLOCK)
     # Rows that fill the last block: keys among them are invalid, queries are cut off at the end.
     if k_blocks * BLOCK != keys and key_slots.valid is None:
-        key_slots = _Slots(key_slots.slot, key_slots.rank, jnp.ones((1, keys), bool))
+        key_slots = replace(key_slots, valid=jnp.ones((1, keys), bool))
     query_xs = (_blocks(q, 1, q_blocks), _slot_blocks(query_slots, q_blocks))
     key_xs = (_blocks(k, 1, k_blocks), _blocks(v, 1, k_blocks), _slot_blocks(key_slots, k_blocks))
 
     def one_query_block(xs: tuple) -> jax.Array:
-        block_q, (q_slot, q_rank, _) = xs
-        here = _Slots(q_slot, q_rank)
+        block_q, (q_slot, q_rank, _, q_segment) = xs
+        here = _Slots(q_slot, q_rank, segment=q_segment)
 
         def see(carry: tuple, block: tuple) -> tuple:
             peak, total, mixed = carry
-            block_k, block_v, (k_slot, k_rank, k_valid) = block
-            mask = _mask(here, _Slots(k_slot, k_rank, k_valid), causal, window)
+            block_k, block_v, parts = block
+            mask = _mask(here, _Slots(*parts), causal, window)
             scores = _masked(_scores(block_q, block_k), mask)  # [B, KV, G, BLOCK, BLOCK]
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
             weights = _weights(scores, mask, new_peak[..., None])
@@ -200,11 +236,13 @@ def _blockwise(
             return new_peak, total, shrunk + _mix(weights, block_v)
 
         def step(carry: tuple, block: tuple) -> tuple[tuple, None]:
-            if not causal:
+            if not causal and q_segment is None:
                 return see(carry, block), None
-            first_key = block[2][0][0]
-            # Key blocks that lie wholly behind the last query are not read.
-            hidden = first_key > q_slot[-1]
+            k_slot, _, _, k_segment = block[2]
+            # Key blocks wholly behind the last query, or in other segments, are not read.
+            hidden = k_slot[0] > q_slot[-1] if causal else jnp.array(False)
+            if q_segment is not None:
+                hidden |= _disjoint(q_segment, k_segment)
             return jax.lax.cond(hidden, lambda c, _: c, see, carry, block), None
 
         rows = (batch, kv_heads, groups, BLOCK)
@@ -222,18 +260,20 @@ def _blockwise(
     return mixed[:, :queries]
 
 
-def _blocks(x: jax.Array, axis: int, count: int) -> jax.Array:
+def _blocks(x: jax.Array, axis: int, count: int, fill: str = "constant") -> jax.Array:
     """Cut `axis` into `count` blocks, zero-filled at the end, and bring the block index first."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, count * BLOCK - x.shape[axis])
-    x = jnp.pad(x, pad)
+    x = jnp.pad(x, pad, mode=fill)
     x = x.reshape(*x.shape[:axis], count, BLOCK, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)
 
 
 def _slot_blocks(slots: _Slots, count: int) -> tuple:
-    """(slot, rank, valid) in blocks; an absent part stays `None`."""
+    """(slot, rank, valid, segment) in blocks; an absent part stays `None`."""
     filled = slots.slot[0] + jnp.arange(count * BLOCK, dtype=jnp.int32)
     rank = None if slots.rank is None else _blocks(slots.rank, 1, count)
     valid = None if slots.valid is None else _blocks(slots.valid, 1, count)
-    return _blocks(filled, 0, count), rank, valid
+    # The last id again, so that filling does not widen a block's range of segments.
+    segment = None if slots.segment is None else _blocks(slots.segment, 1, count, "edge")
+    return _blocks(filled, 0, count), rank, valid, segment

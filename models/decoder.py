@@ -1,4 +1,4 @@
-"""One Llama-style decoder for Llama, Vicuna and Mistral, run as segments of layers.
+"""One Llama-style decoder for Llama, Vicuna, Mistral and Qwen2, run as segments of layers.
 
 Attribute names are the checkpoint's. Shapes: B rows, S new tokens, d width, H query heads, KV
 key/value heads, hd head width.
@@ -126,15 +126,25 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """The language model without its head: embedding table, layers, final norm."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+        mrope_section: tuple[int, ...] | None = None,
+    ) -> None:
         """Make the parameters.
 
         Args:
             config: every size.
             rngs: for the random initial values.
             dtype: dtype of the parameters.
+            mrope_section: rotary frequencies for each axis of the positions (`rope_tables`);
+                `None`: positions have one axis.
         """
         self.config = config
+        self.mrope_section = mrope_section
         self.embed_tokens = nnx.Embed(
             config.vocab_size, config.hidden_size, param_dtype=dtype, rngs=rngs
         )
@@ -167,7 +177,8 @@ class Decoder(nnx.Module):
 
         Args:
             x: (B, S, d), the residual stream before layer `start`.
-            positions: (B, S) int32, rotary positions.
+            positions: (B, S) int32, rotary positions; a decoder with `mrope_section` also takes
+                (B, S, 3), one for each axis.
             valid: (B, S) bool, False for padding among the new tokens; `None`: all are real.
             cache: covers exactly these layers; `None` attends to the new tokens alone.
             slot: scalar, where in the cache the new tokens go. A Python int lets attention leave
@@ -185,7 +196,9 @@ class Decoder(nnx.Module):
             cache = cache.mark(slot, valid)
         else:
             slot = 0
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        rope = rope_tables(
+            positions, self.config.head_dim, self.config.rope_theta, self.mrope_section
+        )
         for index in range(start, stop):
             with jax.named_scope(f"layer_{index}"):
                 x, cache = self.layers[index](x, rope, valid, cache, index, slot)
