@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,56 @@ from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError, one_of
 from resprune_jax.methods import Method, VisualTokens, get_method
+from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models import buckets, budgets
 from resprune_jax.models.budgets import Keep
 from resprune_jax.models.chat import PromptEncoder
 from resprune_jax.models.checkpoint import load_parameters, read_config, resolve_dtype
-from resprune_jax.models.config import LlavaConfig
-from resprune_jax.models.generate import EMPTY, Positions, Programs, programs
+from resprune_jax.models.families import (
+    Family,
+    ImageLayout,
+    Layouts,
+    Picture,
+    Video,
+    make_family,
+    module_class,
+    read_model_config,
+)
+from resprune_jax.models.generate import EMPTY, Newline, Positions, Programs, programs
 from resprune_jax.models.hub import resolve_checkpoint
-from resprune_jax.models.images import ImageLike
-from resprune_jax.models.llava import Llava
-from resprune_jax.models.plan import Plan, make_plan, pad_rows
-from resprune_jax.models.processing import ImageAspect, ImageProcessor
+from resprune_jax.models.plan import Plan, Prompts, make_plan, read_prompts
+from resprune_jax.models.processing import ImageAspect
 from resprune_jax.models.sharding import auto_mesh, batch_sharding
 from resprune_jax.prompts import NounExtractor, OcrLine, TextSource
 from resprune_jax.selection import SMALLEST_TOLERANCE, Selection
 
-Images = ImageLike | Sequence[ImageLike] | VisualTokens
-"""One image (a path, a PIL image or an array), a list of them, or what `LVLM.encode` gave."""
+Budget = Literal["total", "per_image"]
+"""Whether a prompt's images share its budget or have one each."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What `LVLM.encode` gives: visual tokens for any number of questions.
+
+    Attributes:
+        visual: the tokens, B rows and those that fill the batch's bucket.
+        layouts: of the B rows, what the host knows of their images.
+    """
+
+    visual: VisualTokens
+    layouts: Layouts
+
+    def __getattr__(self, name: str) -> Any:
+        """Read a field of the visual tokens, of the B rows alone."""
+        if name not in VisualTokens.__dataclass_fields__:
+            raise AttributeError(name)
+        values = getattr(self.visual, name)
+        return None if values is None else values[: len(self.layouts)]
+
+
+Images = Picture | Sequence[Picture | Sequence[Picture]] | Encoded | VisualTokens
+"""One image (a path, a PIL image, an array or a `Video`), a list with one for each prompt, lists in
+that list where prompts have several, or what `LVLM.encode` gave."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +75,9 @@ class Generation:
         tokens: new token ids, up to and with the end-of-sequence id.
         selections: the batch's `Selection`, `None` if every row kept all tokens. A row with
             keep=None inside a pruned batch holds the whole image: read `kept`, not its row here.
+            With budget="per_image", one for each image: arrays are (B, R, ...).
         kept: visual tokens that entered the LLM.
-        visual_tokens: visual tokens that the image gave.
+        visual_tokens: visual tokens that the images gave.
         nouns: the nouns that conditioned the choice.
         noun_backend: which part-of-speech tagger found them.
         errors: why a row failed, else `None`; a failed row has an empty text.
@@ -71,7 +105,7 @@ class LVLM:
     call is kept, so one instance serves any number of calls.
 
     Attributes:
-        config: the architecture.
+        family: the model family: its processor, layouts and positions.
         state: the parameters, split from the Flax module.
         dtype: their dtype.
         mesh: the device mesh, or None.
@@ -80,24 +114,27 @@ class LVLM:
 
     def __init__(
         self,
-        config: LlavaConfig,
+        family: Family,
         state: Any,
         *,
         path: Path,
-        processor: ImageProcessor,
         encoder: PromptEncoder,
         dtype: DTypeLike,
         mesh: jax.sharding.Mesh | None = None,
         extractor: NounExtractor | None = None,
     ) -> None:
-        self.config = config
+        self.family = family
         self.state = state
         self.path = path
-        self.processor = processor
         self.encoder = encoder
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
         self._extractor = extractor
+
+    @property
+    def config(self) -> Any:
+        """The architecture."""
+        return self.family.config
 
     @property
     def programs(self) -> Programs:
@@ -110,22 +147,40 @@ class LVLM:
             self._extractor = NounExtractor(strict=strict)
         return self._extractor
 
-    def encode(self, images: Images, *, image_aspect: ImageAspect = "processor") -> VisualTokens:
+    def encode(self, images: Images, *, image_aspect: ImageAspect = "processor") -> Encoded:
         """Run the vision tower and projector; the result serves any number of questions.
 
         Args:
-            images: one image or a list of B images.
+            images: one image, a list of B images, or a list of B lists: the images of a prompt.
             image_aspect: "processor" (what the checkpoint's own processor does) or "pad" (pad to a
-                square with the mean colour, the original LLaVA pipeline).
+                square with the mean colour, the original pipeline of LLaVA-1.5).
 
         Returns:
-            VisualTokens of the B images.
+            The visual tokens of the B rows.
 
         Raises:
             CallError, RunError: an image that is not there, not one, or beyond the stated limits.
         """
-        count = _count(images)
-        return jax.tree.map(lambda x: x[:count], self._encode(images, image_aspect))
+        if isinstance(images, Encoded):
+            return images
+        if isinstance(images, VisualTokens):
+            return self._adopt(images)
+        pictures = self.family.read(_rows(images), image_aspect)
+        inputs = pictures.inputs
+        if self.mesh is not None:
+            batched = pictures.batched
+            inputs = jax.tree.map(lambda x: self._put(x)[0] if batched else x, inputs)
+        return Encoded(self.programs.encode(self.state, inputs), pictures.layouts)
+
+    def _adopt(self, visual: VisualTokens) -> Encoded:
+        """Visual tokens that somebody made or changed, one image a row."""
+        if self.family.rope(np.zeros((0, 0)), np.zeros((0, 0)), ()) is not None:
+            raise CallError(
+                f"positions of {self.family.name} depend on the images' grids, which VisualTokens"
+                " do not hold: pass what LVLM.encode gave"
+            )
+        counts = np.asarray(visual.valid).sum(axis=1)
+        return Encoded(visual, tuple((ImageLayout(int(n)),) for n in counts))
 
     def generate(
         self,
@@ -142,7 +197,9 @@ class LVLM:
         seed_rule: str | None = None,
         tolerance: float | None = None,
         image_aspect: ImageAspect = "processor",
-        positions: Positions = "reindex",
+        positions: Positions | None = None,
+        budget: Budget = "total",
+        newline: Newline = "candidate",
         chat_template: bool = True,
         text: TextSource = "nouns",
         ocr_line: OcrLine = "strip",
@@ -151,8 +208,8 @@ class LVLM:
         """Answer questions about images from the visual tokens that `method` keeps.
 
         Args:
-            images: one image, one for each prompt, or what `encode` gave; a single image serves
-                all prompts.
+            images: one image, one for each prompt, a list of images for each prompt, or what
+                `encode` gave; a single image serves all prompts.
             prompts: a question or a list of B questions.
             method: "resprune", "none", or a `Method` instance.
             keep: budget for all rows or a list with one for each: a count (capped at the image's
@@ -166,7 +223,11 @@ class LVLM:
             tolerance: stop a row's selection once the residual energy is at most this fraction of
                 the total; `keep` stays the maximum.
             image_aspect: as for `encode`.
-            positions: "reindex" (consecutive position ids after pruning) or "original".
+            positions: "reindex" (consecutive position ids after pruning) or "original"; default
+                the family's own (LLaVA reindexes, Qwen2.5-VL does not).
+            budget: "total" (a prompt's images share `keep`) or "per_image" (each has it).
+            newline: "candidate" (newline tokens of LLaVA-NeXT compete for the budget) or "always"
+                (they are kept beside it).
             chat_template: False takes the prompts as they are, image placeholder included.
             text: what conditions the choice: the question's "nouns", or every word of the "prompt"
                 (Setting-1 of Table IV).
@@ -185,22 +246,23 @@ class LVLM:
         begin = time.perf_counter()
         chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
         _check_sampling(max_new_tokens, temperature, top_p, rng_seed)
-        plan = self._plan(
+        call = self._prepare(
             images, prompts, method=chosen, keep=keep, max_new_tokens=max_new_tokens,
-            tolerance=tolerance, positions=positions, chat_template=chat_template,
-            text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
+            tolerance=tolerance, positions=positions, budget=budget, newline=newline,
+            chat_template=chat_template, text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
+            image_aspect=image_aspect,
         )  # fmt: skip
-        visual = jax.block_until_ready(self._encode(images, image_aspect))
+        plan, visual = call.plan, jax.block_until_ready(call.visual)
         encoded = time.perf_counter()
 
-        selection, kept = self._select(plan, visual, chosen, tolerance)
+        selection, kept = self._select(call, chosen, tolerance)
         jax.block_until_ready(kept)
         selected = time.perf_counter()
 
         slots = buckets.new_token_bucket(max_new_tokens)
         logits, cache, position = self.programs.prefill(
-            self.state, *self._prompt_arrays(plan), visual, kept,
-            length=plan.length, slots=slots, positions=positions,
+            self.state, *self._prompt_arrays(plan), visual, kept, self._rope(plan),
+            length=plan.length, slots=slots, positions=call.positions,
         )  # fmt: skip
         finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
         prefilled = time.perf_counter()
@@ -221,10 +283,10 @@ class LVLM:
             selections=None if selection is None else _first_rows(selection, plan.size),
             kept=[int(n) for n in np.asarray(kept).sum(axis=1)[: plan.size]],
             visual_tokens=[int(n) for n in plan.totals[: plan.size]],
-            nouns=plan.nouns,
-            noun_backend=plan.noun_backend,
+            nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
+            noun_backend=call.prompts.backend,
             errors=errors,
-            prompts=[prompt.text for prompt in plan.prompts],
+            prompts=[prompt.text for prompt in call.prompts.encoded],
             timings={
                 "encode": encoded - begin,
                 "select": selected - encoded,
@@ -245,7 +307,9 @@ class LVLM:
         seed_rule: str | None = None,
         tolerance: float | None = None,
         image_aspect: ImageAspect = "processor",
-        positions: Positions = "reindex",
+        positions: Positions | None = None,
+        budget: Budget = "total",
+        newline: Newline = "candidate",
         chat_template: bool = True,
         text: TextSource = "nouns",
         ocr_line: OcrLine = "strip",
@@ -263,15 +327,16 @@ class LVLM:
         if method is None:
             method = "none" if keep is None else "resprune"
         chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
-        plan = self._plan(
+        call = self._prepare(
             images, prompts, method=chosen, keep=keep, tolerance=tolerance, positions=positions,
-            chat_template=chat_template, text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
+            budget=budget, newline=newline, chat_template=chat_template, text=text,
+            ocr_line=ocr_line, strict_nouns=strict_nouns, image_aspect=image_aspect,
         )  # fmt: skip
-        visual = self._encode(images, image_aspect)
-        _, kept = self._select(plan, visual, chosen, tolerance)
+        plan = call.plan
+        _, kept = self._select(call, chosen, tolerance)
         logits, valid = self.programs.score(
-            self.state, *self._prompt_arrays(plan), visual, kept,
-            length=plan.length, positions=positions,
+            self.state, *self._prompt_arrays(plan), call.visual, kept, self._rope(plan),
+            length=plan.length, positions=call.positions,
         )  # fmt: skip
         return logits[: plan.size], valid[: plan.size]
 
@@ -280,9 +345,12 @@ class LVLM:
             if given := [name for name, value in settings.items() if value is not None]:
                 raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
             return None
+        if isinstance(method, str) and method == "resprune":
+            own = self.family.resprune
+            settings = {k: own.get(k) if v is None else v for k, v in settings.items()}
         return get_method(method, **settings)
 
-    def _plan(
+    def _prepare(
         self,
         images: Images,
         prompts: str | Sequence[str],
@@ -291,66 +359,77 @@ class LVLM:
         keep: Keep | Sequence[Keep],
         max_new_tokens: int = 0,
         tolerance: float | None,
-        positions: Positions,
+        positions: Positions | None,
+        budget: Budget,
+        newline: Newline,
         chat_template: bool,
         text: TextSource,
         ocr_line: OcrLine,
         strict_nouns: bool,
-    ) -> Plan:
-        """Check the whole call, before anything is compiled or run."""
+        image_aspect: ImageAspect,
+    ) -> "_Call":
+        """Check the whole call and lay it out; then run the vision tower."""
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
         if not questions:
             raise CallError("no prompt was given")
-        one_of("positions", positions, get_args(Positions))
+        if positions is not None:
+            one_of("positions", positions, get_args(Positions))
+        one_of("budget", budget, get_args(Budget))
+        one_of("newline", newline, get_args(Newline))
         if tolerance is not None and not SMALLEST_TOLERANCE <= tolerance < 1:
             raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {tolerance}")
-        budget = budgets.parse(keep, len(questions), pruning=method is not None)
-        count = _count(images)
-        if count not in (1, len(questions)):
+        each = budgets.parse(keep, len(questions), pruning=method is not None)
+        media = _media(images)
+        if len(media) not in (1, len(questions)):
             raise CallError(
-                f"{count} images for {len(questions)} prompts: give one image for all prompts, or"
-                " one for each"
+                f"{len(media)} images for {len(questions)} prompts: give one image for all prompts,"
+                " one for each, or a list of images for each"
             )
         conditioned = method is not None and "text" in method.needs
         extractor = None
         if conditioned and text == "nouns":
             extractor = self.extractor(strict=strict_nouns)
-        return make_plan(
-            self.config, self.encoder, questions, budget, shared_image=count == 1,
+        read = read_prompts(
+            self.encoder, questions, media if len(media) > 1 else media * len(questions),
             text=text if conditioned else None, extractor=extractor, ocr_line=ocr_line,
-            chat_template=chat_template, max_new_tokens=max_new_tokens,
+            chat_template=chat_template,
         )  # fmt: skip
-
-    def _encode(self, images: Images, image_aspect: ImageAspect) -> VisualTokens:
-        """The visual tokens of the images, in a batch bucket whose last rows repeat the first."""
-        if isinstance(images, VisualTokens):
-            return images
-        pixels = self.processor(_as_list(images), image_aspect)  # [B, 3, H, W]
-        padded = pad_rows(pixels, buckets.batch_bucket(len(pixels)))
-        return self.programs.encode(self.state, *self._put(padded))
+        encoded = self.encode(images, image_aspect=image_aspect)
+        extra = 0
+        if newline == "always" and encoded.visual.kind is not None:
+            lines = np.asarray(encoded.visual.kind == NEWLINE) & np.asarray(encoded.visual.valid)
+            extra = int(lines.sum(axis=1).max())
+        plan = make_plan(
+            self.family, self.encoder, read, encoded.layouts, each,
+            per_image=budget == "per_image", extra=extra, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        return _Call(read, plan, encoded.visual, positions or self.family.positions, newline)
 
     def _select(
-        self,
-        plan: Plan,
-        visual: VisualTokens,
-        method: Method | None,
-        tolerance: float | None,
+        self, call: "_Call", method: Method | None, tolerance: float | None
     ) -> tuple[Selection | None, jax.Array | np.ndarray]:
         """The selection, and which visual tokens of each row (B, N) enter the LLM."""
+        plan, visual = call.plan, call.visual
         most = visual.valid.shape[1]
         if method is None or plan.full.all():
             return None, np.arange(most) < plan.totals[:, None]
+        per_image = plan.limits.ndim == 2
+        full = plan.full[:, None] if per_image else plan.full
         # A row that keeps everything needs no picks: it must not stretch the loop of the others.
-        limits = np.where(plan.full, 1, plan.limits).astype(np.int32)
+        limits = np.where(full, np.minimum(plan.limits, 1), plan.limits).astype(np.int32)
         stop = np.float32(-1 if tolerance is None else tolerance)
+        owner = self._put(plan.owner(most))[0] if per_image else None
         return self.programs.prune(
             self.state, visual,
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop, method,
-            keep=min(most, buckets.length_bucket(int(limits.max()))),
+            owner, keep=min(most, buckets.length_bucket(int(limits.max()))), newline=call.newline,
         )  # fmt: skip
 
     def _prompt_arrays(self, plan: Plan) -> list[Any]:
         return self._put(plan.ids, plan.visual_index, plan.valid, plan.rows)
+
+    def _rope(self, plan: Plan) -> Any:
+        return jax.tree.map(lambda x: self._put(x)[0], plan.rope)
 
     def _put(self, *arrays: np.ndarray) -> list[Any]:
         """Host arrays as the compiled functions take them: over the data axis if there is one."""
@@ -367,7 +446,7 @@ def load_model(
     dtype: DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> LVLM:
-    """Load a LLaVA-1.5 checkpoint in Hugging Face format onto the devices.
+    """Load a LLaVA-1.5 or Qwen2.5-VL checkpoint in Hugging Face format onto the devices.
 
     Args:
         path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".
@@ -386,28 +465,49 @@ def load_model(
     """
     folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token)
     raw = read_config(folder)
-    config = LlavaConfig.from_hf(raw)
+    config = read_model_config(raw)
     chosen = resolve_dtype(dtype, folder, raw)
     mesh = None if mesh is None else auto_mesh(mesh)
     # The cheap parts first: what is wrong with them shows before gigabytes are read.
-    processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
+    family = make_family(config, folder)
     encoder = PromptEncoder.from_checkpoint(folder, config)
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=chosen))
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
     state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
-    return LVLM(config, state, path=folder, processor=processor, encoder=encoder, dtype=chosen,
-                mesh=mesh)  # fmt: skip
+    return LVLM(family, state, path=folder, encoder=encoder, dtype=chosen, mesh=mesh)
 
 
-def _as_list(images: Images) -> list[ImageLike]:
-    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
+@dataclass(frozen=True)
+class _Call:
+    """A call, checked and laid out, its images encoded."""
+
+    prompts: Prompts
+    plan: Plan
+    visual: VisualTokens
+    positions: Positions
+    newline: Newline
 
 
-def _count(images: Images) -> int:
-    if isinstance(images, VisualTokens):
-        return images.valid.shape[0]
-    if not (several := _as_list(images)):
+def _rows(images: Images) -> list[list[Picture]]:
+    """The images of each row."""
+    if not isinstance(images, list | tuple):
+        return [[images]]  # type: ignore[list-item]
+    rows = [list(row) if isinstance(row, list | tuple) else [row] for row in images]
+    if not rows or not all(rows):
         raise CallError("no image was given: this model needs one for all prompts, or one for each")
-    return len(several)
+    return rows
+
+
+def _media(images: Images) -> list[tuple[str, ...]]:
+    """What each row holds, "image" or "video", without reading any of it."""
+    if isinstance(images, VisualTokens):
+        return [("image",)] * images.valid.shape[0]
+    if isinstance(images, Encoded):
+        return [tuple(image.media for image in row) for row in images.layouts]
+    return [
+        tuple("video" if isinstance(picture, Video) else "image" for picture in row)
+        for row in _rows(images)
+    ]
 
 
 def _first_rows(selection: Selection, size: int) -> Selection:
@@ -429,7 +529,7 @@ def _errors(selection: Selection | None, finite: np.ndarray, size: int) -> list[
     """Why each row failed, or None."""
     failed = np.zeros(size, bool)
     if selection is not None:
-        failed = np.isnan(np.asarray(selection.energy)[:size, 0])
+        failed = np.isnan(np.asarray(selection.energy)[:size]).reshape(size, -1).any(axis=1)
     return [
         "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"
         if bad

@@ -67,6 +67,21 @@ def noun_bucket(n: int) -> int:
     return _power(n, 32)
 
 
+def image_bucket(n: int) -> int:
+    """Images of a prompt: 1, 2, 4, 8 and so on.
+
+    Args:
+        n: images, at least 0.
+
+    Returns:
+        The smallest bucket that holds `n`; 1 for 0.
+
+    Raises:
+        CallError: `n` is negative.
+    """
+    return _power(n, 1)
+
+
 def _multiple(n: int, step: int) -> int:
     """The smallest multiple of `step`, at least one of them, that is not below `n`."""
     return step * max(1, -(-_count(n) // step))

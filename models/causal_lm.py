@@ -1,5 +1,7 @@
 """What every model family does with its language model: embed, prefill, decode, logits."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -96,6 +98,28 @@ class CausalLM(nnx.Module):
             (B, 1, d), after the final norm, and the cache with the new slot.
         """
         return self._cached(x, positions, jnp.ones(x.shape[:2], bool), slot, cache)
+
+    def place(
+        self, rope: Any, keep: jax.Array, index: jax.Array, count: jax.Array, *, reindex: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Position ids of pruned prompts.
+
+        Args:
+            rope: what the family knows of the unpruned prompts' positions; not needed where they
+                count up.
+            keep: (B, S) bool, the tokens that stay.
+            index: (B, P) int32, where in the unpruned prompt each of them was.
+            count: (B,) int32, how many there are.
+            reindex: consecutive again; else as in the unpruned prompt.
+
+        Returns:
+            (positions (B, P) or (B, P, 3) int32; the position of the first generated token (B,)).
+        """
+        if reindex:
+            places = jnp.arange(index.shape[1], dtype=jnp.int32)
+            return jnp.broadcast_to(places, index.shape), count
+        last = jnp.take_along_axis(index, (count - 1)[:, None], axis=1)[:, 0]
+        return index, last + 1
 
     def _cached(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 
 from resprune_jax.errors import CallError, RunError, say_once
 from resprune_jax.models.chat_files import one_line, read_eos_ids, read_json, read_template
-from resprune_jax.models.config import LlavaConfig
+from resprune_jax.models.families import ModelConfig
 
 # Stands for the question while the text around it is found. Letters and digits only: whatever a
 # template does to ordinary words, it does to this.
@@ -59,8 +59,7 @@ class PromptEncoder:
 
     Attributes:
         tokenizer: the fast tokenizer of `transformers`.
-        image_token: the placeholder's text.
-        image_token_id: the placeholder's id.
+        placeholders: by kind of media ("image", "video"), the placeholder's id and text.
         eos_ids: (E,) int32, the ids that end an answer.
     """
 
@@ -69,6 +68,7 @@ class PromptEncoder:
         tokenizer: Any,
         *,
         image_token_id: int,
+        video_token_id: int | None = None,
         template: str | None,
         eos_ids: Sequence[int],
         name: str = "this checkpoint",
@@ -79,6 +79,7 @@ class PromptEncoder:
         Args:
             tokenizer: a fast tokenizer of `transformers`.
             image_token_id: id of the image placeholder.
+            video_token_id: id of the video placeholder, for a model that takes videos.
             template: a Jinja chat template, or None.
             eos_ids: the ids that end an answer.
             name: what messages call the checkpoint.
@@ -92,24 +93,32 @@ class PromptEncoder:
                 f"the tokenizer of {name} is a slow one ({type(tokenizer).__name__}), which gives "
                 "no character offsets: add its tokenizer.json"
             )
-        image_token = tokenizer.convert_ids_to_tokens(image_token_id)
-        # An ordinary piece of the vocabulary would melt into the text around it.
-        if tokenizer.get_added_vocab().get(image_token) != image_token_id:
-            raise CallError(
-                f"the tokenizer of {name} has no image placeholder with the id {image_token_id} "
-                "that config.json names (image_token_index): they belong to different models"
-            )
+        self.placeholders: dict[str, tuple[int, str]] = {}
+        for media, token_id in (("image", image_token_id), ("video", video_token_id)):
+            if token_id is None:
+                continue
+            text = tokenizer.convert_ids_to_tokens(token_id)
+            # An ordinary piece of the vocabulary would melt into the text around it.
+            if tokenizer.get_added_vocab().get(text) != token_id:
+                raise CallError(
+                    f"the tokenizer of {name} has no {media} placeholder with the id {token_id} "
+                    f"that config.json names ({media}_token_index): they belong to different models"
+                )
+            self.placeholders[media] = token_id, text
         self.tokenizer = tokenizer
-        self.image_token: str = image_token
-        self.image_token_id = image_token_id
         self.eos_ids = np.asarray(list(dict.fromkeys(eos_ids)), np.int32)
         self._template = template
         self._name = name
         self._vicuna = vicuna
 
+    @property
+    def image_token_id(self) -> int:
+        """The id of the image placeholder."""
+        return self.placeholders["image"][0]
+
     @classmethod
     def from_checkpoint(
-        cls, directory: str | os.PathLike[str], config: LlavaConfig
+        cls, directory: str | os.PathLike[str], config: ModelConfig
     ) -> "PromptEncoder":
         """Load tokenizer, chat template and end-of-sequence ids of a checkpoint.
 
@@ -144,21 +153,23 @@ class PromptEncoder:
         return cls(
             tokenizer,
             image_token_id=config.image_token_id,
+            video_token_id=getattr(config, "video_token_id", None),
             template=read_template(folder, tokenizer),
             eos_ids=read_eos_ids(folder, tokenizer, model),
             name=str(folder),
-            vicuna=text.get("model_type", "llama") == "llama",
+            vicuna=str(model.get("model_type", "llava")).startswith("llava")
+            and text.get("model_type", "llama") == "llama",
         )
 
     def encode(
-        self, question: str, n_images: int = 1, *, chat_template: bool = True
+        self, question: str, media: Sequence[str] = ("image",), *, chat_template: bool = True
     ) -> EncodedPrompt:
-        """Turn a question about images into token ids.
+        """Turn a question about images and videos into token ids.
 
         Args:
             question: a plain question; with `chat_template=False`, the whole text with its image
                 placeholders.
-            n_images: how many images it is about.
+            media: what it is about, "image" or "video" each, in this order.
             chat_template: put the question into the checkpoint's chat template, images first.
                 LLaVA-1.5 without one gets Vicuna's, which is said once:
                 "USER: <image>\\n{question} ASSISTANT:".
@@ -180,21 +191,31 @@ class PromptEncoder:
         except UnicodeEncodeError as problem:
             raise CallError(f"the prompt is not valid Unicode: {problem.reason}") from problem
         if chat_template:
-            if self.image_token in question:
-                raise CallError(
-                    f"the question holds the image placeholder {self.image_token}, which the chat "
-                    "template adds: leave it out, or give the whole text with chat_template=False"
-                )
-            text, start, question = self._place(question, n_images)
+            for kind, (_, token) in self.placeholders.items():
+                if token in question:
+                    raise CallError(
+                        f"the question holds the {kind} placeholder {token}, which the chat "
+                        "template adds: leave it out, or give the whole text with "
+                        "chat_template=False"
+                    )
+            text, start, question = self._place(question, tuple(media))
         else:
             text, start = question, 0
-        found = text.count(self.image_token)
-        if found != n_images:
-            raise CallError(
-                f"the prompt has {found} image placeholders ({self.image_token}) for {n_images} "
-                "images: they must be as many"
-            )
+        for kind, (_, token) in self.placeholders.items():
+            found, given = text.count(token), list(media).count(kind)
+            if found != given:
+                raise CallError(
+                    f"the prompt has {found} {kind} placeholders ({token}) for {given} {kind}s: "
+                    "they must be as many"
+                )
         ids, offsets = self._tokenize(text)
+        kinds = {token_id: kind for kind, (token_id, _) in self.placeholders.items()}
+        order = [kinds[token] for token in ids.tolist() if token in kinds]
+        if order != list(media):
+            raise CallError(
+                f"the prompt's placeholders stand for {', '.join(order)}, but what was given is "
+                f"{', '.join(media)}: bring them into one order"
+            )
         pieces = tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
         return EncodedPrompt(text, ids, pieces, offsets, start, question)
 
@@ -211,24 +232,25 @@ class PromptEncoder:
             text, add_special_tokens=not given, return_offsets_mapping=True, verbose=False
         )
         ids = np.asarray(tokens["input_ids"], np.int32)
-        marks, wanted = int((ids == self.image_token_id).sum()), text.count(self.image_token)
-        if marks != wanted:
-            raise RunError(
-                f"the tokenizer of {self._name} gives {marks} placeholder ids for {wanted} "
-                f"placeholders {self.image_token}: its tokenizer.json is broken"
-            )
+        for token_id, token in self.placeholders.values():
+            marks, wanted = int((ids == token_id).sum()), text.count(token)
+            if marks != wanted:
+                raise RunError(
+                    f"the tokenizer of {self._name} gives {marks} placeholder ids for {wanted} "
+                    f"placeholders {token}: its tokenizer.json is broken"
+                )
         return ids, np.asarray(tokens["offset_mapping"], np.int32).reshape(-1, 2)
 
-    def _place(self, question: str, n_images: int) -> tuple[str, int, str]:
+    def _place(self, question: str, media: tuple[str, ...]) -> tuple[str, int, str]:
         """The text around a question, where the question starts, and the question as it stands."""
         parts = self._parts
         try:
-            around = self._render(_SENTINEL, n_images, parts).split(_SENTINEL)
-            text = self._render(question, n_images, parts)
+            around = self._render(_SENTINEL, media, parts).split(_SENTINEL)
+            text = self._render(question, media, parts)
         except Exception as problem:  # a template may raise anything
             raise self._unusable(one_line(problem)) from problem
         if len(around) != 2:
-            raise self._unusable(f"it repeats the question or drops it ({n_images} images)")
+            raise self._unusable(f"it repeats the question or drops it ({len(media)} images)")
         before, after = around
         for trim in _TRIMMED:
             if text == before + trim(question) + after:
@@ -249,22 +271,22 @@ class PromptEncoder:
         reasons = []
         for parts in (True, False):
             try:
-                text = self._render(_SENTINEL, 1, parts)
+                text = self._render(_SENTINEL, ("image",), parts)
             except Exception as problem:  # a template may raise anything
                 reasons.append(one_line(problem))
                 continue
-            counts = text.count(_SENTINEL), text.count(self.image_token)
+            counts = text.count(_SENTINEL), text.count(self.placeholders["image"][1])
             if counts == (1, 1):
                 return parts
             reasons.append(f"it gives {counts[1]} placeholders and the question {counts[0]} times")
         raise self._unusable(f"as parts, {reasons[0]}; as a string, {reasons[1]}")
 
-    def _render(self, question: str, n_images: int, parts: bool) -> str:
+    def _render(self, question: str, media: tuple[str, ...], parts: bool) -> str:
         """The template's text for one question, images first."""
-        whole = f"{self.image_token}\n" * n_images + question
+        whole = "".join(f"{self.placeholders[kind][1]}\n" for kind in media) + question
         if self._template is None:
             return f"USER: {whole} ASSISTANT:"
-        content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
+        content = [{"type": kind} for kind in media] + [{"type": "text", "text": question}]
         message = {"role": "user", "content": content if parts else whole}
         return self.tokenizer.apply_chat_template(
             [message],
@@ -282,13 +304,13 @@ class PromptEncoder:
 
 
 def expand(
-    ids: np.ndarray, image_token_id: int, counts: Sequence[int]
+    ids: np.ndarray, placeholders: int | Sequence[int], counts: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Repeat each image placeholder once for every visual token of its image.
 
     Args:
         ids: (S,) token ids with one placeholder an image.
-        image_token_id: the placeholder's id.
+        placeholders: the placeholder's id, or those of every kind of media.
         counts: visual tokens of each image, in the order of the placeholders.
 
     Returns:
@@ -298,7 +320,7 @@ def expand(
     Raises:
         CallError: another number of counts than placeholders, or a negative count.
     """
-    here = ids == image_token_id
+    here = np.isin(ids, placeholders)
     if here.sum() != len(counts):
         raise CallError(f"{here.sum()} image placeholders for {len(counts)} images")
     if any(count < 0 for count in counts):
@@ -306,7 +328,7 @@ def expand(
     repeats = np.ones(len(ids), np.int64)
     repeats[here] = counts
     expanded = np.repeat(ids, repeats).astype(np.int32)
-    visual = expanded == image_token_id
+    visual = np.isin(expanded, placeholders)
     index = np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32)
     return expanded, index
 

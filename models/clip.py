@@ -176,7 +176,7 @@ class ClipVision(nnx.Module):
     def encode(
         self, pixels: jax.Array, *, saliency: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
-        """As calling the tower, but with the class token: features are (B, 1 + N, v), it is first."""
+        """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
         if pixels.ndim != 4 or pixels.shape[1:] != expected:

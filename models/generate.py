@@ -4,6 +4,7 @@ Every function here is pure and jitted by `programs`; shapes come from `buckets.
 call inside the same buckets compiles nothing.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -15,13 +16,19 @@ from flax import nnx
 from jax import lax
 
 from resprune_jax.methods import Method, PromptContext, VisualTokens
+from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models.cache import KVCache
-from resprune_jax.models.config import LlavaConfig
-from resprune_jax.models.llava import Llava
+from resprune_jax.models.causal_lm import CausalLM
+from resprune_jax.models.families import ModelConfig, module_class
 from resprune_jax.selection import Selection
 
 Positions = Literal["reindex", "original"]
-"""Position ids after pruning: consecutive again (LLaVA's way), or those of the unpruned prompt."""
+"""Position ids after pruning: consecutive again (LLaVA's way), or those of the unpruned prompt.
+
+On Qwen2.5-VL's three axes, "reindex" closes up behind the outermost token kept of each image."""
+
+Newline = Literal["candidate", "always"]
+"""Whether newline tokens compete for the budget, or are kept beside it."""
 
 EMPTY = -1
 """What the token buffer holds where nothing was generated."""
@@ -51,40 +58,44 @@ def _take(values: jax.Array, index: jax.Array, fill: int) -> jax.Array:
 
 
 def assemble(
-    model: Llava,
+    model: CausalLM,
     ids: jax.Array,
     visual_index: jax.Array,
     valid: jax.Array,
     embeddings: jax.Array,
     kept: jax.Array,
+    rope: Any,
     *,
     length: int,
     positions: Positions,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Input embeddings of the pruned prompts: text and kept visual tokens in prompt order.
 
     Args:
-        model: for its embedding table.
+        model: for its embedding table and its rule of positions.
         ids: (B, S) int32, the unpruned prompts, right padded, one id for each visual token.
         visual_index: (B, S) int32, which visual token of the row stands here, -1 for text.
         valid: (B, S) bool.
         embeddings: (B, N, d), the row's visual tokens.
         kept: (B, N) bool, which of them stay.
+        rope: the family's knowledge of the unpruned prompts' positions.
         length: P, static.
         positions: how position ids are counted.
 
     Returns:
-        (x (B, P, d), position ids (B, P) int32, count (B,) int32), rows right padded.
+        (x (B, P, d), position ids (B, P) or (B, P, 3) int32, count (B,) int32, the position of the
+        first generated token (B,) int32), rows right padded.
     """
     visual = visual_index >= 0
     stays = jnp.take_along_axis(kept, jnp.maximum(visual_index, 0), axis=1)  # [B, S]
-    index, count = compact(valid & (~visual | stays), length)
+    keep = valid & (~visual | stays)
+    index, count = compact(keep, length)
     at = _take(visual_index, index, -1)  # [B, P]
     text = model.embed(_take(ids, index, 0))  # [B, P, d]
     chosen = jnp.take_along_axis(embeddings, jnp.maximum(at, 0)[..., None], axis=1)
     x = jnp.where((at >= 0)[..., None], chosen.astype(text.dtype), text)
-    places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), index.shape)
-    return x, places if positions == "reindex" else index, count
+    places, following = model.place(rope, keep, index, count, reindex=positions == "reindex")
+    return x, places, count, following
 
 
 def choose(
@@ -130,11 +141,14 @@ class Programs:
     """The compiled functions of one architecture; `state` is the split parameters of the model.
 
     Attributes:
-        encode: (state, pixels (B, 3, H, W)) -> VisualTokens.
+        encode: (state, inputs of the family) -> VisualTokens.
         prune: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), full (B,), limit (B,),
-            tolerance (), method, *, keep) -> (Selection, kept (B, N)).
-        prefill: (state, ids, visual_index, valid, rows, visual, kept, *, length, slots, positions)
-            -> (logits (B, V) float32 of each row's last token, cache, next position (B,)).
+            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N)). With `owner`
+            (B, N) int32, the image of each token, limits are (B, R), one for each image, and the
+            selections (B, R, ...).
+        prefill: (state, ids, visual_index, valid, rows, visual, kept, rope, *, length, slots,
+            positions) -> (logits (B, V) float32 of each row's last token, cache, next position
+            (B,)).
         decode: (state, cache, logits, position, last (), eos (E,), rng_seed (), temperature (),
             top_p (), *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache is donated
             and returned, so that it is updated where it lies.
@@ -149,19 +163,20 @@ class Programs:
 
 
 @lru_cache(maxsize=8)
-def programs(config: LlavaConfig, dtype: jnp.dtype) -> Programs:
+def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
     """The jitted functions for an architecture and dtype, shared by every model that has them."""
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=dtype))
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph = nnx.graphdef(abstract)
 
-    def model(state: Any) -> Llava:
+    def model(state: Any) -> Any:
         return nnx.merge(graph, state)
 
     @jax.jit
-    def encode(state: Any, pixels: jax.Array) -> VisualTokens:
-        return model(state).encode_images(pixels, saliency=True)
+    def encode(state: Any, inputs: Any) -> VisualTokens:
+        return model(state).visual_tokens(inputs)
 
-    @partial(jax.jit, static_argnames=("keep",))
+    @partial(jax.jit, static_argnames=("keep", "newline"))
     def prune(
         state: Any,
         visual: VisualTokens,
@@ -172,14 +187,39 @@ def programs(config: LlavaConfig, dtype: jnp.dtype) -> Programs:
         limit: jax.Array,
         tolerance: jax.Array,
         method: Method,
+        owner: jax.Array | None = None,
         *,
         keep: int,
+        newline: Newline = "candidate",
     ) -> tuple[Selection, jax.Array]:
         visual = jax.tree.map(lambda x: x[rows], visual)
         prompt = PromptContext(model(state).embed(noun_ids), noun_valid)
-        selection = method.select(visual, prompt, keep, limit=limit, tolerance=tolerance)
-        chosen = selection.mask(visual.valid.shape[1])
-        return selection, jnp.where(full[:, None], visual.valid, chosen)
+        real = visual.valid
+        always = jnp.zeros_like(real)
+        if newline == "always" and visual.kind is not None:
+            always = real & (visual.kind == NEWLINE)
+        count = real.shape[1]
+
+        def choose_among(candidates: jax.Array, limit: jax.Array) -> Selection:
+            offered = dataclasses.replace(visual, valid=candidates)
+            return method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
+
+        if owner is None:
+            selection = choose_among(real & ~always, limit)
+            chosen = selection.mask(count)
+        else:
+            each = []
+            chosen = jnp.zeros_like(real)
+            for image in range(limit.shape[1]):
+                there = limit[:, image] > 0
+                own = real & ~always & (owner == image)
+                # An image that a row does not have: any tokens will do, none of them stays.
+                own = jnp.where(there[:, None], own, real)
+                one = choose_among(own, jnp.maximum(limit[:, image], 1))
+                chosen |= one.mask(count) & there[:, None]
+                each.append(one)
+            selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
+        return selection, jnp.where(full[:, None], real, chosen | always)
 
     @partial(jax.jit, static_argnames=("length", "slots", "positions"))
     def prefill(
@@ -190,22 +230,23 @@ def programs(config: LlavaConfig, dtype: jnp.dtype) -> Programs:
         rows: jax.Array,
         visual: VisualTokens,
         kept: jax.Array,
+        rope: Any = None,
         *,
         length: int,
         slots: int,
         positions: Positions = "reindex",
     ) -> tuple[jax.Array, KVCache, jax.Array]:
-        llava = model(state)
-        x, places, count = assemble(
-            llava, ids, visual_index, valid, visual.embeddings[rows], kept,
+        lvlm = model(state)
+        x, places, count, following = assemble(
+            lvlm, ids, visual_index, valid, visual.embeddings[rows], kept, rope,
             length=length, positions=positions,
         )  # fmt: skip
         real = jnp.arange(length) < count[:, None]
-        hidden, cache = llava.prefill(x, places, real, length + slots)
-        last = (count - 1)[:, None]
-        final = jnp.take_along_axis(hidden, last[..., None], axis=1)  # [B, 1, d]
-        logits = llava.project_logits(final)[:, 0].astype(jnp.float32)
-        return logits, cache, jnp.take_along_axis(places, last, axis=1)[:, 0] + 1
+        hidden, cache = lvlm.prefill(x, places, real, length + slots)
+        last = (count - 1)[:, None, None]
+        final = jnp.take_along_axis(hidden, last, axis=1)  # [B, 1, d]
+        logits = lvlm.project_logits(final)[:, 0].astype(jnp.float32)
+        return logits, cache, following
 
     @partial(jax.jit, static_argnames=("slots", "greedy"), donate_argnames=("cache",))
     def decode(
@@ -222,7 +263,7 @@ def programs(config: LlavaConfig, dtype: jnp.dtype) -> Programs:
         slots: int,
         greedy: bool,
     ) -> tuple[jax.Array, KVCache]:
-        llava = model(state)
+        lvlm = model(state)
         rng = jax.random.key(rng_seed)
         start = cache.length - slots  # prompt slots come first
         pick = partial(choose, rng=rng, temperature=temperature, top_p=top_p, greedy=greedy)
@@ -237,13 +278,13 @@ def programs(config: LlavaConfig, dtype: jnp.dtype) -> Programs:
 
         def advance(carry: Any) -> Any:
             step, token, done, buffer, cache = carry
-            hidden, cache = llava.decode_step(
-                llava.embed(token[:, None]),
+            hidden, cache = lvlm.decode_step(
+                lvlm.embed(token[:, None]),
                 (position + step - 1)[:, None],
                 start + step - 1,
                 cache,
             )
-            scores = llava.project_logits(hidden)[:, 0].astype(jnp.float32)
+            scores = lvlm.project_logits(hidden)[:, 0].astype(jnp.float32)
             token = pick(scores, step=step)
             buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, token))
             return step + 1, token, done | ends(token), buffer, cache
@@ -261,16 +302,17 @@ def programs(config: LlavaConfig, dtype: jnp.dtype) -> Programs:
         rows: jax.Array,
         visual: VisualTokens,
         kept: jax.Array,
+        rope: Any = None,
         *,
         length: int,
         positions: Positions = "reindex",
     ) -> tuple[jax.Array, jax.Array]:
-        llava = model(state)
-        x, places, count = assemble(
-            llava, ids, visual_index, valid, visual.embeddings[rows], kept,
+        lvlm = model(state)
+        x, places, count, _ = assemble(
+            lvlm, ids, visual_index, valid, visual.embeddings[rows], kept, rope,
             length=length, positions=positions,
         )  # fmt: skip
         real = jnp.arange(length) < count[:, None]
-        return llava.project_logits(llava.forward(x, places, real)).astype(jnp.float32), real
+        return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
 
     return Programs(encode, prune, prefill, decode, score)

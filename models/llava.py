@@ -5,6 +5,8 @@ as an argument, merges inside its own jitted function and calls these methods th
 take the dtype of the parameters in that state.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -93,3 +95,25 @@ class Llava(CausalLM):
             saliency=row,
             coords=jnp.broadcast_to(coords, (batch, count, 2)),
         )
+
+    def visual_tokens(self, inputs: dict[str, jax.Array]) -> VisualTokens:
+        """`encode_images` of what `LlavaFamily.read` gives, the images of a row side by side.
+
+        Args:
+            inputs: "pixels" (I, 3, H, W); where rows hold several images, "rows" (B, R) int32
+                numbers them, -1 for none.
+
+        Returns:
+            B rows of R * N tokens.
+        """
+        visual = self.encode_images(inputs["pixels"], saliency=True)
+        if (rows := inputs.get("rows")) is None:
+            return visual
+
+        def joined(values: jax.Array) -> jax.Array:
+            taken = values[rows]  # [B, R, N, ...]
+            return taken.reshape(taken.shape[0], -1, *taken.shape[3:])
+
+        side_by_side = jax.tree.map(joined, visual)
+        there = jnp.repeat(rows >= 0, visual.valid.shape[1], axis=1)
+        return dataclasses.replace(side_by_side, valid=there)

@@ -1,13 +1,14 @@
 """A call laid out on the host: prompts, nouns and budgets as padded arrays; nothing runs yet."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from resprune_jax.models import buckets, budgets
 from resprune_jax.models.budgets import Keep
 from resprune_jax.models.chat import EncodedPrompt, PromptEncoder, check_context, expand, pad_batch
-from resprune_jax.models.config import LlavaConfig
+from resprune_jax.models.families import Family, Layouts, pad_rows
 from resprune_jax.prompts import (
     Noun,
     NounExtractor,
@@ -19,6 +20,21 @@ from resprune_jax.prompts import (
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The questions of a call: checked and tokenized, before any image is read.
+
+    Attributes:
+        encoded: one for each question.
+        nouns: what conditions the choice of each, spans included.
+        backend: which part-of-speech tagger found them.
+    """
+
+    encoded: list[EncodedPrompt]
+    nouns: list[list[Noun]]
+    backend: str
+
+
+@dataclass(frozen=True)
 class Plan:
     """A batch as the compiled functions take it, made on the host before anything runs.
 
@@ -26,87 +42,132 @@ class Plan:
     """
 
     size: int  # real rows
-    prompts: list[EncodedPrompt]
-    nouns: list[list[str]]
-    noun_backend: str
     noun_ids: np.ndarray  # [B, M]
     noun_valid: np.ndarray  # [B, M]
-    rows: np.ndarray  # [B] which image each prompt asks about
+    rows: np.ndarray  # [B] which row of visual tokens each prompt asks about
     ids: np.ndarray  # [B, S]
     visual_index: np.ndarray  # [B, S]
     valid: np.ndarray  # [B, S]
-    totals: np.ndarray  # [B] visual tokens of the row's image
+    rope: Any  # the family's positions of the unpruned prompts, or None
+    totals: np.ndarray  # [B] visual tokens of the row's images
     full: np.ndarray  # [B] bool, rows that keep them all
-    limits: np.ndarray  # [B] visual tokens that each row may keep
+    limits: np.ndarray  # [B] visual tokens that each row may keep, or [B, R] for each of its images
+    images: tuple[tuple[int, ...], ...]  # visual tokens of each image, for the B prompts
     length: int  # bucket of the longest pruned prompt
 
+    def owner(self, tokens: int) -> np.ndarray:
+        """Which of its row's images each of `tokens` slots belongs to, [B, tokens]; -1: none."""
+        table = np.full((len(self.rows), tokens), -1, np.int32)
+        for row, counts in enumerate(self.images):
+            own = np.repeat(np.arange(len(counts)), counts)
+            table[row, : len(own)] = own
+        return table
 
-def make_plan(
-    config: LlavaConfig,
+
+def read_prompts(
     encoder: PromptEncoder,
     questions: list[str],
-    budget: list[Keep],
+    media: list[tuple[str, ...]],
     *,
-    shared_image: bool,
     text: TextSource | None,
     extractor: NounExtractor | None,
     ocr_line: OcrLine,
     chat_template: bool,
-    max_new_tokens: int,
-) -> Plan:
-    """Lay a batch of questions out.
+) -> Prompts:
+    """Tokenize the questions and find their nouns.
 
     Args:
-        config: the architecture, for token counts and limits.
         encoder: makes prompts of questions.
         questions: B of them.
-        budget: one for each question.
-        shared_image: all questions are about one image; else each has its own.
+        media: what each is about, see `PromptEncoder.encode`.
         text: what conditions the choice, or None for nothing.
         extractor: finds the nouns where `text` is "nouns".
         ocr_line: whether a line of reference OCR tokens counts.
         chat_template: whether questions go into the checkpoint's template.
-        max_new_tokens: room to leave in the context.
-
-    Returns:
-        The plan.
 
     Raises:
-        CallError: a prompt that cannot be used, or is longer than the context.
+        CallError: a prompt that cannot be used.
     """
-    encoded = [encoder.encode(q, chat_template=chat_template) for q in questions]
+    pairs = zip(questions, media, strict=True)
+    encoded = [encoder.encode(q, about, chat_template=chat_template) for q, about in pairs]
     nouns: list[list[Noun]] = [[] for _ in encoded]
     if text is not None:
         nouns = [
             conditioning_spans(prompt.question, extractor, text=text, ocr_line=ocr_line)
             for prompt in encoded
         ]
-    noun_ids, noun_valid = noun_tokens(encoded, nouns)
-    per_image = config.num_visual_tokens
-    expanded = [expand(p.ids, config.image_token_id, [per_image]) for p in encoded]
+    backend = {None: "none", "prompt": "whole prompt"}.get(text, "")
+    return Prompts(encoded, nouns, extractor.backend if extractor is not None else backend)
+
+
+def make_plan(
+    family: Family,
+    encoder: PromptEncoder,
+    prompts: Prompts,
+    layouts: Layouts,
+    budget: list[Keep],
+    *,
+    per_image: bool,
+    extra: int,
+    max_new_tokens: int,
+) -> Plan:
+    """Lay a batch of questions out.
+
+    Args:
+        family: for positions and the context's length.
+        encoder: for the ids of placeholders.
+        prompts: B of them.
+        layouts: of the rows of images: one that all prompts share, or one for each.
+        budget: one for each prompt.
+        per_image: each image of a prompt gets the budget, not all of them together.
+        extra: most tokens that may be kept beside a row's budget.
+        max_new_tokens: room to leave in the context.
+
+    Returns:
+        The plan.
+
+    Raises:
+        CallError: a prompt that is longer than the context.
+    """
+    encoded, count = prompts.encoded, len(prompts.encoded)
+    noun_ids, noun_valid = noun_tokens(encoded, prompts.nouns)
+    rows = np.zeros(count, np.int32) if len(layouts) == 1 else np.arange(count, dtype=np.int32)
+    own = [layouts[row] for row in rows]
+    images = tuple(tuple(image.tokens for image in row) for row in own)
+    placeholders = [token_id for token_id, _ in encoder.placeholders.values()]
+    expanded = [
+        expand(prompt.ids, placeholders, counts)
+        for prompt, counts in zip(encoded, images, strict=True)
+    ]
     widest = max(len(ids) for ids, _ in expanded)
     ids, visual_index, valid = pad_batch(expanded, buckets.length_bucket(widest))
     totals = (visual_index >= 0).sum(axis=1)
     limits = budgets.resolve(budget, totals)
-    longest = int(np.max((valid & (visual_index < 0)).sum(axis=1) + limits))
-    check_context(longest, max_new_tokens, config.text.max_position_embeddings)
-    size = buckets.batch_bucket(len(questions))
-    rows = np.zeros(len(questions)) if shared_image else np.arange(len(questions))
-    backend = {None: "none", "prompt": "whole prompt"}.get(text, "")
+    most = limits  # visual tokens of each row that may enter the LLM
+    if per_image:
+        limits = np.zeros((count, buckets.image_bucket(max(map(len, images)))), np.int32)
+        for row, (keep, counts) in enumerate(zip(budget, images, strict=True)):
+            limits[row, : len(counts)] = budgets.resolve([keep] * len(counts), counts)
+        most = limits.sum(axis=1)
+    most = np.minimum(most + extra, totals)
+    longest = int(np.max((valid & (visual_index < 0)).sum(axis=1) + most))
+    check_context(longest, max_new_tokens, family.config.text.max_position_embeddings)
+    size = buckets.batch_bucket(count)
+    ids, visual_index, valid = (pad_rows(x, size) for x in (ids, visual_index, valid))
+    spare = size - count
     return Plan(
-        size=len(questions),
-        prompts=encoded,
-        nouns=[[noun.text for noun in own] for own in nouns],
-        noun_backend=extractor.backend if extractor is not None else backend,
+        size=count,
         noun_ids=pad_rows(noun_ids, size),
         noun_valid=pad_rows(noun_valid, size),
-        rows=pad_rows(rows.astype(np.int32), size),
-        ids=pad_rows(ids, size),
-        visual_index=pad_rows(visual_index, size),
-        valid=pad_rows(valid, size),
+        rows=pad_rows(rows, size),
+        ids=ids,
+        visual_index=visual_index,
+        valid=valid,
+        rope=family.rope(ids, valid, (*own, *own[:1] * spare)),
         totals=pad_rows(totals, size),
         full=pad_rows(np.asarray([k is None for k in budget]), size),
         limits=pad_rows(limits, size),
+        images=images + images[:1] * spare,
         length=buckets.length_bucket(longest),
     )
 
@@ -128,8 +189,3 @@ def noun_tokens(
     for row, own in enumerate(ids):
         table[row, : len(own)], valid[row, : len(own)] = own, True
     return table, valid
-
-
-def pad_rows(x: np.ndarray, size: int) -> np.ndarray:
-    """Repeat the first row until the batch has `size` rows: real work, so nothing can be NaN."""
-    return np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])

@@ -5,6 +5,8 @@ passes its state as an argument, merges inside its own jitted function and calls
 there. Positions come from `mrope.py`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +14,7 @@ from jax.typing import DTypeLike
 
 from resprune_jax.methods.base import VisualTokens
 from resprune_jax.models.causal_lm import CausalLM
+from resprune_jax.models.mrope import RopeIndex, pruned_positions
 from resprune_jax.models.qwen_config import Qwen25VLConfig
 from resprune_jax.models.qwen_tables import VisionTables
 from resprune_jax.models.qwen_vision import QwenVision
@@ -72,3 +75,14 @@ class Qwen25VL(CausalLM):
             features=rows(hidden.reshape(count, -1)) if features else None,
             coords=jnp.asarray(tables.token_coords),
         )
+
+    def visual_tokens(self, inputs: dict[str, Any]) -> VisualTokens:
+        """`encode_images` of what `QwenFamily.read` gives: "patches" and "tables"."""
+        return self.encode_images(inputs["patches"], inputs["tables"])
+
+    def place(
+        self, rope: RopeIndex, keep: jax.Array, index: jax.Array, count: jax.Array, *, reindex: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `CausalLM.place`, on three axes; `reindex` closes up behind each image."""
+        moved, following = pruned_positions(rope, keep, "compact" if reindex else "original")
+        return jnp.take_along_axis(moved, index[..., None], axis=1, mode="clip"), following

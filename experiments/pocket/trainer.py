@@ -35,7 +35,7 @@ class Schedule:
         last: learning rate at the end, as a share of `peak`.
         decay: weight decay.
         clip: largest norm of a gradient.
-        tower: learning rate of the vision tower, as a share of the others'.
+        tower: learning rate of the vision tower and projector, as a share of the others'.
     """
 
     steps: int
@@ -56,8 +56,9 @@ class Schedule:
             return jax.tree.map(lambda x: x.ndim > 1, params)
 
         def slow(params: Any) -> Any:
+            parts = ("vision_tower", "multi_modal_projector")
             return jax.tree.map_with_path(
-                lambda path, _: "vision_tower" in jax.tree_util.keystr(path), params
+                lambda path, _: any(part in jax.tree_util.keystr(path) for part in parts), params
             )
 
         return optax.chain(

@@ -59,7 +59,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, name: str, template: str)
                     chat, add_generation_prompt=True, tokenize=True, return_dict=True
                 )
                 wanted = whole["input_ids"][0]
-            got = ours.encode(question, n_images)
+            got = ours.encode(question, ("image",) * n_images)
             ids, index = expand(got.ids, ours.image_token_id, [VISUAL] * n_images)
             assert got.text == text
             assert ids.tolist() == list(wanted), (question, n_images)
@@ -107,7 +107,7 @@ def test_whole_texts_are_taken_as_they_are(name: str) -> None:
         "Compare\n<image>\nand\n<image>.",
     ]:
         n_images = text.count("<image>")
-        got = ours.encode(text, n_images, chat_template=False)
+        got = ours.encode(text, ("image",) * n_images, chat_template=False)
         ids, _ = expand(got.ids, ours.image_token_id, [VISUAL] * n_images)
         wanted = theirs(images=[image] * n_images, text=text)["input_ids"][0]
         assert ids.tolist() == list(wanted)
@@ -167,7 +167,7 @@ def test_a_template_that_refuses_some_prompts() -> None:
     assert ours.encode("What?").text == "<image>What?"
     for question, n_images in [("rude", 1), ("What?", 2)]:
         with pytest.raises(CallError, match="cannot be used: not here; give the whole text"):
-            ours.encode(question, n_images)
+            ours.encode(question, ("image",) * n_images)
 
 
 def test_parts_are_preferred_to_a_string() -> None:
@@ -184,7 +184,7 @@ def test_a_template_for_one_image_only() -> None:
     ours = encoder(TOKENIZERS["byte"], only_one)
     assert ours.encode("What?").text == "<image>What?"
     with pytest.raises(CallError, match=r"1 image placeholders .* for 2 images"):
-        ours.encode("What?", 2)
+        ours.encode("What?", ("image", "image"))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t "])

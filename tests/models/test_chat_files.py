@@ -60,7 +60,9 @@ def test_vicuna_without_a_template(tmp_path: Path, caplog: pytest.LogCaptureFixt
     tokenizer = TOKENIZERS["llama"]
     ours = PromptEncoder.from_checkpoint(save(tmp_path, tokenizer, None), config(tokenizer))
     with caplog.at_level(logging.WARNING, logger="resprune_jax"):
-        got = [ours.encode(question, n) for question in ("What?", "Why?") for n in (1, 2)]
+        got = [
+            ours.encode(question, ("image",) * n) for question in ("What?", "Why?") for n in (1, 2)
+        ]
     assert [prompt.text for prompt in got] == [
         "USER: <image>\nWhat? ASSISTANT:",
         "USER: <image>\n<image>\nWhat? ASSISTANT:",

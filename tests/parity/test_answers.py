@@ -55,7 +55,9 @@ def test_ids_and_pixels_are_the_processors(checkpoint, lvlm, photographs, texts)
     from resprune_jax.models.chat import expand
 
     want = processed(checkpoint, photographs[:3], texts)
-    np.testing.assert_array_equal(lvlm.processor(photographs[:3]), want["pixel_values"].numpy())
+    np.testing.assert_array_equal(
+        lvlm.family.processor(photographs[:3]), want["pixel_values"].numpy()
+    )
     for row, question in enumerate(QUESTIONS):
         prompt = lvlm.encoder.encode(question)
         ids, _ = expand(prompt.ids, lvlm.config.image_token_id, [NUM_VISUAL_TOKENS])

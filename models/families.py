@@ -1,0 +1,239 @@
+"""What each model family adds to the engine they share: images to arrays, layouts, positions.
+
+A `Family` is the host's half of a model: it reads images and lays them out in static shapes. The
+devices' half is the family's module, which turns those arrays into visual tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from resprune_jax.errors import CallError
+from resprune_jax.models import buckets
+from resprune_jax.models.causal_lm import CausalLM
+from resprune_jax.models.config import LlavaConfig
+from resprune_jax.models.images import ImageLike
+from resprune_jax.models.llava import Llava
+from resprune_jax.models.mrope import Grid, rope_index, token_kinds
+from resprune_jax.models.processing import ImageAspect, ImageProcessor
+from resprune_jax.models.qwen2_5_vl import Qwen25VL
+from resprune_jax.models.qwen_config import Qwen25VLConfig
+from resprune_jax.models.qwen_processing import QwenProcessor, VisionInput, pack
+from resprune_jax.models.qwen_video import Sampling, VideoLike
+
+ModelConfig = LlavaConfig | Qwen25VLConfig
+Media = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video in place of an image, for families that take them.
+
+    Attributes:
+        frames: an array (T, height, width, 3) uint8, a list of pictures, a folder of pictures, or a
+            video file (with the `video` extra).
+        fps: frames a second, where the video does not say.
+        sampling: which frames to take.
+    """
+
+    frames: VideoLike
+    fps: float | None = None
+    sampling: Sampling | None = None
+
+
+Picture = ImageLike | Video
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """What the host knows of an image's visual tokens.
+
+    Attributes:
+        tokens: how many there are.
+        media: "image" or "video".
+        grid: its cells, where positions depend on them.
+    """
+
+    tokens: int
+    media: Media = "image"
+    grid: Grid | None = None
+
+
+Layouts = tuple[tuple[ImageLayout, ...], ...]
+"""For every row, its images in order."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images of several rows as the compiled tower takes them.
+
+    Attributes:
+        inputs: a pytree of arrays, padded to buckets; rows beyond the real ones repeat the first.
+        layouts: of the real rows.
+        batched: whether the arrays' first axis runs over images, so that it can be sharded.
+    """
+
+    inputs: Any
+    layouts: Layouts
+    batched: bool
+
+
+class Family(Protocol):
+    """The host's half of a model family.
+
+    Attributes:
+        name: as users know it.
+        config: the architecture.
+        resprune: ResPrune's settings for this family where they are not its defaults.
+        positions: the rule for position ids after pruning.
+    """
+
+    name: str
+    config: Any
+    resprune: Mapping[str, Any]
+    positions: Literal["reindex", "original"]
+
+    def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
+        """Read the images of every row.
+
+        Raises:
+            CallError, RunError: an image that cannot be used.
+        """
+        ...
+
+    def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> Any:
+        """Positions of unpruned prompts (B, S) as the module's `place` takes them, or None."""
+        ...
+
+
+class LlavaFamily:
+    """LLaVA-1.5: every image the same number of tokens, positions that count up."""
+
+    name = "LLaVA-1.5"
+    resprune: Mapping[str, Any] = {}
+    positions: Literal["reindex", "original"] = "reindex"
+
+    def __init__(self, config: LlavaConfig, folder: Path) -> None:
+        self.config = config
+        self.processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
+
+    def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
+        """See `Family.read`."""
+        flat = [_image(picture, self.name) for row in rows for picture in row]
+        pixels = self.processor(flat, image_aspect)  # [I, 3, H, W]
+        inputs = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
+        if any(len(row) != 1 for row in rows):
+            table = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+            first = 0
+            for row, own in enumerate(rows):
+                table[row, : len(own)] = first + np.arange(len(own))
+                first += len(own)
+            inputs["rows"] = pad_rows(table, buckets.batch_bucket(len(rows)))
+        layout = ImageLayout(self.config.num_visual_tokens)
+        return Pictures(inputs, tuple((layout,) * len(row) for row in rows), batched=True)
+
+    def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> None:
+        """Positions count up: nothing is needed."""
+        return None
+
+
+class QwenFamily:
+    """Qwen2.5-VL: images and videos of any size in one packed batch, M-RoPE positions."""
+
+    name = "Qwen2.5-VL"
+    resprune: Mapping[str, Any] = {"alpha": 0.3, "seed_rule": "max_norm"}
+    positions: Literal["reindex", "original"] = "original"
+
+    def __init__(self, config: Qwen25VLConfig, folder: Path) -> None:
+        self.config = config
+        self.processor = QwenProcessor.from_checkpoint(folder, config.vision)
+
+    def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
+        """See `Family.read`."""
+        if image_aspect != "processor":
+            raise CallError(
+                f'image_aspect="{image_aspect}" is a way of LLaVA-1.5 to prepare images;'
+                f" {self.name} keeps their aspect ratio: leave it out"
+            )
+        inputs: list[VisionInput] = []
+        numbers: list[list[int]] = []
+        layouts = []
+        for row in rows:
+            numbers.append(list(range(len(inputs), len(inputs) + len(row))))
+            own = []
+            for picture in row:
+                media: Media = "image"
+                if isinstance(picture, Video):
+                    media = "video"
+                    read = self.processor.video(
+                        picture.frames, fps=picture.fps, sampling=picture.sampling
+                    )
+                else:
+                    read = self.processor.image(picture)
+                inputs.append(read)
+                grid = read.cells(self.config.vision)
+                own.append(ImageLayout(grid.num_tokens, media, grid))
+            layouts.append(tuple(own))
+        patches, tables = pack(
+            inputs, self.config.vision, rows=numbers, batch=buckets.batch_bucket(len(rows))
+        )
+        return Pictures({"patches": patches, "tables": tables}, tuple(layouts), batched=False)
+
+    def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> Any:
+        """See `Family.rope`."""
+        config = self.config
+        kinds = token_kinds(ids, config.image_token_id, config.video_token_id)
+        grids = [[image.grid for image in row if image.grid is not None] for row in layouts]
+        runs = buckets.image_bucket(max(map(len, grids)))
+        return rope_index(kinds, valid, grids, config.vision.tokens_per_second, runs=runs)
+
+
+def pad_rows(x: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the first row until the batch has `size` rows: real work, so nothing can be NaN."""
+    return np.concatenate([x, np.repeat(x[:1], size - len(x), axis=0)])
+
+
+def _image(picture: Picture, name: str) -> ImageLike:
+    if isinstance(picture, Video):
+        raise CallError(f"{name} takes images, not videos: give frames of it as images")
+    return picture
+
+
+_FAMILIES: dict[str, tuple[type[Any], type[Any], type[CausalLM]]] = {
+    "llava": (LlavaConfig, LlavaFamily, Llava),
+    "qwen2_5_vl": (Qwen25VLConfig, QwenFamily, Qwen25VL),
+}
+"""By `model_type`: the configuration, the host's half, the module."""
+
+
+def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a checkpoint of any supported family.
+
+    Args:
+        hf: the parsed `config.json`.
+
+    Raises:
+        CallError: another family, named with those that are supported.
+    """
+    kind = hf.get("model_type", "llava")
+    if kind not in _FAMILIES:
+        supported = ", ".join(repr(name) for name in _FAMILIES)
+        raise CallError(f"model type {kind!r} is not supported; supported: {supported}")
+    return _FAMILIES[kind][0].from_hf(hf)
+
+
+def _entry(config: ModelConfig) -> tuple[type[Any], type[Any], type[CausalLM]]:
+    return next(entry for entry in _FAMILIES.values() if type(config) is entry[0])
+
+
+def make_family(config: ModelConfig, folder: Path) -> Family:
+    """The host's half of a model, its processor loaded from the checkpoint's folder."""
+    return _entry(config)[1](config, folder)
+
+
+def module_class(config: ModelConfig) -> type[Any]:
+    """The module of a configuration's family."""
+    return _entry(config)[2]
