@@ -1,5 +1,8 @@
 """Flax (NNX) ports of the vision-language models, from a Hugging Face checkpoint to an answer."""
 
-from resprune_jax.models.api import LVLM, Generation, load_model
+from resprune_jax.models.api import LVLM, load_model
+from resprune_jax.models.encoded import Encoded
+from resprune_jax.models.families import Video
+from resprune_jax.models.generation import Generation
 
-__all__ = ["LVLM", "Generation", "load_model"]
+__all__ = ["LVLM", "Encoded", "Generation", "Video", "load_model"]

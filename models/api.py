@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,17 +19,16 @@ from resprune_jax.models import buckets, budgets
 from resprune_jax.models.budgets import Keep
 from resprune_jax.models.chat import PromptEncoder
 from resprune_jax.models.checkpoint import load_parameters, read_config, resolve_dtype
+from resprune_jax.models.encoded import Encoded, Images, media_of, rows_of
 from resprune_jax.models.families import (
     Family,
     ImageLayout,
-    Layouts,
-    Picture,
-    Video,
     make_family,
     module_class,
     read_model_config,
 )
 from resprune_jax.models.generate import EMPTY, Newline, Positions, Programs, programs
+from resprune_jax.models.generation import Generation, check_sampling, first_rows, row_errors
 from resprune_jax.models.hub import resolve_checkpoint
 from resprune_jax.models.plan import Plan, Prompts, make_plan, read_prompts
 from resprune_jax.models.processing import ImageAspect
@@ -39,63 +38,6 @@ from resprune_jax.selection import SMALLEST_TOLERANCE, Selection
 
 Budget = Literal["total", "per_image"]
 """Whether a prompt's images share its budget or have one each."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What `LVLM.encode` gives: visual tokens for any number of questions.
-
-    Attributes:
-        visual: the tokens, B rows and those that fill the batch's bucket.
-        layouts: of the B rows, what the host knows of their images.
-    """
-
-    visual: VisualTokens
-    layouts: Layouts
-
-    def __getattr__(self, name: str) -> Any:
-        """Read a field of the visual tokens, of the B rows alone."""
-        if name not in VisualTokens.__dataclass_fields__:
-            raise AttributeError(name)
-        values = getattr(self.visual, name)
-        return None if values is None else values[: len(self.layouts)]
-
-
-Images = Picture | Sequence[Picture | Sequence[Picture]] | Encoded | VisualTokens
-"""One image (a path, a PIL image, an array or a `Video`), a list with one for each prompt, lists in
-that list where prompts have several, or what `LVLM.encode` gave."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What `LVLM.generate` gives, one entry a prompt.
-
-    Attributes:
-        texts: the answers, special tokens left out, surrounding blanks stripped.
-        tokens: new token ids, up to and with the end-of-sequence id.
-        selections: the batch's `Selection`, `None` if every row kept all tokens. A row with
-            keep=None inside a pruned batch holds the whole image: read `kept`, not its row here.
-            With budget="per_image", one for each image: arrays are (B, R, ...).
-        kept: visual tokens that entered the LLM.
-        visual_tokens: visual tokens that the images gave.
-        nouns: the nouns that conditioned the choice.
-        noun_backend: which part-of-speech tagger found them.
-        errors: why a row failed, else `None`; a failed row has an empty text.
-        prompts: the texts that the model saw, before the image placeholder was expanded.
-        timings: seconds for "encode", "select", "prefill", "decode" and "total", the devices
-            waited for after each; compiles count where they happen.
-    """
-
-    texts: list[str]
-    tokens: list[np.ndarray]
-    selections: Selection | None
-    kept: list[int]
-    visual_tokens: list[int]
-    nouns: list[list[str]]
-    noun_backend: str
-    errors: list[str | None]
-    prompts: list[str]
-    timings: dict[str, float] = field(default_factory=dict)
 
 
 class LVLM:
@@ -165,7 +107,7 @@ class LVLM:
             return images
         if isinstance(images, VisualTokens):
             return self._adopt(images)
-        pictures = self.family.read(_rows(images), image_aspect)
+        pictures = self.family.read(rows_of(images), image_aspect)
         inputs = pictures.inputs
         if self.mesh is not None:
             batched = pictures.batched
@@ -245,7 +187,7 @@ class LVLM:
         """
         begin = time.perf_counter()
         chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
-        _check_sampling(max_new_tokens, temperature, top_p, rng_seed)
+        check_sampling(max_new_tokens, temperature, top_p, rng_seed)
         call = self._prepare(
             images, prompts, method=chosen, keep=keep, max_new_tokens=max_new_tokens,
             tolerance=tolerance, positions=positions, budget=budget, newline=newline,
@@ -274,13 +216,13 @@ class LVLM:
         )  # fmt: skip
         tokens = np.asarray(buffer)[: plan.size]
         end = time.perf_counter()
-        errors = _errors(selection, finite, plan.size)
+        errors = row_errors(selection, finite, plan.size)
         rows = [row[row != EMPTY] if not error else row[:0] for row, error in
                 zip(tokens, errors, strict=True)]  # fmt: skip
         return Generation(
             texts=[self.encoder.decode(row) for row in rows],
             tokens=rows,
-            selections=None if selection is None else _first_rows(selection, plan.size),
+            selections=None if selection is None else first_rows(selection, plan.size),
             kept=[int(n) for n in np.asarray(kept).sum(axis=1)[: plan.size]],
             visual_tokens=[int(n) for n in plan.totals[: plan.size]],
             nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
@@ -379,7 +321,7 @@ class LVLM:
         if tolerance is not None and not SMALLEST_TOLERANCE <= tolerance < 1:
             raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {tolerance}")
         each = budgets.parse(keep, len(questions), pruning=method is not None)
-        media = _media(images)
+        media = media_of(images)
         if len(media) not in (1, len(questions)):
             raise CallError(
                 f"{len(media)} images for {len(questions)} prompts: give one image for all prompts,"
@@ -486,55 +428,3 @@ class _Call:
     visual: VisualTokens
     positions: Positions
     newline: Newline
-
-
-def _rows(images: Images) -> list[list[Picture]]:
-    """The images of each row."""
-    if not isinstance(images, list | tuple):
-        return [[images]]  # type: ignore[list-item]
-    rows = [list(row) if isinstance(row, list | tuple) else [row] for row in images]
-    if not rows or not all(rows):
-        raise CallError("no image was given: this model needs one for all prompts, or one for each")
-    return rows
-
-
-def _media(images: Images) -> list[tuple[str, ...]]:
-    """What each row holds, "image" or "video", without reading any of it."""
-    if isinstance(images, VisualTokens):
-        return [("image",)] * images.valid.shape[0]
-    if isinstance(images, Encoded):
-        return [tuple(image.media for image in row) for row in images.layouts]
-    return [
-        tuple("video" if isinstance(picture, Video) else "image" for picture in row)
-        for row in _rows(images)
-    ]
-
-
-def _first_rows(selection: Selection, size: int) -> Selection:
-    return jax.tree.map(lambda x: np.asarray(x)[:size], selection)
-
-
-def _check_sampling(max_new_tokens: int, temperature: float, top_p: float, rng_seed: int) -> None:
-    if max_new_tokens < 1:
-        raise CallError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not (np.isfinite(temperature) and temperature >= 0):
-        raise CallError(f"temperature must be finite and at least 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise CallError(f"top_p must lie in (0, 1], got {top_p}")
-    if not 0 <= rng_seed < 2**32:
-        raise CallError(f"rng_seed must lie in [0, 2^32), got {rng_seed}")
-
-
-def _errors(selection: Selection | None, finite: np.ndarray, size: int) -> list[str | None]:
-    """Why each row failed, or None."""
-    failed = np.zeros(size, bool)
-    if selection is not None:
-        failed = np.isnan(np.asarray(selection.energy)[:size]).reshape(size, -1).any(axis=1)
-    return [
-        "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"
-        if bad
-        else None
-        if good
-        else "the model's logits are not finite (NaN or infinite)"
-        for bad, good in zip(failed, finite, strict=False)
-    ]
