@@ -22,15 +22,14 @@ from jax.typing import DTypeLike
 from ml_dtypes import finfo
 
 from resprune_jax.errors import CallError, say_once
-from resprune_jax.models.checkpoint_keys import (
-    Source,
-    canonical_key,
-    fold_names,
-    is_unused,
-    source_of,
+from resprune_jax.models.checkpoint_formats import (
+    FORMATS,
+    CheckpointFormat,
+    ModelConfig,
+    format_of,
 )
+from resprune_jax.models.checkpoint_keys import Source, canonical_key, fold_names
 from resprune_jax.models.checkpoint_save import save_checkpoint
-from resprune_jax.models.config import LlavaConfig
 from resprune_jax.models.safetensors_files import (
     DTYPES,
     CheckpointError,
@@ -54,7 +53,8 @@ __all__ = [
     "save_checkpoint",
 ]
 
-SUPPORTED_MODEL_TYPES = ("llava",)
+SUPPORTED_MODEL_TYPES = tuple(FORMATS)
+"""Entries `model_type` of the checkpoints that are read."""
 
 _logger = logging.getLogger("resprune_jax")
 _COMPUTE_DTYPES = {name: DTYPES[code] for name, code in
@@ -165,8 +165,9 @@ def load_parameters(
 
     Args:
         directory: a folder with `model.safetensors`, or `model.safetensors.index.json` and the
-            files it names; keys in any of the four dialects.
-        abstract_module: the model from `nnx.eval_shape`; attribute names are canonical key parts.
+            files it names; keys in any dialect of the model's family.
+        abstract_module: the model from `nnx.eval_shape`; attribute names are canonical key parts,
+            and the type of its `config` says which family it is.
         dtype: dtype of the parameters; None for the dtypes that the abstract module has.
         mesh: devices to shard over, of any axis types (they are made Auto); None for the default
             device.
@@ -181,15 +182,16 @@ def load_parameters(
             is not a float, truncated or inconsistent, all at once.
     """
     directory = Path(directory)
+    config = getattr(abstract_module, "config", None)
+    form = format_of(config)
+    config = config if isinstance(config, form.config) else None
     _, state = nnx.split(abstract_module)
-    targets = [_target(path, leaf) for path, leaf in nnx.to_flat_state(state)]
+    targets = [_target(path, leaf, form) for path, leaf in nnx.to_flat_state(state)]
     cast = None if dtype is None else _compute_dtype(dtype, "dtype")
     if mesh is not None:
         check_mesh(mesh, rules)
-    config = getattr(abstract_module, "config", None)
-    config = config if isinstance(config, LlavaConfig) else None
     files = WeightFiles(directory)
-    found = _match(files, targets, config)
+    found = _match(files, targets, form, config)
     arrays = {}
     # Largest first: the transient copies of a tensor weigh least while little is loaded.
     for target in sorted(targets, key=lambda t: -int(np.prod(t.leaf.shape))):
@@ -198,7 +200,7 @@ def load_parameters(
             array = jax.device_put(reader())
         else:
             axes = logical_axes(target.path, len(target.leaf.shape))
-            units = _head_units(target.path, config)
+            units = _head_units(target.path, form, config)
             sharding = rules.sharding(axes, target.leaf.shape, mesh, units)
             array = jax.make_array_from_callback(
                 target.leaf.shape, sharding, reader, dtype=reader.dtype
@@ -218,8 +220,8 @@ class _Target:
     source: Source
 
 
-def _target(path: Sequence[Any], leaf: Any) -> _Target:
-    return _Target(tuple(path), leaf, source_of(path, leaf.shape))
+def _target(path: Sequence[Any], leaf: Any, form: CheckpointFormat) -> _Target:
+    return _Target(tuple(path), leaf, form.keys.source_of(path, leaf.shape))
 
 
 class _Reader:
@@ -270,27 +272,28 @@ class _Reader:
 
 
 def _match(
-    files: WeightFiles, targets: list[_Target], config: LlavaConfig | None
+    files: WeightFiles, targets: list[_Target], form: CheckpointFormat, config: ModelConfig | None
 ) -> dict[str, TensorInfo]:
     """Pair parameters with tensors; raises with everything that does not pair."""
+    keys = form.keys
     sources = {target.source.key: target.source for target in targets}
     num_blocks = None if config is None else config.vision.num_layers
     found: dict[str, list[TensorInfo]] = {}
     unknown, odd = [], []
     for tensor in files.tensors:
-        key = canonical_key(tensor.key)
+        key = keys.canonical_key(tensor.key)
         # A head beside a tied embedding table has no parameter, and must then equal the table.
         tied_head = key == "lm_head.weight" and "language_model.embed_tokens.weight" in sources
         if key in sources or tied_head:
             found.setdefault(key, []).append(tensor)
             if tensor.dtype not in DTYPES:
                 odd.append(f"{tensor.key} ({tensor.dtype})")
-        elif not is_unused(key, sources, num_blocks):
+        elif not keys.is_unused(key, sources, num_blocks):
             unknown.append(tensor.key)
     if files.problems and not files.tensors:  # nothing could be read, so all would be missing
         raise CheckpointError(files.directory, files.problems)
     problems = list(files.problems)
-    lost = {canonical_key(key) for key in files.lost}
+    lost = {keys.canonical_key(key) for key in files.lost}
     missing = [key for key in sources if key not in found and key not in lost]
     if missing:
         problems.append(f"{len(missing)} missing: {fold_names(missing)}")
@@ -333,11 +336,13 @@ def _check_tied(files: WeightFiles, head: TensorInfo, table: TensorInfo) -> None
         )  # fmt: skip
 
 
-def _head_units(path: tuple[str | int, ...], config: LlavaConfig | None) -> dict[str, int]:
+def _head_units(
+    path: tuple[str | int, ...], form: CheckpointFormat, config: ModelConfig | None
+) -> dict[str, int]:
     """How many heads a parameter's head axes hold, so that no head is split between devices."""
     if config is None:
         return {}
-    if path[0] == "vision_tower":
+    if path[0] == form.vision:
         return {"heads": config.vision.num_heads, "kv_heads": config.vision.num_heads}
     return {"heads": config.text.num_heads, "kv_heads": config.text.num_kv_heads}
 

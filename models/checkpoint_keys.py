@@ -1,5 +1,7 @@
 """Names of LLaVA's parameters in checkpoint files, and how a parameter is stored under its name.
 
+Serves LLaVA-1.5 and LLaVA-NeXT, whose names differ in `image_newline` only.
+
 One canonical name for every key dialect, then one rule from module paths to canonical names: the
 module attributes are the name's parts, and only the last part and the layout differ (Hugging Face
 stores a linear layer's weight as (out, in), here a kernel is (in, out)).
@@ -20,6 +22,7 @@ _CANONICAL_PREFIXES = (
     ("model.vision_tower.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.image_newline", "image_newline"),
     ("model.language_model.", "language_model."),
     ("language_model.model.", "language_model."),
     ("language_model.lm_head.", "lm_head."),
@@ -34,11 +37,13 @@ DIALECTS: dict[str, dict[str, str]] = {
     "v4.52": {
         "vision_tower.": "model.vision_tower.vision_model.",
         "multi_modal_projector.": "model.multi_modal_projector.",
+        "image_newline": "model.image_newline",
         "language_model.": "model.language_model.",
     },
     "v5-memory": {
         "vision_tower.": "model.vision_tower.",
         "multi_modal_projector.": "model.multi_modal_projector.",
+        "image_newline": "model.image_newline",
         "language_model.": "model.language_model.",
     },
     "v5-saved": {
@@ -63,8 +68,8 @@ def canonical_key(key: str) -> str:
         key: a tensor's name in a file.
 
     Returns:
-        A name that begins with `vision_tower.`, `multi_modal_projector.`, `language_model.` or
-        `lm_head.`; a key of no dialect comes back as it is.
+        `image_newline`, or a name that begins with `vision_tower.`, `multi_modal_projector.`,
+        `language_model.` or `lm_head.`; a key of no dialect comes back as it is.
     """
     for old, new in _CANONICAL_PREFIXES:
         if key.startswith(old):

@@ -12,8 +12,10 @@ import numpy as np
 from flax import nnx
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint_keys import DIALECTS, Source, dialect_key, source_of
+from resprune_jax.models.checkpoint_formats import FORMATS, CheckpointFormat, ModelConfig
+from resprune_jax.models.checkpoint_keys import Source
 from resprune_jax.models.config import LlavaConfig
+from resprune_jax.models.llava_next_config import LlavaNextConfig
 from resprune_jax.models.safetensors_files import (
     DTYPES,
     INDEX_FILE,
@@ -34,48 +36,59 @@ def save_checkpoint(
     max_shard_bytes: int | None = None,
     dialect: str = "hub",
 ) -> Path:
-    """Write a LLaVA checkpoint in Hugging Face format: `config.json` and safetensors.
+    """Write a checkpoint in Hugging Face format: `config.json` and safetensors.
 
-    Hugging Face's model also holds the vision blocks behind the feature layer and the norm of the
-    class token, which nothing reads; they are written as identities, so that transformers finds
+    Hugging Face's LLaVA models also hold the vision blocks behind the feature layer and the norm of
+    the class token, which nothing reads; they are written as identities, so that transformers finds
     every tensor that it expects.
 
     Args:
         directory: made if missing; weight files of an earlier checkpoint in it are replaced.
-        config: the `config.json` of the model; its dtype entry is set to the parameters'.
+        config: the `config.json` of the model, of the family that its `model_type` names (default
+            LLaVA-1.5); its dtype entry is set to the parameters'.
         parameters: the model, or its state from `nnx.split`; arrays may be sharded.
         max_shard_bytes: split into files of at most this many bytes of tensors (a larger tensor has
             a file of its own) and write an index; None for one file.
-        dialect: which names the keys get, one of `checkpoint_keys.DIALECTS`; "hub" are those of
-            the published LLaVA-1.5 repositories.
+        dialect: which names the keys get, one of the family's `DIALECTS` (`checkpoint_keys.py`);
+            "hub" are those of the published repositories.
 
     Returns:
         The directory.
 
     Raises:
-        CallError: an unknown dialect, a shard size below 1, parameters without values or of another
-            dtype than float, or another number of vision blocks than the configuration says.
+        CallError: an unknown family or dialect, a shard size below 1, parameters without values or
+            of another dtype than float, or another number of vision blocks than the configuration
+            says.
     """
-    if dialect not in DIALECTS:
-        raise CallError(f"dialect is {dialect!r}, expected one of {', '.join(DIALECTS)}")
+    kind = config.get("model_type", "llava")
+    if kind not in FORMATS:
+        raise CallError(
+            f"model_type is {kind!r}, which is not supported; supported: {', '.join(FORMATS)}"
+        )
+    form = FORMATS[kind]
+    dialects = form.keys.DIALECTS
+    if dialect not in dialects:
+        raise CallError(f"dialect is {dialect!r}, expected one of {', '.join(dialects)}")
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise CallError(f"max_shard_bytes is {max_shard_bytes}, expected at least 1, or None")
-    parsed = LlavaConfig.from_hf(config)
+    parsed = form.config.from_hf(config)
     state = nnx.split(parameters)[1] if isinstance(parameters, nnx.Module) else parameters
-    tensors = [_tensor(path, leaf.get_value(), parsed) for path, leaf in nnx.to_flat_state(state)]
-    tensors += _unused_vision(tensors, parsed)
-    dtypes = sorted({tensor.dtype.name for tensor in tensors})
-    renamed = [
-        TensorToWrite(dialect_key(t.key, dialect), t.dtype, t.shape, t.make) for t in tensors
+    tensors = [
+        _tensor(path, leaf.get_value(), form, parsed) for path, leaf in nnx.to_flat_state(state)
     ]
+    if isinstance(parsed, LlavaConfig | LlavaNextConfig):
+        tensors += _unused_vision(tensors, parsed)
+    dtypes = sorted({tensor.dtype.name for tensor in tensors})
+    rename = form.keys.dialect_key
+    renamed = [TensorToWrite(rename(t.key, dialect), t.dtype, t.shape, t.make) for t in tensors]
     renamed.sort(key=lambda tensor: tensor.key)
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     written = write_weights(directory, renamed, max_shard_bytes)
     content = {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        "architectures": [form.architecture],
+        "model_type": form.model_type,
         **{key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")},
     }
     if len(dtypes) == 1:
@@ -87,14 +100,16 @@ def save_checkpoint(
     return directory
 
 
-def _tensor(path: tuple[Any, ...], value: Any, config: LlavaConfig) -> TensorToWrite:
+def _tensor(
+    path: tuple[Any, ...], value: Any, form: CheckpointFormat, config: ModelConfig
+) -> TensorToWrite:
     """One parameter as a file stores it."""
     name = ".".join(map(str, path))
     if not isinstance(value, jax.Array | np.ndarray):
         raise CallError(f"parameter {name} has no value ({type(value).__name__}): load or make it")
     if value.dtype not in DTYPES.values():
         raise CallError(f"parameter {name} has dtype {value.dtype}, expected a float to save")
-    source = source_of(path, value.shape)
+    source = form.keys.source_of(path, value.shape)
     shape = source.stored_shape(config.vision.num_channels)
     return TensorToWrite(
         source.key, np.dtype(value.dtype), shape, partial(_stored, value, source, shape)
@@ -106,7 +121,9 @@ def _stored(value: jax.Array | np.ndarray, source: Source, shape: tuple[int, ...
     return host if source.layout == "copy" else host.T.reshape(shape)
 
 
-def _unused_vision(tensors: list[TensorToWrite], config: LlavaConfig) -> list[TensorToWrite]:
+def _unused_vision(
+    tensors: list[TensorToWrite], config: LlavaConfig | LlavaNextConfig
+) -> list[TensorToWrite]:
     """The tensors of the vision tower that only Hugging Face's model has, as identities."""
     first = {
         t.key.removeprefix(f"{_BLOCKS}0."): t for t in tensors if t.key.startswith(f"{_BLOCKS}0.")

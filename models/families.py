@@ -13,18 +13,22 @@ import numpy as np
 
 from resprune_jax.errors import CallError
 from resprune_jax.models import buckets
+from resprune_jax.models.anyres import num_tokens
 from resprune_jax.models.causal_lm import CausalLM
+from resprune_jax.models.checkpoint_formats import ModelConfig
 from resprune_jax.models.config import LlavaConfig
 from resprune_jax.models.images import ImageLike
 from resprune_jax.models.llava import Llava
+from resprune_jax.models.llava_next import LlavaNext
+from resprune_jax.models.llava_next_config import LlavaNextConfig
 from resprune_jax.models.mrope import Grid, rope_index, token_kinds
+from resprune_jax.models.next_processing import NextProcessor, stack_tiles
 from resprune_jax.models.processing import ImageAspect, ImageProcessor
 from resprune_jax.models.qwen2_5_vl import Qwen25VL
 from resprune_jax.models.qwen_config import Qwen25VLConfig
 from resprune_jax.models.qwen_processing import QwenProcessor, VisionInput, pack
 from resprune_jax.models.qwen_video import Sampling, VideoLike
 
-ModelConfig = LlavaConfig | Qwen25VLConfig
 Media = Literal["image", "video"]
 
 
@@ -127,13 +131,39 @@ class LlavaFamily:
         inputs = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
         if any(len(row) != 1 for row in rows):
             table = np.full((len(rows), max(map(len, rows))), -1, np.int32)
-            first = 0
-            for row, own in enumerate(rows):
-                table[row, : len(own)] = first + np.arange(len(own))
-                first += len(own)
+            for row, own in enumerate(_numbered(rows)):
+                table[row, : len(own)] = own
             inputs["rows"] = pad_rows(table, buckets.batch_bucket(len(rows)))
         layout = ImageLayout(self.config.num_visual_tokens)
         return Pictures(inputs, tuple((layout,) * len(row) for row in rows), batched=True)
+
+    def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> None:
+        """Positions count up: nothing is needed."""
+        return None
+
+
+class NextFamily:
+    """LLaVA-NeXT: a picture and its tiles, packed with a newline token behind each row."""
+
+    name = "LLaVA-NeXT"
+    resprune: Mapping[str, Any] = {}
+    positions: Literal["reindex", "original"] = "reindex"
+
+    def __init__(self, config: LlavaNextConfig, folder: Path) -> None:
+        self.config = config
+        self.processor = NextProcessor.from_checkpoint(folder, config)
+
+    def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
+        """See `Family.read`."""
+        _own_aspect(image_aspect, self.name)
+        images = [self.processor.image(_image(p, self.name)) for row in rows for p in row]
+        numbers = _numbered(rows)
+        pixels, tables = stack_tiles(
+            images, self.config, rows=numbers, batch=buckets.batch_bucket(len(rows))
+        )
+        counts = [ImageLayout(num_tokens(*image.size, self.config)) for image in images]
+        layouts = tuple(tuple(counts[i] for i in row) for row in numbers)
+        return Pictures({"pixels": pixels, "tables": tables}, layouts, batched=True)
 
     def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> None:
         """Positions count up: nothing is needed."""
@@ -153,34 +183,24 @@ class QwenFamily:
 
     def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
         """See `Family.read`."""
-        if image_aspect != "processor":
-            raise CallError(
-                f'image_aspect="{image_aspect}" is a way of LLaVA-1.5 to prepare images;'
-                f" {self.name} keeps their aspect ratio: leave it out"
-            )
-        inputs: list[VisionInput] = []
-        numbers: list[list[int]] = []
-        layouts = []
-        for row in rows:
-            numbers.append(list(range(len(inputs), len(inputs) + len(row))))
-            own = []
-            for picture in row:
-                media: Media = "image"
-                if isinstance(picture, Video):
-                    media = "video"
-                    read = self.processor.video(
-                        picture.frames, fps=picture.fps, sampling=picture.sampling
-                    )
-                else:
-                    read = self.processor.image(picture)
-                inputs.append(read)
-                grid = read.cells(self.config.vision)
-                own.append(ImageLayout(grid.num_tokens, media, grid))
-            layouts.append(tuple(own))
+        _own_aspect(image_aspect, self.name)
+        inputs = [self._input(picture) for row in rows for picture in row]
+        numbers = _numbered(rows)
         patches, tables = pack(
             inputs, self.config.vision, rows=numbers, batch=buckets.batch_bucket(len(rows))
         )
-        return Pictures({"patches": patches, "tables": tables}, tuple(layouts), batched=False)
+        layouts = tuple(tuple(self._layout(inputs[i]) for i in row) for row in numbers)
+        return Pictures({"patches": patches, "tables": tables}, layouts, batched=False)
+
+    def _input(self, picture: Picture) -> VisionInput:
+        if isinstance(picture, Video):
+            return self.processor.video(picture.frames, fps=picture.fps, sampling=picture.sampling)
+        return self.processor.image(picture)
+
+    def _layout(self, read: VisionInput) -> ImageLayout:
+        grid = read.cells(self.config.vision)
+        media: Media = "image" if read.seconds is None else "video"
+        return ImageLayout(grid.num_tokens, media, grid)
 
     def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> Any:
         """See `Family.rope`."""
@@ -189,6 +209,12 @@ class QwenFamily:
         grids = [[image.grid for image in row if image.grid is not None] for row in layouts]
         runs = buckets.image_bucket(max(map(len, grids)))
         return rope_index(kinds, valid, grids, config.vision.tokens_per_second, runs=runs)
+
+
+def _numbered(rows: Sequence[Sequence[Picture]]) -> list[list[int]]:
+    """The images of every row by number, counted through the rows."""
+    ends = np.cumsum([len(row) for row in rows]).tolist()
+    return [list(range(end - len(row), end)) for end, row in zip(ends, rows, strict=True)]
 
 
 def pad_rows(x: np.ndarray, size: int) -> np.ndarray:
@@ -202,8 +228,17 @@ def _image(picture: Picture, name: str) -> ImageLike:
     return picture
 
 
+def _own_aspect(image_aspect: ImageAspect, name: str) -> None:
+    if image_aspect != "processor":
+        raise CallError(
+            f'image_aspect="{image_aspect}" is a way of LLaVA-1.5 to prepare images; {name} keeps'
+            " their aspect ratio: leave it out"
+        )
+
+
 _FAMILIES: dict[str, tuple[type[Any], type[Any], type[CausalLM]]] = {
     "llava": (LlavaConfig, LlavaFamily, Llava),
+    "llava_next": (LlavaNextConfig, NextFamily, LlavaNext),
     "qwen2_5_vl": (Qwen25VLConfig, QwenFamily, Qwen25VL),
 }
 """By `model_type`: the configuration, the host's half, the module."""
