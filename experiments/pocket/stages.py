@@ -45,10 +45,33 @@ def initial(preset: str, rng_seed: int) -> tuple[Any, Any]:
                 part, layer = name.split(".")
                 kernel = getattr(getattr(block, part), layer).kernel
                 kernel[...] = kernel[...] * (2 * len(blocks)) ** -0.5
+    decoder = model.language_model
+    # Words enter with entries near 1, as large as what layers add; the norm in front of the tied
+    # head makes up for it. Smaller ones drown in the first layer's output.
+    table = decoder.embed_tokens.embedding
+    table[...] = table[...] * sizes.width**0.5
+    decoder.norm.scale[...] = decoder.norm.scale[...] * sizes.width**-0.5
+    _look_up(model)
     embeddings = model.vision_tower.embeddings
     embeddings.class_embedding[...] = 0.1 * embeddings.class_embedding[...]
     heads = Heads(sizes.width, sizes.vision_width, rngs=rngs)
     return nnx.split(nnx.Dict(model=model, heads=heads))
+
+
+def _look_up(model: Llava) -> None:
+    """Let the decoder's attention begin as a look-up: attend to what is alike, copy what is there.
+
+    Queries and keys start as the same projection, and each head's output undoes its values. Words
+    and visual tokens share a space after the first stage, so a word finds the patches that show it
+    from the first step on; found by gradient descent alone, that took most of the training.
+    """
+    for block in model.language_model.layers:
+        attention = block.self_attn
+        attention.q_proj.kernel[...] = 1.4 * attention.q_proj.kernel[...]
+        attention.k_proj.kernel[...] = jnp.copy(attention.q_proj.kernel[...])
+        values = jnp.linalg.qr(attention.v_proj.kernel[...])[0]
+        attention.v_proj.kernel[...] = values
+        attention.o_proj.kernel[...] = 0.3 * values.T
 
 
 @dataclass(frozen=True)
@@ -89,8 +112,15 @@ def see_loss(graph: Any) -> Loss:
     return loss
 
 
-def answer_loss(graph: Any, *, dense: float) -> Loss:
-    """The second stage's loss: that of the answers, and `dense` times the first stage's."""
+def answer_loss(graph: Any, *, dense: float = 0.5, questions: float = 0.3) -> Loss:
+    """The second stage's loss: cross entropy of the answers' tokens.
+
+    Args:
+        graph: of `initial`.
+        dense: weight of the first stage's loss, so that patches go on telling what they show.
+        questions: weight of the questions' own tokens: what follows "the red" is something red that
+            the image shows, which is to be looked up as an answer is.
+    """
 
     def loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         parts = nnx.merge(graph, params)
@@ -110,8 +140,10 @@ def answer_loss(graph: Any, *, dense: float) -> Loss:
         logits = model.project_logits(hidden[:, :, :-1])
         each = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, :, 1:])
         learn = batch["learn"][:, :, 1:]
+        asked = (batch["place"][:, :, 1:] > 0) & (segment[:, :, 1:] >= 0) & ~learn
         answers = jnp.sum(each * learn) / jnp.sum(learn)
-        metrics = {"answers": answers, "dense": total}
+        asking = jnp.sum(each * asked) / jnp.sum(learn)
+        metrics = {"answers": answers, "asking": asking, "dense": total}
         # A question is right when none of its answer's tokens is wrong.
         wrong = (jnp.argmax(logits, -1) != ids[:, :, 1:]) & learn
         numbers = jnp.arange(batch["family"].shape[1])
@@ -123,6 +155,6 @@ def answer_loss(graph: Any, *, dense: float) -> Loss:
             metrics[name] = jnp.sum(right & own) / jnp.where(own.any(), own.sum(), jnp.nan)
         keep = ("shape", "colour", "word", "digit")
         metrics |= {f"see_{name}": seen[name] for name in keep}
-        return answers + dense * total, metrics
+        return answers + questions * asking + dense * total, metrics
 
     return loss
