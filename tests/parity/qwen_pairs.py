@@ -16,7 +16,6 @@ from safetensors import safe_open
 
 from resprune_jax.methods import VisualTokens
 from resprune_jax.models.checkpoint_keys_qwen import canonical_key, source_of
-from resprune_jax.models.generate import assemble
 from resprune_jax.models.mrope import Grid, RopeIndex, rope_index, token_kinds
 from resprune_jax.models.qwen2_5_vl import Qwen25VL
 from resprune_jax.models.qwen_config import Qwen25VLConfig
@@ -185,11 +184,8 @@ def embed_prompts(
     model: Qwen25VL, ids: Any, index: Any, valid: Any, visual: VisualTokens
 ) -> jax.Array:
     """Input embeddings with the visual tokens in place."""
-    x, _, _ = assemble(
-        model, ids, index, valid, visual.embeddings, visual.valid,
-        length=ids.shape[1], positions="reindex",
-    )  # fmt: skip
-    return x
+    chosen = jnp.take_along_axis(visual.embeddings, jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where((index >= 0)[..., None], chosen, model.embed(ids))
 
 
 def excess(name: str, got: Any, expected: np.ndarray) -> float:

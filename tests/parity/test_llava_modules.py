@@ -114,8 +114,8 @@ def inputs(graph: Any, state: Any, ids: jax.Array, pixels: jax.Array) -> jax.Arr
     visual = model.encode_images(pixels)
     placeholder = ids == IMAGE_TOKEN_ID
     index = jnp.where(placeholder, jnp.cumsum(placeholder, axis=1) - 1, -1)
-    x, _, _ = assemble(
-        model, ids, index, jnp.ones(ids.shape, bool), visual.embeddings, visual.valid,
+    x, *_ = assemble(
+        model, ids, index, jnp.ones(ids.shape, bool), visual.embeddings, visual.valid, None,
         length=ids.shape[1], positions="reindex",
     )  # fmt: skip
     return x
