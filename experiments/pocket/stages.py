@@ -45,33 +45,10 @@ def initial(preset: str, rng_seed: int) -> tuple[Any, Any]:
                 part, layer = name.split(".")
                 kernel = getattr(getattr(block, part), layer).kernel
                 kernel[...] = kernel[...] * (2 * len(blocks)) ** -0.5
-    decoder = model.language_model
-    # Words enter with entries near 1, as large as what layers add; the norm in front of the tied
-    # head makes up for it. Smaller ones drown in the first layer's output.
-    table = decoder.embed_tokens.embedding
-    table[...] = table[...] * sizes.width**0.5
-    decoder.norm.scale[...] = decoder.norm.scale[...] * sizes.width**-0.5
-    _look_up(model)
     embeddings = model.vision_tower.embeddings
     embeddings.class_embedding[...] = 0.1 * embeddings.class_embedding[...]
     heads = Heads(sizes.width, sizes.vision_width, rngs=rngs)
     return nnx.split(nnx.Dict(model=model, heads=heads))
-
-
-def _look_up(model: Llava) -> None:
-    """Let the decoder's attention begin as a look-up: attend to what is alike, copy what is there.
-
-    Queries and keys start as the same projection, and each head's output undoes its values. Words
-    and visual tokens share a space after the first stage, so a word finds the patches that show it
-    from the first step on; found by gradient descent alone, that took most of the training.
-    """
-    for block in model.language_model.layers:
-        attention = block.self_attn
-        attention.q_proj.kernel[...] = 1.4 * attention.q_proj.kernel[...]
-        attention.k_proj.kernel[...] = jnp.copy(attention.q_proj.kernel[...])
-        values = jnp.linalg.qr(attention.v_proj.kernel[...])[0]
-        attention.v_proj.kernel[...] = values
-        attention.o_proj.kernel[...] = 0.3 * values.T
 
 
 @dataclass(frozen=True)
