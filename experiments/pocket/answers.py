@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.drills import DRILLS, OPENINGS, Fact, drill
 from resprune_jax.experiments.pocket.frozen import split_seed
 from resprune_jax.experiments.pocket.labels import owners
 from resprune_jax.experiments.pocket.lessons import lesson
@@ -19,7 +20,8 @@ from resprune_jax.experiments.pocket.words import Draw
 
 OPENING = "USER: <image>"
 LESSON = len(FAMILIES)
-NAMES = (*FAMILIES, "lesson")
+NAMES = (*FAMILIES, "lesson", *DRILLS)
+"""What segments are, by number."""
 
 _LEVELS, _ASKS, _DROPS = 3, 4, 5  # streams of random draws
 
@@ -43,13 +45,15 @@ class Phase:
     Attributes:
         until: share of the stage's steps at which it ends.
         levels: (level, weight) of scenes.
-        lessons: how many of an image's segments are lessons.
+        drills: how many of an image's chunks hold a drill.
+        lessons: how many of an image's other segments are lessons.
         instructions: share of batches whose questions carry their instruction.
         sparse: share of batches whose images come without most of their background.
     """
 
     until: float
     levels: tuple[tuple[int, float], ...]
+    drills: int
     lessons: int
     instructions: float
     sparse: float
@@ -90,8 +94,12 @@ class Answer:
             rng_seed = split_seed("train", self.start + index)
             level = Draw(rng_seed, _LEVELS).weighted(phase.levels)
             scene = make_scene(sizes.scenes.at_level(level), rng_seed)
-            asked = _asked(scene, Draw(rng_seed, _ASKS), phase.lessons, instructed)
-            row = pack(asked, self.chunks, self.size) | vars(targets(scene))
+            draw = Draw(rng_seed, _ASKS)
+            drills = _drilled(scene, draw, phase.drills, self.size)
+            asked = []
+            if phase.drills < self.chunks:
+                asked = _asked(scene, draw, phase.lessons, instructed)
+            row = pack([*drills, *asked], self.chunks, self.size) | vars(targets(scene))
             if sparse:
                 row["keep"] = _foreground(scene, self.sparse_tokens, rng_seed)
             rows.append(row)
@@ -102,8 +110,26 @@ MOST = 24
 """Questions an image, at most."""
 
 
-def _asked(scene: Scene, draw: Draw, lessons: int, instructed: bool) -> list[tuple[str, str, int]]:
-    """(prompt, answer, number in NAMES) of lessons and questions about a scene, mixed."""
+Segment = tuple[list[Fact], int]
+"""Facts (what is said, what follows and is learnt), and a number in NAMES."""
+
+
+def _drilled(scene: Scene, draw: Draw, count: int, size: int) -> list[Segment]:
+    """Drills of different kinds, each filling a chunk as far as the scene has facts."""
+    kinds = list(DRILLS)
+    draw.shuffle(kinds)
+    drills: list[Segment] = []
+    for kind in kinds:
+        facts = drill(scene, draw, kind) if len(drills) < count else []
+        if facts:
+            said, learnt = facts[0]
+            facts[0] = (f"\n{OPENINGS[kind]}: {said}", learnt)
+            drills.append((facts, NAMES.index(kind)))
+    return drills
+
+
+def _asked(scene: Scene, draw: Draw, lessons: int, instructed: bool) -> list[Segment]:
+    """Lessons and questions about a scene, mixed."""
     asked: list[tuple[str, str, int]] = []
     seen = set()
     for _ in range(6 * lessons):
@@ -114,14 +140,15 @@ def _asked(scene: Scene, draw: Draw, lessons: int, instructed: bool) -> list[tup
     for q in ask_many(scene, draw, MOST - len(asked)):
         text = q.prompt if instructed else q.question
         asked.append((text, q.answer, FAMILIES.index(q.family)))
-    return asked
+    return [([(f"\n{text} ASSISTANT:", answer)], own) for text, answer, own in asked]
 
 
-def pack(asked: list[tuple[str, str, int]], chunks: int, size: int) -> dict[str, np.ndarray]:
-    """Lay questions and answers out in chunks, as many as there is room for, the first ones first.
+def pack(segments: list[Segment], chunks: int, size: int) -> dict[str, np.ndarray]:
+    """Lay segments out in chunks, as many as there is room for, the first ones first.
 
     Args:
-        asked: (prompt, answer, family).
+        segments: of one fact each (a question and its answer), or of several, of which as many are
+            taken as one chunk has room for.
         chunks: C.
         size: W.
 
@@ -135,11 +162,21 @@ def pack(asked: list[tuple[str, str, int]], chunks: int, size: int) -> dict[str,
     learn = np.zeros((chunks, size), bool)
     family = np.full(MOST, -1, np.int32)
     used = np.zeros(chunks, int)
-    prompts = _encode([f"\n{text} ASSISTANT:" for text, _, _ in asked])
-    answers = _encode([f" {answer}" for _, answer, _ in asked])
+    facts = [fact for segment_facts, _ in segments for fact in segment_facts]
+    said = iter(_encode([fact[0] for fact in facts]))
+    learnt = iter(_encode([fact[1] for fact in facts]))
     number = 0
-    for prompt, answer, (_, _, own) in zip(prompts, answers, asked, strict=True):
-        whole = [*prompt, *answer, tokenizer.END]
+    for segment_facts, own in segments:
+        whole: list[int] = []
+        learns: list[bool] = []
+        for index in range(len(segment_facts)):
+            prompt, answer = next(said), next(learnt)
+            if index and len(whole) + len(prompt) + len(answer) >= size:
+                continue
+            whole += [*prompt, *answer]
+            learns += [False] * len(prompt) + [True] * len(answer)
+        whole.append(tokenizer.END)
+        learns.append(True)
         fitting = np.flatnonzero(used + len(whole) <= size)
         if not len(fitting) or number == MOST:
             continue
@@ -148,7 +185,7 @@ def pack(asked: list[tuple[str, str, int]], chunks: int, size: int) -> dict[str,
         ids[chunk, at] = whole
         segment[chunk, at] = number
         place[chunk, at] = np.arange(len(whole))
-        learn[chunk, at] = np.arange(len(whole)) >= len(prompt)
+        learn[chunk, at] = learns
         family[number] = own
         used[chunk] += len(whole)
         number += 1

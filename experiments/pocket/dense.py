@@ -34,6 +34,7 @@ class Heads(nnx.Module):
     def __init__(self, width: int, vision_width: int, *, rngs: nnx.Rngs) -> None:
         """Make them for visual tokens of `width` and a class token of `vision_width` numbers."""
         self.middle = nnx.Linear(width, 2, rngs=rngs)
+        self.centre = nnx.Linear(width, 2, rngs=rngs)
         self.anchor = nnx.Linear(width, 1, rngs=rngs)
         self.word = nnx.Linear(width, len(WORDS), rngs=rngs)
         self.digits = nnx.Linear(width, 3 * (NO_DIGIT + 1), rngs=rngs)
@@ -116,6 +117,10 @@ def dense_loss(
     away = jnp.abs(heads.middle(visual) - middle)
     total += 0.5 * _mean(optax.huber_loss(away, delta=0.5).sum(-1), shown)
     metrics["middle"] = _mean(away.max(-1), shown)
+    # Attention hands on what a patch shows, not where it lies: where must be a part of what.
+    off = jnp.abs(heads.centre(visual) - jnp.nan_to_num(batch["centre"]))
+    total += 3.0 * _mean(optax.huber_loss(off, delta=0.1).sum(-1), shown) / 0.1
+    metrics["centre"] = _mean(off.max(-1), shown)
     anchor = heads.anchor(visual)[..., 0]
     is_anchor = (batch["anchor"] == 1).astype(jnp.float32)
     total += _mean(optax.sigmoid_binary_cross_entropy(anchor, is_anchor), shown)

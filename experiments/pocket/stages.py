@@ -11,6 +11,7 @@ from flax import nnx
 
 from resprune_jax.experiments.pocket.answers import NAMES, opening_ids
 from resprune_jax.experiments.pocket.dense import Heads, dense_loss, normalise
+from resprune_jax.experiments.pocket.drills import DRILLS
 from resprune_jax.experiments.pocket.frozen import split_seed
 from resprune_jax.experiments.pocket.parts import PAGES
 from resprune_jax.experiments.pocket.recipe import recipe
@@ -47,8 +48,21 @@ def initial(preset: str, rng_seed: int) -> tuple[Any, Any]:
                 kernel[...] = kernel[...] * (2 * len(blocks)) ** -0.5
     embeddings = model.vision_tower.embeddings
     embeddings.class_embedding[...] = 0.1 * embeddings.class_embedding[...]
+    # Random places, small beside what a patch shows, were never learnt to be told apart.
+    places = _waves(sizes.scenes.grid, sizes.vision_width)
+    embeddings.position_embedding.embedding[1:] = jnp.asarray(0.5 * places)
     heads = Heads(sizes.width, sizes.vision_width, rngs=rngs)
     return nnx.split(nnx.Dict(model=model, heads=heads))
+
+
+def _waves(grid: int, width: int) -> np.ndarray:
+    """(grid^2, width): sines and cosines of the column, then of the row, from half a turn up."""
+    at = (np.arange(grid) + 0.5) / grid
+    turns = np.geomspace(0.5, grid / 4, width // 4)
+    waves = 2 * np.pi * at[:, None] * turns
+    one = np.concatenate([np.sin(waves), np.cos(waves)], axis=1)  # [grid, width / 2]
+    row, column = np.divmod(np.arange(grid * grid), grid)
+    return np.concatenate([one[column], one[row]], axis=1).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,9 @@ def see_loss(graph: Any) -> Loss:
     return loss
 
 
-def answer_loss(graph: Any, *, dense: float = 0.5, questions: float = 0.3) -> Loss:
+def answer_loss(
+    graph: Any, *, dense: float = 0.5, questions: float = 0.3, tower: bool = True
+) -> Loss:
     """The second stage's loss: cross entropy of the answers' tokens.
 
     Args:
@@ -97,6 +113,7 @@ def answer_loss(graph: Any, *, dense: float = 0.5, questions: float = 0.3) -> Lo
         dense: weight of the first stage's loss, so that patches go on telling what they show.
         questions: weight of the questions' own tokens: what follows "the red" is something red that
             the image shows, which is to be looked up as an answer is.
+        tower: whether vision tower and projector learn too; `dense` counts only then.
     """
 
     def loss(params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -104,7 +121,10 @@ def answer_loss(graph: Any, *, dense: float = 0.5, questions: float = 0.3) -> Lo
         model = parts.model
         x, _ = model.vision_tower.encode(normalise(batch["image"]))
         visual = model.multi_modal_projector(x[:, 1:])
-        total, seen = dense_loss(model, parts.heads, visual, x[:, 0], batch)
+        if tower:
+            total, seen = dense_loss(model, parts.heads, visual, x[:, 0], batch)
+        else:
+            total, seen, visual = jnp.zeros(()), {}, jax.lax.stop_gradient(visual)
         if "keep" in batch:
             visual = jnp.take_along_axis(visual, batch["keep"][..., None], axis=1)
         opening = model.embed(jnp.array(opening_ids()))
@@ -125,13 +145,17 @@ def answer_loss(graph: Any, *, dense: float = 0.5, questions: float = 0.3) -> Lo
         wrong = (jnp.argmax(logits, -1) != ids[:, :, 1:]) & learn
         numbers = jnp.arange(batch["family"].shape[1])
         which = segment[:, :, 1:, None] == numbers
-        right = ~jnp.any(wrong[..., None] & which, axis=(1, 2))  # [B, Q]
+        mistakes = jnp.sum(wrong[..., None] & which, axis=(1, 2))  # [B, Q]
+        learnt = jnp.sum(learn[..., None] & which, axis=(1, 2))
         for number, name in enumerate(NAMES):
             own = batch["family"] == number
+            right = (mistakes == 0).astype(jnp.float32)
+            if name in DRILLS:  # many facts in one: the share of its tokens
+                right = 1 - mistakes / jnp.maximum(learnt, 1)
             # None of a kind in a batch is no accuracy: the log's mean leaves it out.
-            metrics[name] = jnp.sum(right & own) / jnp.where(own.any(), own.sum(), jnp.nan)
-        keep = ("shape", "colour", "word", "digit")
-        metrics |= {f"see_{name}": seen[name] for name in keep}
+            metrics[name] = jnp.sum(right * own) / jnp.where(own.any(), own.sum(), jnp.nan)
+        keep = ("shape", "colour", "word", "digit", "centre")
+        metrics |= {f"see_{name}": seen[name] for name in keep if name in seen}
         return answers + questions * asking + dense * total, metrics
 
     return loss

@@ -1,8 +1,8 @@
 """What the vision tower is taught of a scene beside the words of its patches.
 
-A patch that shows a part is also told where that part's middle is, whether it holds the middle, and
-what the whole text says; the class token is told what the image shows. Linear heads read these from
-the projector's output and are thrown away after training.
+A patch that shows a part is also told where that part's middle is, from itself and in the image,
+whether it holds the middle, and what the whole text says; the class token is told what the image
+shows. Linear heads read these from the projector's output and are thrown away after training.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ class Targets:
         labels: (N, 7) int32, see `dense_labels`.
         middle: (N, 2) float32, from the patch's middle to that of the part that it shows, (x, y) in
             patches; NaN where it shows none.
+        centre: (N, 2) float32, that middle in the image, (x, y) from -1 to 1; NaN as above.
         anchor: (N,) int8, whether the patch holds that middle; -1 where it shows no part.
         text: (N, 4) int32: the word's index, then the number's three digits (NO_DIGIT: it has no
             third); -1 where there is none.
@@ -39,6 +40,7 @@ class Targets:
     image: np.ndarray
     labels: np.ndarray
     middle: np.ndarray
+    centre: np.ndarray
     anchor: np.ndarray
     text: np.ndarray
     present: np.ndarray
@@ -56,6 +58,8 @@ def targets(scene: Scene) -> Targets:
     shown = owner >= 0
     middle = np.full((grid * grid, 2), np.nan, np.float32)
     middle[shown] = middles[owner[shown]] - np.stack([column, row], 1)[shown] - 0.5
+    centre = np.full((grid * grid, 2), np.nan, np.float32)
+    centre[shown] = 2 * middles[owner[shown]] / grid - 1
     anchor = np.where(shown, 0, -1).astype(np.int8)
     own = anchors(scene)
     anchor[own[owner[own] == np.arange(len(own))]] = 1
@@ -70,4 +74,4 @@ def targets(scene: Scene) -> Targets:
         else:
             digits = [int(digit) for digit in printed.answer] + [NO_DIGIT]
             text[owner == i, 1:] = digits[:3]
-    return Targets(render(scene), dense_labels(scene), middle, anchor, text, present)
+    return Targets(render(scene), dense_labels(scene), middle, centre, anchor, text, present)

@@ -11,13 +11,15 @@ from flax import nnx
 
 from resprune_jax.experiments.pocket import answers, recipe, stages, tokenizer, trainer
 from resprune_jax.experiments.pocket.answers import MOST, NAMES, Answer, Phase, pack
+from resprune_jax.experiments.pocket.drills import DRILLS, drill
 from resprune_jax.experiments.pocket.frozen import split_seed
 from resprune_jax.experiments.pocket.labels import SLOTS, VOCABULARY, dense_labels, owners
 from resprune_jax.experiments.pocket.parts import PRESETS
+from resprune_jax.experiments.pocket.questions import FAMILIES
 from resprune_jax.experiments.pocket.scenes import coverage, make_scene
 from resprune_jax.experiments.pocket.segments import run_segments
 from resprune_jax.experiments.pocket.targets import NO_DIGIT, targets
-from resprune_jax.experiments.pocket.words import WORDS
+from resprune_jax.experiments.pocket.words import WORDS, Draw
 from resprune_jax.models.config import LlavaConfig
 from resprune_jax.models.llava import Llava
 
@@ -26,8 +28,8 @@ TINY = recipe.Recipe(
     inner=32,
 )  # fmt: skip
 PHASES = (
-    Phase(0.5, ((0, 1.0),), 6, 0.0, 1.0),
-    Phase(1.0, ((3, 0.5), (4, 0.5)), 3, 1.0, 0.0),
+    Phase(0.5, ((0, 1.0),), 2, 6, 0.0, 1.0),
+    Phase(1.0, ((3, 0.5), (4, 0.5)), 0, 3, 1.0, 0.0),
 )
 
 
@@ -73,7 +75,9 @@ def test_segments_are_what_the_decoder_computes_for_each_question_alone(batch):
 
 
 def test_pack_keeps_questions_whole_and_drops_what_has_no_room():
-    asked = [(f"what number is {'under ' * i}it?", str(100 + i), i % 5) for i in range(12)]
+    asked = [
+        ([(f"what number is {'under ' * i}it? assistant:", str(100 + i))], i % 5) for i in range(12)
+    ]
     out = pack(asked, chunks=2, size=40)
     tok = tokenizer.make_tokenizer()
     packed = int((out["family"] >= 0).sum())
@@ -86,14 +90,70 @@ def test_pack_keeps_questions_whole_and_drops_what_has_no_room():
         ids, learn = out["ids"][chunk, at], out["learn"][chunk, at]
         answer = tok.decode(list(ids[learn]))
         assert ids[-1] == tokenizer.END and learn[-1]
-        text = next(i for i, (_, a, _) in enumerate(asked) if a == answer)
+        text = next(i for i, (facts, _) in enumerate(asked) if facts[0][1] == answer)
         assert tok.decode(list(ids[~learn])).endswith("assistant :")
-        assert out["family"][number] == asked[text][2]
+        assert out["family"][number] == asked[text][1]
         seen.append(text)
     assert len(set(seen)) == packed
     assert (out["ids"][out["segment"] < 0] == tokenizer.PAD).all()
     assert not out["learn"][out["segment"] < 0].any()
     print(f"{packed} of 12 questions packed")
+
+
+def test_a_drill_lies_in_one_chunk_and_learns_only_what_follows():
+    tok = tokenizer.make_tokenizer()
+    drawn = 0
+    for index in range(12):
+        scene = make_scene(PRESETS["cpu"].at_level(1 + index % 4), split_seed("validation", index))
+        drills = answers._drilled(scene, Draw(index), 4, 64)
+        out = pack(drills, chunks=4, size=64)
+        assert len(drills) <= 4 and len({kind for _, kind in drills}) == len(drills)
+        for number, (facts, kind) in enumerate(drills):
+            chunk, at = np.nonzero(out["segment"] == number)
+            assert len(set(chunk)) == 1 and (np.diff(at) == 1).all()
+            assert out["family"][number] == kind
+            learn = out["learn"][chunk, at]
+            learnt = out["ids"][chunk, at][learn]
+            answers_ids = [tok.encode(a, add_special_tokens=False).ids for _, a in facts]
+            # As many facts as there is room for, in their order, some left out; then the end.
+            left = list(learnt[:-1])
+            for ids in answers_ids:
+                if left[: len(ids)] == ids:
+                    left = left[len(ids) :]
+            assert not left and learnt[-1] == tokenizer.END
+            drawn += int(learn.sum())
+    print(f"{drawn} tokens of drills learnt")
+    assert drawn > 500
+
+
+def test_drills_tell_the_truth():
+    told = dict.fromkeys(DRILLS, 0)
+    yes = no = 0
+    for index in range(60):
+        scene = make_scene(PRESETS["cpu"].at_level(1 + index % 4), split_seed("validation", index))
+        for kind in DRILLS:
+            for said, learnt in drill(scene, Draw(index), kind):
+                told[kind] += 1
+                words = said.replace(":", "").split()
+                if kind in ("check", "count"):
+                    among = [
+                        thing for thing in scene.things
+                        if set(words) - {"object"} <= {thing.shape, thing.colour}
+                    ]  # fmt: skip
+                    expected = str(len(among)) if kind == "count" else "yes" if among else "no"
+                    assert learnt == expected, (said, learnt)
+                    yes, no = yes + (learnt == "yes"), no + (learnt == "no")
+                elif kind == "name":
+                    parts = set(words + learnt.split()) - {"object"}
+                    fitting = [
+                        thing for thing in scene.things
+                        if parts == {thing.size, thing.shape, thing.colour}
+                    ]  # fmt: skip
+                    assert fitting, (said, learnt)
+                elif kind == "read":
+                    assert learnt in [text.answer for text in scene.texts]
+    print(told, f"{yes} yes, {no} no")
+    assert min(told.values()) > 40 and 0.7 < yes / no < 1.5
 
 
 def test_batches_follow_the_curriculum_and_are_functions_of_the_step(batch):
@@ -106,7 +166,8 @@ def test_batches_follow_the_curriculum_and_are_functions_of_the_step(batch):
     assert "reading" not in families  # level 0 has no text
     assert families.count("lesson") > families.count("counting") / 4
     later = [NAMES[i] for i in batch["family"].reshape(-1) if i >= 0]
-    assert set(later) == set(NAMES)
+    assert set(later) == {*FAMILIES, "lesson"}
+    assert len([name for name in families if name in DRILLS]) == 6  # two an image
 
 
 def test_sparse_images_keep_every_patch_that_shows_something():
@@ -139,6 +200,7 @@ def test_targets_agree_with_the_scene():
             box = np.array(part.box) / 14
             middle = np.stack([column, row], 1) + 0.5 + told.middle[own]
             np.testing.assert_allclose(middle, [(box[:2] + box[2:]) / 2] * len(own), atol=1e-4)
+            np.testing.assert_allclose(told.centre[own], middle / 6 - 1, atol=1e-4)
             if number >= len(scene.things) and part.kind == "word":
                 words += 1
                 assert {WORDS[i] for i in told.text[own, 0]} == {part.answer}
