@@ -11,7 +11,7 @@ from resprune_jax.experiments.pocket.drills import DRILLS, OPENINGS, Fact, drill
 from resprune_jax.experiments.pocket.frozen import split_seed
 from resprune_jax.experiments.pocket.labels import owners
 from resprune_jax.experiments.pocket.lessons import lesson
-from resprune_jax.experiments.pocket.parts import Scene
+from resprune_jax.experiments.pocket.parts import PAGES, TOP, Scene
 from resprune_jax.experiments.pocket.questions import FAMILIES, ask_many
 from resprune_jax.experiments.pocket.recipe import recipe
 from resprune_jax.experiments.pocket.scenes import make_scene
@@ -59,6 +59,16 @@ class Phase:
     sparse: float
 
 
+CURRICULUM = (
+    Phase(0.06, ((1, 0.5), (2, 0.5)), 4, 0, 0.0, 0.7),
+    Phase(0.25, ((1, 0.1), (2, 0.5), (3, 0.4)), 3, 1, 0.0, 0.7),
+    Phase(0.50, ((2, 0.3), (3, 0.5), (TOP, 0.2)), 2, 1, 0.2, 0.6),
+    Phase(0.75, ((2, 0.05), (3, 0.35), (TOP, 0.5), (PAGES, 0.1)), 1, 1, 0.4, 0.5),
+    Phase(1.00, ((3, 0.2), (TOP, 0.8)), 0, 0, 0.7, 0.4),
+)
+"""From drills about one or two objects to instructed questions about crowded scenes."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """Batches of the second stage.
@@ -77,7 +87,7 @@ class Answer:
     preset: str
     images: int
     steps: int
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, ...] = CURRICULUM
     chunks: int = 4
     size: int = 64
     sparse_tokens: int = 72

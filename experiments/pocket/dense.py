@@ -16,6 +16,12 @@ from resprune_jax.models.llava import Llava
 LABEL_IDS = tuple(tokenizer.piece_id(word) for word in VOCABULARY)
 """Rows of the LLM's embedding table for the words that label patches."""
 
+PLACE_IDS = tuple(
+    tuple(tokenizer.piece_id(word) for word in words)
+    for words in (("left", "center", "right"), ("top", "center", "bottom"))
+)
+"""Words for the thirds of the image, of columns and of rows."""
+
 _KINDS = 4  # background, object, word, number
 _RANGES = {
     "kind": (0, _KINDS),
@@ -118,9 +124,16 @@ def dense_loss(
     total += 0.5 * _mean(optax.huber_loss(away, delta=0.5).sum(-1), shown)
     metrics["middle"] = _mean(away.max(-1), shown)
     # Attention hands on what a patch shows, not where it lies: where must be a part of what.
-    off = jnp.abs(heads.centre(visual) - jnp.nan_to_num(batch["centre"]))
+    centre = jnp.nan_to_num(batch["centre"])
+    off = jnp.abs(heads.centre(visual) - centre)
     total += 3.0 * _mean(optax.huber_loss(off, delta=0.1).sum(-1), shown) / 0.1
     metrics["centre"] = _mean(off.max(-1), shown)
+    # A read-out of its own can amplify what the decoder would not notice; words cannot.
+    thirds = jnp.clip(1.5 * (centre + 1), 0, 2).astype(jnp.int32)  # [B, N, 2]
+    places = unit(model.embed(jnp.array(PLACE_IDS)))  # [2, 3, d]
+    alike = scale[0] * jnp.einsum("bnd,rwd->bnrw", unit(visual), places)
+    loss, metrics["third"] = _choice(alike, jnp.where(shown[..., None], thirds, -1))
+    total += 2.0 * loss
     anchor = heads.anchor(visual)[..., 0]
     is_anchor = (batch["anchor"] == 1).astype(jnp.float32)
     total += _mean(optax.sigmoid_binary_cross_entropy(anchor, is_anchor), shown)

@@ -103,6 +103,39 @@ def see_loss(graph: Any) -> Loss:
     return loss
 
 
+VISUAL_NORM = 8.0
+"""Of a visual token when the second stage begins; a word's row of the embedding table has 1."""
+
+
+def levelled(graph: Any, params: Any, batch: dict[str, Any]) -> Any:
+    """Parameters with the projector's output scaled down; its read-outs say what they said.
+
+    Only the directions of visual tokens count in most of the first stage, and they come out of it
+    fifty times as long as words: nothing that the decoder's layers add would turn them.
+
+    Args:
+        graph: of `initial`.
+        params: from the first stage.
+        batch: of `See`, to measure on.
+    """
+    parts = nnx.merge(graph, jax.tree.map(jnp.array, params))
+    model, heads = parts.model, parts.heads
+    # One compiled function of the pytree: eager layers would be compiled one by one.
+    norm = jax.jit(_visual_norm)(model, batch["image"])
+    scale = VISUAL_NORM / norm
+    last = model.multi_modal_projector.linear_2
+    for entries in (last.kernel, last.bias):
+        entries[...] = entries[...] * scale
+    for head in (heads.middle, heads.centre, heads.anchor, heads.word, heads.digits):
+        head.kernel[...] = head.kernel[...] / scale
+    return nnx.split(parts)[1]
+
+
+def _visual_norm(model: Llava, images: jax.Array) -> jax.Array:
+    x, _ = model.vision_tower.encode(normalise(images))
+    return jnp.linalg.norm(model.multi_modal_projector(x[:, 1:]), axis=-1).mean()
+
+
 def answer_loss(
     graph: Any, *, dense: float = 0.5, questions: float = 0.3, tower: bool = True
 ) -> Loss:
@@ -154,7 +187,7 @@ def answer_loss(
                 right = 1 - mistakes / jnp.maximum(learnt, 1)
             # None of a kind in a batch is no accuracy: the log's mean leaves it out.
             metrics[name] = jnp.sum(right * own) / jnp.where(own.any(), own.sum(), jnp.nan)
-        keep = ("shape", "colour", "word", "digit", "centre")
+        keep = ("shape", "colour", "word", "digit", "third")
         metrics |= {f"see_{name}": seen[name] for name in keep if name in seen}
         return answers + questions * asking + dense * total, metrics
 

@@ -1,0 +1,187 @@
+"""The figures of an evaluation as tables: on a terminal, or as Markdown for documents."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Figures = Mapping[str, Any]
+Row = tuple[str, ...]
+
+NAMES = {
+    "full": "all tokens",
+    "blank": "blank image",
+    "resprune": "ResPrune",
+    "alpha0": "ResPrune, alpha 0",
+    "random": "random tokens",
+    "oracle": "object's patches",
+}
+
+
+def percent(estimate: Figures) -> str:
+    """A share with its interval, as "93.1 (92.0 to 94.0)"."""
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def points(estimate: Figures) -> str:
+    """A difference with its interval, as "+1.2 (-0.3 to +2.6)"."""
+    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def accuracy_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a setting: tokens, accuracy of all questions with its interval, what it lost."""
+    head = ("tokens", "which", "kept", "accuracy, %", "lost, points")
+    rows: list[Row] = []
+    for setting in figures["settings"]:
+        share = setting["ratio"] or "all"
+        lost = points(setting["lost"]["overall"]) if "lost" in setting else ""
+        rows.append(
+            (share, NAMES[setting["method"]], f"{setting['kept']:.1f}",
+             percent(setting["accuracy"]["overall"]), lost)
+        )  # fmt: skip
+    return head, rows
+
+
+def family_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a setting, a column a family; under the full model's its intervals."""
+    families = [name for name in figures["settings"][0]["accuracy"] if name != "overall"]
+    rows: list[Row] = []
+    for setting in figures["settings"]:
+        own = [setting["accuracy"][family] for family in families]
+        cells = [f"{100 * one['value']:.1f}" for one in own]
+        rows.append((setting["ratio"] or "all", NAMES[setting["method"]], *cells))
+        if setting["method"] == "full":
+            spans = [f"{100 * one['low']:.1f} to {100 * one['high']:.1f}" for one in own]
+            rows.append(("", "95 % interval", *spans))
+    return ("tokens", "which", *families), rows
+
+
+def kind_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a kind of question: right answers of the full model and of `resprune` at each ratio."""
+    shown = [s for s in figures["settings"] if s["method"] in ("full", "resprune")]
+    head = ("kind", "asked", *(s["ratio"] or "all tokens" for s in shown))
+    rows: list[Row] = []
+    for kind, (_, asked) in shown[0]["kinds"].items():
+        cells = [f"{100 * setting['kinds'][kind][0] / asked:.1f}" for setting in shown]
+        rows.append((kind, str(asked), *cells))
+    return head, rows
+
+
+def comparison_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a pair of methods and ratio: what the one gains over the other."""
+    head = ("tokens", "which", "over", "gain, points")
+    rows: list[Row] = [
+        (one["ratio"], NAMES[one["method"]], NAMES[one["over"]], points(one["gain"]))
+        for one in figures["comparisons"]
+    ]
+    return head, rows
+
+
+def auc_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a family: how well text relevance finds what the question names."""
+    rows: list[Row] = []
+    for name, one in figures["relevance_auc"].items():
+        interval = f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        rows.append((name, str(one["questions"]), interval))
+    return ("questions about", "asked", "mean AUC"), rows
+
+
+def goal_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a goal of the bench: what was measured, and whether it is met."""
+    by_name = {setting["name"]: setting for setting in figures["settings"]}
+    full = by_name["full"]["accuracy"]
+    overall = full["overall"]["value"]
+    worst = min((one["value"], name) for name, one in full.items() if name != "overall")
+    goals = [
+        ("all tokens: at least 90 % right", f"{100 * overall:.1f}", overall >= 0.90),
+        (
+            "every family: at least 80 % right",
+            f"{100 * worst[0]:.1f} ({worst[1]})",
+            worst[0] >= 0.80,
+        ),
+    ]
+    if "blank" in by_name:
+        blind = by_name["blank"]["accuracy"]["overall"]["value"]
+        goals.append(("blank image: under 55 % right", f"{100 * blind:.1f}", blind < 0.55))
+    for name, what, reached in (
+        ("random 1/9", "random 1/9 of the tokens: at least 10 points lost", lambda x: x >= 0.10),
+        ("oracle 1/9", "object's patches, 1/9 at most: at most 3 points lost", lambda x: x <= 0.03),
+    ):
+        if name in by_name:
+            lost = by_name[name]["lost"]["overall"]["value"]
+            goals.append((what, f"{100 * lost:+.1f}", reached(lost)))
+    if "overall" in figures["relevance_auc"]:
+        area = figures["relevance_auc"]["overall"]["value"]
+        goals.append(("mean AUC of text relevance: at least 0.75", f"{area:.3f}", area >= 0.75))
+    rows: list[Row] = [(what, value, "yes" if met else "no") for what, value, met in goals]
+    return ("goal", "measured", "met"), rows
+
+
+def _tables(figures: Figures) -> list[tuple[str, tuple[Row, list[Row]]]]:
+    made = [
+        ("Goals", goal_table(figures)),
+        ("Accuracy", accuracy_table(figures)),
+        ("Accuracy by family, %", family_table(figures)),
+        (
+            "Accuracy by kind of question, %: all tokens, and ResPrune at each share",
+            kind_table(figures),
+        ),
+        ("Gains, of all questions", comparison_table(figures)),
+        ("Text relevance: does it find the patches of what a question names?", auc_table(figures)),
+    ]
+    return [(title, table) for title, table in made if table[1]]
+
+
+def source(figures: Figures) -> str:
+    """Where the figures come from, in a sentence."""
+    frozen = "the frozen test set" if figures["split"] == "test" else "validation scenes"
+    return (
+        f"{figures['questions']:,} questions about {figures['scenes']} scenes of {frozen}"
+        f" (preset {figures['preset']}, {figures['visual_tokens']} visual tokens), 95 % intervals"
+        " in brackets (accuracies: Wilson, widened as far as questions about one scene go together;"
+        " differences: paired, by bootstrap over scenes); nouns by"
+        f" {figures['noun_backend']}."
+    )
+
+
+CAVEAT = "A test bench for ideas and regressions, not a claim about 7B models."
+
+
+def show(figures: Figures, screen: "Console") -> None:
+    """Print the tables."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    screen.print(f"[bold]{escape(figures['model'])}[/bold]: {escape(source(figures))}")
+    screen.print(f"{CAVEAT}\n")
+    for title, (head, rows) in _tables(figures):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for name in head:
+            table.add_column(name, min_width=max(map(len, name.split())))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        screen.print(table)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table in Markdown, a line a row."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def markdown(figures: Figures, *, level: int = 3) -> str:
+    """All tables in Markdown.
+
+    Args:
+        figures: what `summary.summary` made.
+        level: of the headings.
+    """
+    parts = [f"{source(figures)} {CAVEAT}\n"]
+    for title, (head, rows) in _tables(figures):
+        parts.append(f"{'#' * level} {title}\n")
+        parts.append(markdown_table(head, rows))
+    return "\n".join(parts)
