@@ -1,5 +1,6 @@
 """`resprune answer`: questions about images, one at a time or as a run that can be resumed."""
 
+import functools
 import json
 import logging
 import sys
@@ -10,7 +11,13 @@ from typing import Any
 
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.answer_options import AnswerOptions, check, settings_of
-from resprune_jax.experiments.common import console, reason, use_compilation_cache
+from resprune_jax.experiments.common import (
+    Keep,
+    checkpoint_of,
+    console,
+    reason,
+    use_compilation_cache,
+)
 from resprune_jax.experiments.rows import Results, Row, read_rows
 
 logger = logging.getLogger("resprune_jax")
@@ -18,10 +25,37 @@ logger = logging.getLogger("resprune_jax")
 Load = Callable[..., Any]
 
 
-def _generate(lvlm: Any, options: AnswerOptions, rows: Sequence[Row]) -> Any:
+MOST_LISTED = 8
+"""Prompts whose visual tokens are listed before a run goes on."""
+
+
+class Announcer:
+    """Says what the images of the first prompts give and what is kept of them, once each."""
+
+    def __init__(self) -> None:
+        self._said: set[int] = set()
+
+    def __call__(self, rows: Sequence[Row], found: Sequence[Any]) -> None:
+        """Log the counts of a batch; `found` is what `LVLM.generate` announces."""
+        for row, each in zip(rows, found, strict=True):
+            if row.index in self._said or len(self._said) > MOST_LISTED:
+                continue
+            self._said.add(row.index)
+            if len(self._said) > MOST_LISTED:
+                logger.warning("the visual tokens of further rows are in their results")
+                continue
+            counts = " + ".join(str(count) for count in each.images)
+            whole = f" = {sum(each.images)}" if len(each.images) > 1 else ""
+            logger.warning("%s: %s%s visual tokens, %d kept", row.name, counts, whole, each.kept)
+
+
+def _generate(
+    lvlm: Any, options: AnswerOptions, rows: Sequence[Row], announcer: Announcer | None = None
+) -> Any:
+    announce = None if announcer is None else functools.partial(announcer, rows)
     budgets = [row.keep for row in rows]
     return lvlm.generate(
-        [row.path for row in rows],
+        [row.pictures() for row in rows],
         [row.prompt for row in rows],
         method=options.method,
         keep=None if options.method == "none" else budgets,
@@ -34,7 +68,11 @@ def _generate(lvlm: Any, options: AnswerOptions, rows: Sequence[Row]) -> Any:
         seed_rule=options.seed_rule,
         tolerance=options.tolerance,
         image_aspect=options.image_aspect,
+        budget=options.budget,
+        newline=options.newline,
+        positions=options.positions,
         strict_nouns=options.strict_nouns,
+        announce=announce,
     )
 
 
@@ -61,7 +99,9 @@ def _results(rows: Sequence[Row], made: Any) -> list[dict[str, Any]]:
     return results
 
 
-def answer_rows(lvlm: Any, options: AnswerOptions, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def answer_rows(
+    lvlm: Any, options: AnswerOptions, rows: Sequence[Row], announcer: Announcer | None = None
+) -> list[dict[str, Any]]:
     """Answer a batch; if it fails as a whole, find the bad rows, so that only they fail.
 
     Rows with unreadable images leave first and the others run together again, in the shapes that
@@ -71,17 +111,18 @@ def answer_rows(lvlm: Any, options: AnswerOptions, rows: Sequence[Row]) -> list[
         One result a row, in order; a row that failed has "error" in place of "answer".
     """
     try:
-        return _results(rows, _generate(lvlm, options, rows))
+        return _results(rows, _generate(lvlm, options, rows, announcer))
     except Exception as error:
         logger.debug("a batch of %d rows failed", len(rows), exc_info=True)
         if len(rows) == 1:
             return [rows[0].result(error=reason(error))]
+    again = functools.partial(answer_rows, lvlm, options, announcer=announcer)
     bad = {row.index: row.result(error=why) for row in rows if (why := _unreadable(row))}
     if bad:
         good = [row for row in rows if row.index not in bad]
-        found = bad | {r["row"]: r for r in (answer_rows(lvlm, options, good) if good else [])}
+        found = bad | {r["row"]: r for r in (again(good) if good else [])}
         return [found[row.index] for row in rows]
-    return [answer_rows(lvlm, options, [row])[0] for row in rows]
+    return [again([row])[0] for row in rows]
 
 
 def _unreadable(row: Row) -> str | None:
@@ -89,7 +130,8 @@ def _unreadable(row: Row) -> str | None:
     from resprune_jax.models.images import open_image
 
     try:
-        open_image(row.path)
+        for path in row.paths:
+            open_image(path)
     except Exception as error:
         return reason(error)
     return None
@@ -97,10 +139,11 @@ def _unreadable(row: Row) -> str | None:
 
 def _load(options: AnswerOptions) -> Any:
     """The real model; its imports are slow and happen here."""
+    folder = checkpoint_of(options.model)
     use_compilation_cache()
     from resprune_jax.models.api import load_model
 
-    return load_model(options.model, revision=options.revision, dtype=options.dtype)
+    return load_model(folder, revision=options.revision, dtype=options.dtype)
 
 
 def run(options: AnswerOptions, *, load: Load | None = None) -> int:
@@ -122,10 +165,7 @@ def run(options: AnswerOptions, *, load: Load | None = None) -> int:
     if options.rows:
         rows = read_rows(options.rows, keep=keep, prompt=options.prompt)
     else:
-        rows = [
-            Row(i, str(path), options.prompt, keep, path=path)
-            for i, path in enumerate(options.image)
-        ]
+        rows = rows_of(options, keep)
     pruned = any(row.keep is not None for row in rows)
     if pruned and options.method == "none":
         index = next(row.index for row in rows if row.keep is not None)
@@ -134,9 +174,25 @@ def run(options: AnswerOptions, *, load: Load | None = None) -> int:
         for name in ("alpha", "seed_rule", "tolerance"):
             if getattr(options, name) is not None:
                 logger.warning("--%s has no effect without --keep", name.replace("_", "-"))
-    if len(options.image) == 1:
+    if not options.rows and len(rows) == 1:
         return _run_one(options, rows[0], make)
     return _run_many(options, rows, make)
+
+
+def rows_of(options: AnswerOptions, keep: Keep) -> list[Row]:
+    """The prompts of `--image` and `--video`."""
+    film: dict[str, Any] = {}
+    if options.video is not None:
+        film = {"video": str(options.video), "video_path": options.video, "fps": options.fps}
+    if not film and not options.together:
+        return [
+            Row(i, str(path), options.prompt, keep, paths=(path,))
+            for i, path in enumerate(options.image)
+        ]
+    names: Any = [str(path) for path in options.image] or None
+    if names is not None and len(names) == 1:
+        (names,) = names
+    return [Row(0, names, options.prompt, keep, paths=options.image, **film)]
 
 
 def _run_one(options: AnswerOptions, row: Row, load: Load) -> int:
@@ -150,10 +206,10 @@ def _run_one(options: AnswerOptions, row: Row, load: Load) -> int:
             _print_answer(options, results.done[0])
             return 0
         lvlm = load(options)
-        made = _generate(lvlm, options, [row])
+        made = _generate(lvlm, options, [row], Announcer())
         (result,) = _results([row], made)
         if "error" in result:
-            raise RunError(f"{row.image}: {result['error']}")
+            raise RunError(f"{row.name}: {result['error']}")
         stored = results.write(result) if results else {**result, "settings": settings}
     if options.overlay:
         _draw(options, row, lvlm, made)
@@ -192,10 +248,10 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
                 record(row.result(error=row.error))
         todo = [row for row in todo if row.error is None]
         if todo:
-            lvlm = load(options)
+            lvlm, announcer = load(options), Announcer()
             step = stack.enter_context(_progress(len(rows), len(rows) - len(todo)))
             for batch in _batches(todo, options.batch_size):
-                for result in answer_rows(lvlm, options, batch):
+                for result in answer_rows(lvlm, options, batch, announcer):
                     record(result)
                     step()
     _print_summary(options, rows, failed, len(done), time.perf_counter() - begin)
@@ -273,21 +329,14 @@ def _print_answer(options: AnswerOptions, result: dict[str, Any]) -> None:
 
 
 def _draw(options: AnswerOptions, row: Row, lvlm: Any, made: Any) -> None:
-    from resprune_jax.experiments.overlay import Panel, overlay
+    from resprune_jax.experiments.overlay import draw
+    from resprune_jax.experiments.views import panels_of
 
     assert options.overlay is not None
-    vision = lvlm.config.vision
-    panels: list[Panel] = [(f"all {made.visual_tokens[0]} visual tokens", None)]
+    picks = None
     if made.selections is not None:
-        count = int(made.selections.count[0])
-        kept = [int(i) for i in made.selections.indices[0][:count]]
-        panels.append((f"{count} visual tokens kept", kept))
-    overlay(
-        row.path,
-        panels,
-        (vision.grid, vision.grid),
-        question=row.prompt,
-        image_aspect=options.image_aspect,
-        image_size=vision.image_size,
-        path=options.overlay,
-    )
+        picks = [int(i) for i in made.selections.indices[0].ravel() if i < made.visual_tokens[0]]
+    pictures = row.pictures()
+    pictures = pictures if isinstance(pictures, list) else [pictures]
+    panels = panels_of(lvlm.family, pictures, picks, image_aspect=options.image_aspect)
+    draw(panels, question=row.prompt, path=options.overlay)

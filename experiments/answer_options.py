@@ -34,15 +34,22 @@ class AnswerOptions(ModelOptions):
 
     image: Annotated[tuple[Path, ...], _arg("FILE [FILE ...]")] = ()
     """The image, or several that are all asked the same question."""
+    together: bool = False
+    """The images belong to one prompt, in this order; else each is asked by itself."""
+    video: Annotated[Path | None, _arg("FILE|FOLDER")] = None
+    """A video, behind the images of its prompt: a folder of frames, or a file (needs the video
+    extra). For models that take videos."""
+    fps: Annotated[float | None, _arg("N", "what the video says")] = None
+    """Frames a second of --video, where it does not say."""
     prompt: Annotated[str | None, _arg("TEXT")] = None
     """The question; with --rows, the question of rows that have none."""
     rows: Annotated[
         Path | None,
         _arg(
             "FILE.jsonl",
-            help_text='JSON lines {"image": ..., "prompt": ...} in place of --image; a row may'
-            ' carry its own "keep" and an "id". Relative image paths start at the folder of this'
-            " file.",
+            help_text='JSON lines {"image": ..., "prompt": ...} in place of --image; "image" may'
+            ' be a list for one prompt, a row may carry a "video" with its "fps", its own "keep"'
+            ' and an "id". Relative paths start at the folder of this file.',
         ),
     ] = None
     output: Annotated[
@@ -64,6 +71,21 @@ class AnswerOptions(ModelOptions):
             " number, or full for every one. 1.0 is refused: it could mean one token or all.",
         ),
     ] = "full"
+    budget: Literal["total", "per_image"] = "total"
+    """Whether the images of a prompt share --keep or have it each."""
+    newline: Annotated[
+        Literal["candidate", "always"],
+        _arg(
+            "{candidate,always}",
+            None,
+            "LLaVA-NeXT's newline tokens: candidate: they compete for the budget. always: they are"
+            " kept beside it.",
+        ),
+    ] = "candidate"
+    positions: Annotated[
+        Literal["reindex", "original"] | None, _arg("{reindex,original}", "the model's")
+    ] = None
+    """Position ids after pruning: closed up, or those of the full prompt."""
     method: Literal["resprune", "none"] = "resprune"
     """How the kept tokens are chosen; none keeps every token."""
     alpha: Annotated[float | None, _arg("A", "the method's")] = None
@@ -102,7 +124,7 @@ class AnswerOptions(ModelOptions):
     """Number format of the weights."""
 
     overlay: Annotated[Path | None, _arg("OUT.png")] = None
-    """Draw the image with its kept tokens clear and the others dimmed; for one image."""
+    """Draw the images with their kept tokens clear and the others dimmed; for one prompt."""
     json: bool = False
     """Print JSON in place of text."""
 
@@ -118,14 +140,24 @@ def check(options: AnswerOptions) -> Keep:
     """
     if options.image and options.rows:
         raise CallError("--image and --rows were both given: give one of them")
-    if not options.image and not options.rows:
+    if options.video and options.rows:
+        raise CallError('--video and --rows were both given: write "video" into the rows')
+    if not options.image and not options.rows and not options.video:
         raise CallError("no image was given: give --image FILE --prompt TEXT, or --rows FILE.jsonl")
-    if options.image and options.prompt is None:
+    if (options.image or options.video) and options.prompt is None:
         raise CallError("no question was given: add --prompt TEXT")
     if options.prompt is not None and not options.prompt.strip():
         raise CallError("--prompt is empty: write a question")
     for path in options.image:
         check_file(path, "--image")
+    if options.video and not options.video.exists():
+        raise CallError(f"--video {options.video} does not exist: check the path")
+    if options.fps is not None:
+        if options.video is None:
+            raise CallError("--fps is the speed of a --video, and none was given: drop it")
+        check_number("--fps", options.fps, 0.0, above=True)
+    if options.video and len(options.image) > 1 and not options.together:
+        raise CallError("--video with several images asks one prompt: add --together")
     keep = parse_keep(options.keep)
     if options.method == "none":
         given = [
@@ -154,8 +186,12 @@ def check(options: AnswerOptions) -> Keep:
     if options.output:
         check_target(options.output, "--output")
     if options.overlay:
-        if len(options.image) != 1 or options.output:
-            raise CallError("--overlay draws one image: give one --image, and no --output")
+        single = len(options.image) == 1 or options.together or options.video is not None
+        if not single or options.rows or options.output:
+            raise CallError(
+                "--overlay draws one prompt: give one --image, several --together, or a --video,"
+                " and no --output"
+            )
         check_target(options.overlay, "--overlay", PICTURES)
     return keep
 
@@ -163,6 +199,7 @@ def check(options: AnswerOptions) -> Keep:
 def settings_of(options: AnswerOptions) -> dict[str, Any]:
     """What decides an answer, as it is stored in every result row."""
     names = ["revision", "dtype", "method", "alpha", "seed_rule", "tolerance", "strict_nouns"]
-    names += ["image_aspect", "max_new_tokens", "temperature", "top_p", "rng_seed"]
+    names += ["image_aspect", "budget", "newline", "positions"]
+    names += ["max_new_tokens", "temperature", "top_p", "rng_seed"]
     chosen = {name: getattr(options, name) for name in names}
     return {"model": model_name(options.model), **chosen}

@@ -31,12 +31,18 @@ class Command:
     run: Callable[[Any], int]
 
 
+Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR_OR_ID")]
+POCKET = "pocket"
+"""The name, in place of a checkpoint's, of the small model that comes with the package."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Options of every command that reads a checkpoint."""
 
-    model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_ID")]
-    """Checkpoint folder in Hugging Face format, or the id of one on the Hub."""
+    model: Checkpoint
+    """Checkpoint folder in Hugging Face format, the id of one on the Hub, or pocket for the small
+    model that comes with this package."""
     revision: Annotated[
         str | None, tyro.conf.arg(metavar="REV", help_behavior_hint="(default: main)")
     ] = None
@@ -56,8 +62,25 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def checkpoint_of(model: str) -> str:
+    """Where a checkpoint named on the command line lies: `POCKET` gives the package's own folder.
+
+    A folder that happens to have this name is reached as ./pocket.
+
+    Raises:
+        CallError: `POCKET`, and the package came without its weights.
+    """
+    if model != POCKET:
+        return model
+    from resprune_jax.experiments.pocket.export import shipped
+
+    return str(shipped())
+
+
 def model_name(model: str) -> str:
     """The checkpoint as it is recorded in results: an absolute path for a folder, else the id."""
+    if model == POCKET:
+        return model
     path = Path(model).expanduser()
     return str(path.resolve()) if path.is_dir() else model
 
@@ -144,7 +167,15 @@ def check_target(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
     if not os.access(target, os.W_OK):
         raise CallError(f"{name} {path}: no permission to write to {target}")
     if suffixes and path.suffix.lower() not in suffixes:
-        raise CallError(f"{name} {path} has no known picture suffix: use {', '.join(suffixes)}")
+        raise CallError(f"{name} {path} must end in one of {', '.join(suffixes)}")
+
+
+def make_folder(path: Path, name: str) -> None:
+    """Make a folder for outputs, or say which option names what cannot be one."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CallError(f"{name} {path} cannot be made a folder: {error.strerror}") from None
 
 
 def console(stderr: bool = False) -> "Console":

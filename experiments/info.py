@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     DType,
     Keep,
     ModelOptions,
+    checkpoint_of,
     console,
     model_name,
     parse_keep,
@@ -18,10 +21,16 @@ from resprune_jax.experiments.common import (
 
 if TYPE_CHECKING:
     from resprune_jax.costs import DecoderShape
-    from resprune_jax.models.config import LlavaConfig
+    from resprune_jax.models.checkpoint_formats import ModelConfig
+    from resprune_jax.models.families import ImageLayout
+    from resprune_jax.models.qwen_config import QwenVisionConfig
 
 # The paper's budgets, as shares: 192, 128 and 64 of LLaVA-1.5's 576 visual tokens.
 PAPER_BUDGETS = (1 / 3, 2 / 9, 1 / 9)
+
+# Pictures to count visual tokens of where their number depends on the size: width, height.
+USUAL_SIZES = ((640, 480), (336, 336), (1024, 768), (1920, 1080))
+LARGEST_SIDE = 100_000
 
 PARTS = {
     "vision_tower": "vision tower",
@@ -43,6 +52,13 @@ class InfoOptions(ModelOptions):
         ),
     ] = ()
     """Budgets of visual tokens to set against the full model."""
+    size: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="WxH ...", help_behavior_hint="(default: the tower's own, or some usual ones)"
+        ),
+    ] = ()
+    """Sizes of images in pixels, such as 1920x1080; costs are those of the first."""
     dtype: Annotated[
         DType | None,
         tyro.conf.arg(
@@ -54,7 +70,7 @@ class InfoOptions(ModelOptions):
     """Print JSON in place of tables."""
 
 
-def decoder_shape(config: "LlavaConfig", bytes_per_number: int) -> "DecoderShape":
+def decoder_shape(config: "ModelConfig", bytes_per_number: int) -> "DecoderShape":
     """The language model's sizes as the accounting of costs takes them."""
     from resprune_jax.costs import DecoderShape
 
@@ -69,7 +85,24 @@ def decoder_shape(config: "LlavaConfig", bytes_per_number: int) -> "DecoderShape
     )
 
 
-def count_parameters(config: "LlavaConfig") -> dict[str, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of a size as a person writes it.
+
+    Raises:
+        CallError: something else than two whole numbers with an x between, or sides that no image
+            has.
+    """
+    found = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip())
+    sides = tuple(int(n) for n in found.groups()) if found else ()
+    if not sides or min(sides) < 1 or max(sides) > LARGEST_SIDE:
+        raise CallError(
+            f"--size {text!r} is no image's size: write width and height in pixels, such as"
+            f" 1920x1080, {LARGEST_SIDE} at most"
+        )
+    return sides[0], sides[1]
+
+
+def count_parameters(config: "ModelConfig") -> dict[str, int]:
     """Parameters that run, by part, from abstract shapes: nothing is allocated.
 
     Args:
@@ -82,26 +115,36 @@ def count_parameters(config: "LlavaConfig") -> dict[str, int]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from resprune_jax.models.llava import Llava
+    from resprune_jax.models.families import module_class
 
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     counts = dict.fromkeys(PARTS, 0)
     for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
         part = str(path[0])
         if part == "language_model":
             part = "embed_tokens" if path[1] == "embed_tokens" else "layers"
+        elif part == "visual":
+            part = "multi_modal_projector" if path[1] == "merger" else "vision_tower"
+        elif part == "image_newline":
+            part = "multi_modal_projector"
         counts[part] += math.prod(leaf.get_value().shape)
     return counts
 
 
 def describe(
-    config: "LlavaConfig", budgets: tuple[Keep, ...], *, bytes_per_number: int
+    config: "ModelConfig",
+    budgets: tuple[Keep, ...],
+    images: list[tuple[tuple[int, int], "ImageLayout"]],
+    *,
+    bytes_per_number: int,
 ) -> dict[str, Any]:
     """The facts about an architecture, as `--json` prints them.
 
     Args:
         config: the architecture.
         budgets: budgets beside the full model; each as `LVLM.generate` takes it.
+        images: (width, height) of images, and what each gives; costs are those of the first.
         bytes_per_number: of weights and cache.
 
     Returns:
@@ -111,7 +154,7 @@ def describe(
     from resprune_jax import costs
     from resprune_jax.models import budgets as resolving
 
-    vision, total = config.vision, config.num_visual_tokens
+    (size, first), total = images[0], images[0][1].tokens
     shape = decoder_shape(config, bytes_per_number)
     parameters = count_parameters(config)
     kept = [resolving.count(keep, total) for keep in budgets]
@@ -133,21 +176,85 @@ def describe(
     return {
         "parameters": {**parameters, "total": sum(parameters.values())},
         "parameter_bytes": sum(parameters.values()) * bytes_per_number,
-        "image_size": vision.image_size,
-        "grid": [vision.grid, vision.grid],
+        "family": family_name(config),
+        "size": list(size),
         "visual_tokens": total,
-        "vision_tower_flops": costs.vision_tower_flops(
-            vision.num_patches,
-            layers=config.num_vision_blocks,
-            hidden=vision.hidden_size,
-            intermediate=vision.intermediate_size,
-            patch_values=vision.num_channels * vision.patch_size**2,
-        ),
-        "projector_flops": costs.projector_flops(
-            total, vision_hidden=vision.hidden_size, hidden=config.text.hidden_size
-        ),
+        **vision_facts(config, size, first),
+        "images": [
+            {
+                "size": list(each),
+                "visual_tokens": layout.tokens,
+                "newlines": layout.newlines,
+                "kept": [resolving.ceiling(keep, layout.tokens) for keep in budgets],
+            }
+            for each, layout in images
+        ],
         "budgets": rows,
     }
+
+
+def family_name(config: "ModelConfig") -> str:
+    """The family as users know it."""
+    from resprune_jax.models.families import family_class
+
+    return str(family_class(config).name)
+
+
+def vision_facts(
+    config: "ModelConfig", size: tuple[int, int], layout: "ImageLayout"
+) -> dict[str, Any]:
+    """How an image of this (width, height) is cut, and what its tower and projector cost."""
+    from resprune_jax import costs
+    from resprune_jax.models.anyres import num_tiles
+    from resprune_jax.models.llava_next_config import LlavaNextConfig
+    from resprune_jax.models.qwen_config import Qwen25VLConfig
+
+    if isinstance(config, Qwen25VLConfig):
+        assert layout.grid is not None
+        rows, columns = layout.grid.rows, layout.grid.columns
+        return {
+            "grid": [rows, columns],
+            "vision_tower_flops": qwen_tower_flops(config.vision, rows * columns),
+            "projector_flops": costs.projector_flops(
+                layout.tokens,
+                vision_hidden=config.vision.hidden_size * config.vision.merge_unit,
+                hidden=config.text.hidden_size,
+            ),
+        }
+    vision = config.vision
+    tiles = num_tiles(size[1], size[0], config) if isinstance(config, LlavaNextConfig) else 1
+    tower = costs.vision_tower_flops(
+        vision.num_patches,
+        layers=config.num_vision_blocks,
+        hidden=vision.hidden_size,
+        intermediate=vision.intermediate_size,
+        patch_values=vision.num_channels * vision.patch_size**2,
+    )
+    return {
+        "image_size": vision.image_size,
+        "grid": [vision.grid, vision.grid],
+        "tiles": tiles,
+        "vision_tower_flops": tiles * tower,
+        "projector_flops": costs.projector_flops(
+            layout.tokens - layout.newlines,
+            vision_hidden=vision.hidden_size,
+            hidden=config.text.hidden_size,
+        ),
+    }
+
+
+def qwen_tower_flops(vision: "QwenVisionConfig", cells: int) -> float:
+    """FLOPs of Qwen2.5-VL's tower for an image of so many merged cells, without the merger.
+
+    Four square matrices and a gated MLP a block; attention over the image in some blocks, over
+    windows of `window_patches` in the others. 2 a multiply-add.
+    """
+    patches, width = cells * vision.merge_unit, vision.hidden_size
+    matrices = 4 * width**2 + 3 * width * vision.intermediate_size
+    whole = sum(block < vision.num_layers for block in vision.full_attention_blocks)
+    seen = whole * patches + (vision.num_layers - whole) * min(vision.window_patches, patches)
+    linear = vision.num_layers * matrices + vision.patch_values * width
+    return 2.0 * patches * (linear + 2 * width * seen)
 
 
 def run(options: InfoOptions) -> int:
@@ -164,19 +271,28 @@ def run(options: InfoOptions) -> int:
         RunError: a configuration that is broken, or a Hub that cannot be reached.
     """
     budgets = tuple(parse_keep(text) for text in options.keep) or PAPER_BUDGETS
+    sizes = tuple(parse_size(text) for text in options.size)
 
     from resprune_jax.models.checkpoint import read_config, resolve_dtype
     from resprune_jax.models.config import LlavaConfig
+    from resprune_jax.models.families import layout_of, read_model_config
     from resprune_jax.models.hub import resolve_checkpoint
 
-    folder = resolve_checkpoint(options.model, revision=options.revision, weights=False)
+    folder = resolve_checkpoint(
+        checkpoint_of(options.model), revision=options.revision, weights=False
+    )
     raw = read_config(folder)
-    config = LlavaConfig.from_hf(raw)
+    config = read_model_config(raw)
+    fixed = isinstance(config, LlavaConfig)
+    if not sizes:
+        sizes = ((config.vision.image_size,) * 2,) if fixed else USUAL_SIZES  # type: ignore[union-attr]
+    layout = layout_of(config, folder)
+    images = [(size, layout(size[1], size[0])) for size in sizes]
     dtype = resolve_dtype(options.dtype, folder, raw)
     facts = {
         "model": model_name(options.model),
         "dtype": dtype.name,
-        **describe(config, budgets, bytes_per_number=dtype.itemsize),
+        **describe(config, budgets, images, bytes_per_number=dtype.itemsize),
     }
     if options.json:
         print(json.dumps(facts, indent=2))
@@ -210,7 +326,8 @@ def _print(facts: dict[str, Any]) -> None:
     from rich.text import Text
 
     out = console()
-    out.print(Text(f"{facts['model']}  ({facts['dtype']})", style="bold"))
+    title = f"{facts['model']}  ({facts['family']}, {facts['dtype']})"
+    out.print(Text(title, style="bold"))
     size = facts["parameter_bytes"] / facts["parameters"]["total"]
     table = Table("part", box=box.SIMPLE_HEAD)
     for head in ("parameters", "memory"):
@@ -226,12 +343,25 @@ def _print(facts: dict[str, Any]) -> None:
     out.print(table)
 
     rows, columns = facts["grid"]
-    side = facts["image_size"]
+    width, height = facts["size"]
+    cut = f"{rows}x{columns}"
+    if facts.get("tiles", 1) > 1:
+        lines = facts["images"][0]["newlines"]
+        cut = f"{facts['tiles']} tiles of {cut}, unpadded; {lines} newlines"
     out.print(
-        f"An image of {side}x{side} pixels gives {facts['visual_tokens']} visual tokens"
-        f" ({rows}x{columns}); vision tower {flops_text(facts['vision_tower_flops'])}FLOPs,"
+        f"An image of {width}x{height} pixels gives {facts['visual_tokens']} visual tokens"
+        f" ({cut}); vision tower {flops_text(facts['vision_tower_flops'])}FLOPs,"
         f" projector {flops_text(facts['projector_flops'])}FLOPs."
     )
+    if len(facts["images"]) > 1:
+        table = Table("image", box=box.SIMPLE_HEAD)
+        table.add_column("visual tokens", justify="right")
+        table.add_column("kept", justify="right")
+        for image in facts["images"]:
+            kept = ", ".join(str(count) for count in image["kept"])
+            name = f"{image['size'][0]}x{image['size'][1]}"
+            table.add_row(name, str(image["visual_tokens"]), kept)
+        out.print(table)
     table = Table(box=box.SIMPLE_HEAD)
     for head in ("visual tokens", "share", "LLM FLOPs", "of full", "KV cache", "of full", "choice"):
         table.add_column(head, justify="right")

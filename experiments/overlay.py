@@ -3,6 +3,7 @@
 The like of the paper's Figure 2: one panel a budget, the question above them.
 """
 
+import dataclasses
 import math
 import textwrap
 from collections.abc import Sequence
@@ -133,20 +134,51 @@ def overlay(
         CallError: no panel, or a patch outside the grid.
         RunError: an image that cannot be read.
     """
-    from matplotlib.figure import Figure
-
     from resprune_jax.models.images import open_image
+
+    pixels = seen_by_model(open_image(image), image_aspect=image_aspect, image_size=image_size)
+    views = [View(title, pixels, grid, kept) for title, kept in panels]
+    return draw(views, question=question, path=path, order=order)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One panel: a picture, or a part of one, and what was kept of it.
+
+    Attributes:
+        title: written above it.
+        pixels: (H, W, 3) uint8.
+        grid: rows and columns of visual tokens that lie on it.
+        kept: those that were kept, by number in raster order, in order of choice; None for all.
+        seed: whether the first of them is the seed token.
+    """
+
+    title: str
+    pixels: np.ndarray
+    grid: tuple[int, int]
+    kept: Sequence[int] | np.ndarray | None
+    seed: bool = True
+
+
+def draw(
+    panels: Sequence[View], *, question: str | None, path: str | Path, order: bool = False
+) -> Path:
+    """Draw panels side by side; arguments as for `overlay`.
+
+    Raises:
+        CallError: no panel, or a patch outside its grid.
+    """
+    from matplotlib.figure import Figure
 
     if not panels:
         raise CallError("no panel was given: give one a budget")
-    pixels = seen_by_model(open_image(image), image_aspect=image_aspect, image_size=image_size)
-    masks = [patch_mask(kept, grid) for _, kept in panels]
+    masks = [patch_mask(panel.kept, panel.grid) for panel in panels]
     columns = min(len(panels), 4)
     lines = math.ceil(len(panels) / columns)
     heading = textwrap.wrap(question or "", width=30 * columns)[:4]
     each, gap, title, margin = 3.0, 0.16, 0.36, 0.22  # inches
     head = 0.29 * len(heading) + (0.04 if heading else 0.0)
-    seeded = any(kept is not None and len(kept) for _, kept in panels)
+    seeded = any(p.seed and p.kept is not None and len(p.kept) for p in panels)
     foot = 0.34 if seeded else 0.0
     width = columns * each + (columns - 1) * gap + 2 * margin
     height = lines * (each + title) + head + foot + margin
@@ -154,14 +186,14 @@ def overlay(
     for i, words in enumerate(heading):
         at = 1 - (margin + 0.29 * i) / height
         figure.text(0.5, at, words, ha="center", va="top", size=15, color=INK, parse_math=False)
-    for number, ((name, kept), mask) in enumerate(zip(panels, masks, strict=True)):
+    for number, (panel, mask) in enumerate(zip(panels, masks, strict=True)):
         line, column = divmod(number, columns)
         left = margin + column * (each + gap)
         top = margin + head + line * (each + title) + title
         axes = figure.add_axes(
             (left / width, 1 - (top + each) / height, each / width, each / height)
         )
-        _panel(axes, dim(pixels, mask), name, kept, grid, order)
+        _panel(axes, dim(panel.pixels, mask), panel, order)
     if seeded:
         figure.text(
             0.5, 0.11 / height, "clear: kept    grey: dropped    ring: the seed token",
@@ -175,18 +207,16 @@ def overlay(
 def _panel(
     axes: "Axes",
     pixels: np.ndarray,
-    title: str,
-    kept: Sequence[int] | np.ndarray | None,
-    grid: tuple[int, int],
+    panel: View,
     order: bool,
 ) -> None:
-    """One budget: the dimmed image, its title, the seed token's ring."""
+    """One panel: the dimmed image, its title, the seed token's ring."""
     from matplotlib import colormaps
     from matplotlib.patches import Circle, Rectangle
 
-    rows, columns = grid
+    (rows, columns), kept = panel.grid, panel.kept
     axes.imshow(pixels, extent=(0, columns, rows, 0), interpolation="lanczos")
-    axes.set_title(title, size=12.5, color=INK, pad=6, parse_math=False)
+    axes.set_title(panel.title, size=12.5, color=INK, pad=6, parse_math=False)
     axes.set_axis_off()
     if kept is None or not len(kept):
         return
@@ -200,6 +230,8 @@ def _panel(
                     fill=False, edgecolor=colour, linewidth=1.1,
                 )
             )  # fmt: skip
+    if not panel.seed:
+        return
     row, column = divmod(int(kept[0]), columns)
     centre = (column + 0.5, row + 0.5)
     for edge, line in (("white", 3.4), (ACCENT, 1.9)):

@@ -6,6 +6,7 @@ answers come from, and a run with other settings cannot be mixed into it.
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,42 +18,64 @@ from typing import Any, BinaryIO
 from resprune_jax.errors import CallError, RunError, say_once
 from resprune_jax.experiments.common import Keep, check_file, parse_keep
 
-KNOWN_KEYS = ("image", "prompt", "id", "keep")
+KNOWN_KEYS = ("image", "video", "fps", "prompt", "id", "keep")
 
 _BEGIN = b'{"row": '  # how every result row begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One question about one image.
+    """One question about one image, or about several and a video.
 
     Attributes:
         index: place among the rows of its file, from 0.
-        image: the image's path as it was written.
+        image: the image's path as it was written; a list of them where there are several.
         prompt: the question.
         keep: budget of visual tokens, None for all.
         id: the caller's own name for the row, passed through.
-        path: where the image lies.
+        paths: where the images lie.
+        video: the video's path as it was written.
+        video_path: where it lies.
+        fps: its frames a second, where it does not say.
         error: why the row cannot be asked at all, else None.
     """
 
     index: int
-    image: str | None
+    image: str | list[str] | None
     prompt: str | None
     keep: Keep = None
     id: str | int | None = None
-    path: Path = Path()
+    paths: tuple[Path, ...] = ()
+    video: str | None = None
+    video_path: Path | None = None
+    fps: float | None = None
     error: str | None = None
 
     @property
     def identity(self) -> tuple[object, ...]:
         """What makes a result a result of this row."""
-        return (self.image, self.prompt, self.keep)
+        return (self.image, self.video, self.fps, self.prompt, self.keep)
+
+    @property
+    def name(self) -> str:
+        """What messages call its pictures."""
+        images = [self.image] if isinstance(self.image, str) else self.image or []
+        return ", ".join([*images, *([self.video] if self.video else [])])
+
+    def pictures(self) -> Any:
+        """What `LVLM.generate` takes: a path, or a list of paths and a `Video`."""
+        if self.video_path is None:
+            return self.paths[0] if isinstance(self.image, str) else list(self.paths)
+        from resprune_jax.models.families import Video
+
+        return [*self.paths, Video(self.video_path, fps=self.fps)]
 
     def result(self, **found: object) -> dict[str, Any]:
         """A result row: what was asked, then what was found."""
         named = {} if self.id is None else {"id": self.id}
-        asked = {"image": self.image, "prompt": self.prompt, "keep": self.keep}
+        film = {"video": self.video, "fps": self.fps}
+        own = {key: value for key, value in film.items() if value is not None}
+        asked = {"image": self.image, **own, "prompt": self.prompt, "keep": self.keep}
         return {"row": self.index, **named, **asked, **found}
 
 
@@ -61,8 +84,9 @@ def read_rows(path: Path, *, keep: Keep, prompt: str | None = None) -> list[Row]
 
     Args:
         path: one object a line: {"image": path, "prompt": question}, and where wanted "id" and
-            "keep". A relative image path starts at the folder of this file. Empty lines are
-            skipped.
+            "keep". "image" may be a list of paths, all for one question; "video", a file or a
+            folder of frames with its "fps" where wanted, stands behind the images or alone. A
+            relative path starts at the folder of this file. Empty lines are skipped.
         keep: budget of rows that name none.
         prompt: question of rows that name none.
 
@@ -96,16 +120,28 @@ def _read_row(index: int, line: str, folder: Path, keep: Keep, prompt: str | Non
     for key in sorted(set(data) - set(KNOWN_KEYS)):
         say_once(f"row key {key}", f"rows carry {key!r}, which has no meaning here: ignored")
     image, question, name = data.get("image"), data.get("prompt", prompt), data.get("id")
+    video, fps = data.get("video"), data.get("fps")
+    listed = [image] if isinstance(image, str) else image if isinstance(image, list) else []
+    good = all(isinstance(each, str) and each for each in listed)
     row = Row(
         index,
-        image if isinstance(image, str) else None,
+        image if good and isinstance(image, str | list) else None,
         question if isinstance(question, str) else None,
         keep,
         name if isinstance(name, str | int) else None,
-        folder / image if isinstance(image, str) else Path(),
+        tuple(folder / each for each in listed) if good else (),
+        video if isinstance(video, str) else None,
+        folder / video if isinstance(video, str) and video else None,
+        fps if isinstance(fps, int | float) and not isinstance(fps, bool) else None,
     )
-    if not isinstance(image, str) or not image:
+    if row.video_path is None and "video" in data:
+        return dataclasses.replace(row, error='"video" is no path')
+    if not good or (image is not None and not listed):
+        return dataclasses.replace(row, error='"image" is neither a path nor a list of paths')
+    if not listed and row.video_path is None:
         return dataclasses.replace(row, error='the row has no "image", a path')
+    if "fps" in data and (row.fps is None or not 0 < row.fps < math.inf):
+        return dataclasses.replace(row, error='"fps" is no number above 0')
     if not isinstance(question, str) or not question.strip():
         return dataclasses.replace(row, error='the row has no "prompt", or an empty one')
     try:
@@ -225,6 +261,8 @@ class Results:
         index = result["row"]
         same = 0 <= index < len(rows) and rows[index].identity == (
             result.get("image"),
+            result.get("video"),
+            result.get("fps"),
             result.get("prompt"),
             result.get("keep"),
         )

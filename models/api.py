@@ -1,13 +1,11 @@
 """What a user holds: `load_model` gives an `LVLM`, which answers questions about images."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
@@ -15,7 +13,7 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError, one_of
 from resprune_jax.methods import Method, VisualTokens, get_method
 from resprune_jax.methods.base import NEWLINE
-from resprune_jax.models import buckets, budgets
+from resprune_jax.models import budgets
 from resprune_jax.models.budgets import Keep
 from resprune_jax.models.chat import PromptEncoder
 from resprune_jax.models.checkpoint import load_parameters, read_config, resolve_dtype
@@ -23,24 +21,35 @@ from resprune_jax.models.encoded import Encoded, Images, media_of, rows_of
 from resprune_jax.models.families import (
     Family,
     ImageLayout,
+    Layouts,
     make_family,
     module_class,
     read_model_config,
 )
-from resprune_jax.models.generate import EMPTY, Newline, Positions, Programs, programs
-from resprune_jax.models.generation import Generation, check_sampling, first_rows, row_errors
+from resprune_jax.models.generate import EMPTY, Newline, Positions
+from resprune_jax.models.generation import (
+    Call,
+    Generation,
+    check_sampling,
+    first_rows,
+    row_errors,
+)
 from resprune_jax.models.hub import resolve_checkpoint
-from resprune_jax.models.plan import Plan, Prompts, make_plan, read_prompts
+from resprune_jax.models.plan import Planned, Prompts, make_plan, planned, read_prompts
 from resprune_jax.models.processing import ImageAspect
-from resprune_jax.models.sharding import auto_mesh, batch_sharding
+from resprune_jax.models.runner import Runner
+from resprune_jax.models.sharding import auto_mesh
+from resprune_jax.models.warm_up import Sizes, warm_up
 from resprune_jax.prompts import NounExtractor, OcrLine, TextSource
-from resprune_jax.selection import SMALLEST_TOLERANCE, Selection
+from resprune_jax.selection import SMALLEST_TOLERANCE
+
+Announce = Callable[[list[Planned]], None]
 
 Budget = Literal["total", "per_image"]
 """Whether a prompt's images share its budget or have one each."""
 
 
-class LVLM:
+class LVLM(Runner):
     """A vision-language model with its processor, tokenizer and pruning methods.
 
     Made by `load_model`. Parameters stay on the devices in `state`, a plain pytree; nothing of a
@@ -65,23 +74,10 @@ class LVLM:
         mesh: jax.sharding.Mesh | None = None,
         extractor: NounExtractor | None = None,
     ) -> None:
-        self.family = family
-        self.state = state
+        super().__init__(family, state, eos_ids=encoder.eos_ids, dtype=dtype, mesh=mesh)
         self.path = path
         self.encoder = encoder
-        self.dtype = jnp.dtype(dtype)
-        self.mesh = mesh
         self._extractor = extractor
-
-    @property
-    def config(self) -> Any:
-        """The architecture."""
-        return self.family.config
-
-    @property
-    def programs(self) -> Programs:
-        """The compiled functions of this architecture."""
-        return programs(self.config, self.dtype)
 
     def extractor(self, *, strict: bool = False) -> NounExtractor:
         """The noun extractor, loaded at its first use; `strict` refuses the lexicon fallback."""
@@ -107,12 +103,7 @@ class LVLM:
             return images
         if isinstance(images, VisualTokens):
             return self._adopt(images)
-        pictures = self.family.read(rows_of(images), image_aspect)
-        inputs = pictures.inputs
-        if self.mesh is not None:
-            batched = pictures.batched
-            inputs = jax.tree.map(lambda x: self._put(x)[0] if batched else x, inputs)
-        return Encoded(self.programs.encode(self.state, inputs), pictures.layouts)
+        return self.run_tower(self.family.read(rows_of(images), image_aspect))
 
     def _adopt(self, visual: VisualTokens) -> Encoded:
         """Visual tokens that somebody made or changed, one image a row."""
@@ -121,8 +112,12 @@ class LVLM:
                 f"positions of {self.family.name} depend on the images' grids, which VisualTokens"
                 " do not hold: pass what LVLM.encode gave"
             )
-        counts = np.asarray(visual.valid).sum(axis=1)
-        return Encoded(visual, tuple((ImageLayout(int(n)),) for n in counts))
+        valid = np.asarray(visual.valid)
+        lines = np.zeros(len(valid), int)
+        if visual.kind is not None:
+            lines = (valid & (np.asarray(visual.kind) == NEWLINE)).sum(axis=1)
+        counts = zip(valid.sum(axis=1).tolist(), lines.tolist(), strict=True)
+        return Encoded(visual, tuple((ImageLayout(n, own),) for n, own in counts))
 
     def generate(
         self,
@@ -146,6 +141,7 @@ class LVLM:
         text: TextSource = "nouns",
         ocr_line: OcrLine = "strip",
         strict_nouns: bool = False,
+        announce: Announce | None = None,
     ) -> Generation:
         """Answer questions about images from the visual tokens that `method` keeps.
 
@@ -176,6 +172,8 @@ class LVLM:
             ocr_line: "strip" leaves TextVQA's line of reference OCR tokens out of the nouns,
                 "keep" lets them count.
             strict_nouns: refuse to run without spaCy's `en_core_web_sm`.
+            announce: called with what each prompt's images give and what is kept of them, once the
+                images are read and before anything runs on the devices.
 
         Returns:
             A `Generation`. A row whose visual tokens or logits are not finite fails alone: see
@@ -192,31 +190,17 @@ class LVLM:
             images, prompts, method=chosen, keep=keep, max_new_tokens=max_new_tokens,
             tolerance=tolerance, positions=positions, budget=budget, newline=newline,
             chat_template=chat_template, text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
-            image_aspect=image_aspect,
+            image_aspect=image_aspect, announce=announce,
         )  # fmt: skip
-        plan, visual = call.plan, jax.block_until_ready(call.visual)
+        jax.block_until_ready(call.visual)
         encoded = time.perf_counter()
-
-        selection, kept = self._select(call, chosen, tolerance)
-        jax.block_until_ready(kept)
-        selected = time.perf_counter()
-
-        slots = buckets.new_token_bucket(max_new_tokens)
-        logits, cache, position = self.programs.prefill(
-            self.state, *self._prompt_arrays(plan), visual, kept, self._rope(plan),
-            length=plan.length, slots=slots, positions=call.positions,
+        plan = call.plan
+        made = self.run(
+            call, max_new_tokens=max_new_tokens, last=max_new_tokens, temperature=temperature,
+            top_p=top_p, rng_seed=rng_seed,
         )  # fmt: skip
-        finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
-        prefilled = time.perf_counter()
-
-        buffer, _ = self.programs.decode(
-            self.state, cache, logits, position, np.int32(max_new_tokens), self.encoder.eos_ids,
-            np.uint32(rng_seed), np.float32(max(temperature, 1e-6)), np.float32(top_p),
-            slots=slots, greedy=temperature == 0,
-        )  # fmt: skip
-        tokens = np.asarray(buffer)[: plan.size]
-        end = time.perf_counter()
-        errors = row_errors(selection, finite, plan.size)
+        selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
+        errors = row_errors(selection, made.finite, plan.size)
         rows = [row[row != EMPTY] if not error else row[:0] for row, error in
                 zip(tokens, errors, strict=True)]  # fmt: skip
         return Generation(
@@ -231,12 +215,59 @@ class LVLM:
             prompts=[prompt.text for prompt in call.prompts.encoded],
             timings={
                 "encode": encoded - begin,
-                "select": selected - encoded,
-                "prefill": prefilled - selected,
-                "decode": end - prefilled,
-                "total": end - begin,
+                **made.timings,
+                "total": time.perf_counter() - begin,
             },
         )
+
+    def warm_up(
+        self,
+        sizes: Sizes = ((336, 336),),
+        *,
+        keep: Keep | Sequence[Keep] = None,
+        prompt_lengths: Sequence[int] = (64,),
+        batch_sizes: Sequence[int] = (1,),
+        max_new_tokens: int = 128,
+        method: str | Method = "resprune",
+        positions: Positions | None = None,
+        budget: Budget = "total",
+        newline: Newline = "candidate",
+        temperature: float = 0.0,
+    ) -> int:
+        """Compile ahead what `generate` runs, so that calls in these buckets compile nothing.
+
+        Every combination of the first four is run once on blank pictures. A batch stands for one of
+        equal sizes; prompts of more than 32 tokens of nouns take a shape of their own.
+
+        Args:
+            sizes: of the pictures to come, (height, width) in pixels each; (frames, height, width)
+                for a video; a list of such for prompts with several.
+            keep: the budgets to come.
+            prompt_lengths: tokens of the prompts to come, without visual tokens.
+            batch_sizes: prompts of a call, each with its own pictures.
+            max_new_tokens: as the calls will say; as are the other arguments.
+
+        Returns:
+            How many different shapes were run.
+
+        Raises:
+            CallError: an argument that `generate` would refuse.
+        """
+        each = list(keep) if isinstance(keep, Sequence) else [keep]
+        check_sampling(max_new_tokens, temperature, 1.0, 0)
+        chosen = self._method(method)
+        settings = {
+            "method": chosen,
+            "positions": positions,
+            "budget": budget,
+            "newline": newline,
+            "tolerance": None,
+        }
+        return warm_up(
+            self, sizes, keep=budgets.parse(each, len(each), pruning=chosen is not None),
+            prompt_lengths=prompt_lengths, batch_sizes=batch_sizes, max_new_tokens=max_new_tokens,
+            settings=settings, drawing={"temperature": temperature, "top_p": 1.0, "rng_seed": 0},
+        )  # fmt: skip
 
     def logits(
         self,
@@ -275,11 +306,8 @@ class LVLM:
             ocr_line=ocr_line, strict_nouns=strict_nouns, image_aspect=image_aspect,
         )  # fmt: skip
         plan = call.plan
-        _, kept = self._select(call, chosen, tolerance)
-        logits, valid = self.programs.score(
-            self.state, *self._prompt_arrays(plan), call.visual, kept, self._rope(plan),
-            length=plan.length, positions=call.positions,
-        )  # fmt: skip
+        _, kept = self.select(call)
+        logits, valid = self.programs.score(self.state, *self.assemble(call, kept)[:3])
         return logits[: plan.size], valid[: plan.size]
 
     def _method(self, method: str | Method, **settings: Any) -> Method | None:
@@ -288,8 +316,8 @@ class LVLM:
                 raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
             return None
         if isinstance(method, str) and method == "resprune":
-            own = self.family.resprune
-            settings = {k: own.get(k) if v is None else v for k, v in settings.items()}
+            given = {name: value for name, value in settings.items() if value is not None}
+            settings = self.family.resprune | given
         return get_method(method, **settings)
 
     def _prepare(
@@ -309,15 +337,13 @@ class LVLM:
         ocr_line: OcrLine,
         strict_nouns: bool,
         image_aspect: ImageAspect,
-    ) -> "_Call":
-        """Check the whole call and lay it out; then run the vision tower."""
+        announce: Announce | None = None,
+    ) -> Call:
+        """Check the whole call, run the vision tower and lay the prompts out."""
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
         if not questions:
             raise CallError("no prompt was given")
-        if positions is not None:
-            one_of("positions", positions, get_args(Positions))
-        one_of("budget", budget, get_args(Budget))
-        one_of("newline", newline, get_args(Newline))
+        self._check_rules(positions, budget, newline)
         if tolerance is not None and not SMALLEST_TOLERANCE <= tolerance < 1:
             raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {tolerance}")
         each = budgets.parse(keep, len(questions), pruning=method is not None)
@@ -336,48 +362,50 @@ class LVLM:
             text=text if conditioned else None, extractor=extractor, ocr_line=ocr_line,
             chat_template=chat_template,
         )  # fmt: skip
-        encoded = self.encode(images, image_aspect=image_aspect)
-        extra = 0
-        if newline == "always" and encoded.visual.kind is not None:
-            lines = np.asarray(encoded.visual.kind == NEWLINE) & np.asarray(encoded.visual.valid)
-            extra = int(lines.sum(axis=1).max())
+        pictures: Any = images
+        if not isinstance(images, Encoded | VisualTokens):
+            pictures = self.family.read(rows_of(images), image_aspect)
+        elif isinstance(images, VisualTokens):
+            pictures = self._adopt(images)
+        if announce is not None:
+            own = pictures.layouts * (1 if len(pictures.layouts) > 1 else len(questions))
+            per_image, lines = budget == "per_image", newline == "always"
+            announce(planned(own, each, per_image=per_image, lines=lines))
+        encoded = pictures if isinstance(pictures, Encoded) else self.run_tower(pictures)
+        return self.lay_out(
+            read, encoded.visual, encoded.layouts, each, method=method, positions=positions,
+            budget=budget, newline=newline, tolerance=tolerance, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+
+    def lay_out(
+        self,
+        prompts: Prompts,
+        visual: VisualTokens,
+        layouts: Layouts,
+        keep: list[Keep],
+        *,
+        method: Method | None,
+        positions: Positions | None,
+        budget: Budget,
+        newline: Newline,
+        tolerance: float | None,
+        max_new_tokens: int,
+    ) -> Call:
+        """A call of `generate` behind its checks: prompts and visual tokens in static shapes."""
+        self._check_rules(positions, budget, newline)
         plan = make_plan(
-            self.family, self.encoder, read, encoded.layouts, each,
-            per_image=budget == "per_image", extra=extra, max_new_tokens=max_new_tokens,
+            self.family, self.encoder, prompts, layouts, keep, slots=visual.valid.shape[1],
+            per_image=budget == "per_image", lines=newline == "always",
+            max_new_tokens=max_new_tokens,
         )  # fmt: skip
-        return _Call(read, plan, encoded.visual, positions or self.family.positions, newline)
+        positions = positions or self.family.positions
+        return Call(prompts, plan, visual, positions, newline, method, tolerance)
 
-    def _select(
-        self, call: "_Call", method: Method | None, tolerance: float | None
-    ) -> tuple[Selection | None, jax.Array | np.ndarray]:
-        """The selection, and which visual tokens of each row (B, N) enter the LLM."""
-        plan, visual = call.plan, call.visual
-        most = visual.valid.shape[1]
-        if method is None or plan.full.all():
-            return None, np.arange(most) < plan.totals[:, None]
-        per_image = plan.limits.ndim == 2
-        full = plan.full[:, None] if per_image else plan.full
-        # A row that keeps everything needs no picks: it must not stretch the loop of the others.
-        limits = np.where(full, np.minimum(plan.limits, 1), plan.limits).astype(np.int32)
-        stop = np.float32(-1 if tolerance is None else tolerance)
-        owner = self._put(plan.owner(most))[0] if per_image else None
-        return self.programs.prune(
-            self.state, visual,
-            *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop, method,
-            owner, keep=min(most, buckets.length_bucket(int(limits.max()))), newline=call.newline,
-        )  # fmt: skip
-
-    def _prompt_arrays(self, plan: Plan) -> list[Any]:
-        return self._put(plan.ids, plan.visual_index, plan.valid, plan.rows)
-
-    def _rope(self, plan: Plan) -> Any:
-        return jax.tree.map(lambda x: self._put(x)[0], plan.rope)
-
-    def _put(self, *arrays: np.ndarray) -> list[Any]:
-        """Host arrays as the compiled functions take them: over the data axis if there is one."""
-        if self.mesh is None:
-            return list(arrays)
-        return [jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in arrays]
+    def _check_rules(self, positions: Positions | None, budget: Budget, newline: Newline) -> None:
+        if positions is not None:
+            one_of("positions", positions, get_args(Positions))
+        one_of("budget", budget, get_args(Budget))
+        one_of("newline", newline, get_args(Newline))
 
 
 def load_model(
@@ -388,7 +416,7 @@ def load_model(
     dtype: DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> LVLM:
-    """Load a LLaVA-1.5 or Qwen2.5-VL checkpoint in Hugging Face format onto the devices.
+    """Load a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL checkpoint (Hugging Face format).
 
     Args:
         path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".
@@ -417,14 +445,3 @@ def load_model(
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
     state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
     return LVLM(family, state, path=folder, encoder=encoder, dtype=chosen, mesh=mesh)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call, checked and laid out, its images encoded."""
-
-    prompts: Prompts
-    plan: Plan
-    visual: VisualTokens
-    positions: Positions
-    newline: Newline

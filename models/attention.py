@@ -171,7 +171,10 @@ def _mix(probabilities: jax.Array, v: jax.Array) -> jax.Array:
             "bkst,btkh->bskh", probabilities[:, :, 0], v, preferred_element_type=jnp.float32
         )
         return mixed[:, :, :, None]
-    return jnp.einsum("bkgst,btkh->bskgh", probabilities, v, preferred_element_type=jnp.float32)
+    # Turned afterwards: XLA's CPU compiler has no product of bfloat16 into float32 that turns a
+    # result with groups, where values lie head by head as in the cache.
+    mixed = jnp.einsum("bkgst,btkh->bkgsh", probabilities, v, preferred_element_type=jnp.float32)
+    return jnp.transpose(mixed, (0, 3, 1, 2, 4))
 
 
 def _weights(scores: jax.Array, mask: jax.Array | None, peak: jax.Array) -> jax.Array:

@@ -22,6 +22,21 @@ def length_bucket(n: int) -> int:
     return _multiple(n, 64 if n <= 1024 else 256)
 
 
+def step(n: int) -> int:
+    """Room for visual tokens that are kept: multiples of 64, none for none.
+
+    Args:
+        n: tokens, at least 0.
+
+    Returns:
+        The smallest multiple that holds `n`.
+
+    Raises:
+        CallError: `n` is negative.
+    """
+    return _multiple(n, 64) if n else 0
+
+
 def batch_bucket(n: int) -> int:
     """Rows of a batch: 1, 2, 4, 8, then multiples of 8.
 

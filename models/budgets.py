@@ -54,18 +54,23 @@ def parse(keep: Keep | Sequence[Keep], rows: int, *, pruning: bool) -> list[Keep
     return each
 
 
-def count(keep: Keep, total: int) -> int:
-    """How many of `total` visual tokens a budget keeps: round(keep * N), at least 1, at most N."""
+def ceiling(keep: Keep, total: int) -> int:
+    """How many of at most `total` visual tokens a budget keeps, nothing said."""
     if keep is None:
         return total
     if isinstance(keep, float):
         return max(1, round(keep * total))
-    if keep > total:
+    return min(keep, total)
+
+
+def count(keep: Keep, total: int) -> int:
+    """How many of `total` visual tokens a budget keeps: round(keep * N), at least 1, at most N."""
+    if isinstance(keep, int) and keep > total:
         say_once(
             f"keep {keep} of {total}",
             f"keep={keep} is more than the image's {total} visual tokens: all {total} are kept",
         )
-    return min(keep, total)
+    return ceiling(keep, total)
 
 
 def resolve(budget: Sequence[Keep], totals: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -18,8 +18,11 @@ class KVCache:
     returned. Layers that see another number of tokens (a pruning schedule) have a cache of their
     own.
 
+    A head's slots lie one behind the other, as attention reads them. The other way round, a TPU
+    that holds one head would pad that axis of one, and turn the whole cache around at every step.
+
     Attributes:
-        keys: one (B, S, KV, hd) array a layer, rotated already.
+        keys: one (B, KV, S, hd) array a layer, rotated already.
         values: the same for values.
         valid: (B, S) bool, True where a slot holds a real token.
         start: the first layer covered.
@@ -54,7 +57,7 @@ class KVCache:
         Returns:
             The cache, every slot invalid.
         """
-        shape = (batch, length, config.num_kv_heads, config.head_dim)
+        shape = (batch, config.num_kv_heads, length, config.head_dim)
         layers = range(start, config.num_layers if stop is None else stop)
         return cls(
             keys=tuple(jnp.zeros(shape, dtype) for _ in layers),
@@ -101,11 +104,30 @@ class KVCache:
             The cache with the new slots.
         """
         at = layer - self.start
-        where = (0, slot, 0, 0)
-        new_key = jax.lax.dynamic_update_slice(self.keys[at], key, where)
-        new_value = jax.lax.dynamic_update_slice(self.values[at], value, where)
+        new_key = _placed(self.keys[at], slot, key)
+        new_value = _placed(self.values[at], slot, value)
         return replace(
             self,
             keys=(*self.keys[:at], new_key, *self.keys[at + 1 :]),
             values=(*self.values[:at], new_value, *self.values[at + 1 :]),
         )
+
+    def read(self, layer: int, seen: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One layer's first slots.
+
+        Args:
+            layer: index of the layer in the decoder.
+            seen: T, how many slots.
+
+        Returns:
+            (keys (B, T, KV, hd), values the same, valid (B, T)), as attention takes them.
+        """
+        at = layer - self.start
+        key = jnp.swapaxes(self.keys[at][:, :, :seen], 1, 2)
+        value = jnp.swapaxes(self.values[at][:, :, :seen], 1, 2)
+        return key, value, self.valid[:, :seen]
+
+
+def _placed(cache: jax.Array, slot: int | jax.Array, new: jax.Array) -> jax.Array:
+    """The cache (B, KV, S, hd) with `new` (B, n, KV, hd) from `slot` on."""
+    return jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2), (0, 0, slot, 0))

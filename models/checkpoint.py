@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from ml_dtypes import finfo
 
@@ -199,9 +199,7 @@ def load_parameters(
         if mesh is None:
             array = jax.device_put(reader())
         else:
-            axes = logical_axes(target.path, len(target.leaf.shape))
-            units = _head_units(target.path, form, config)
-            sharding = rules.sharding(axes, target.leaf.shape, mesh, units)
+            sharding = _sharding(target.path, target.leaf.shape, form, config, mesh, rules)
             array = jax.make_array_from_callback(
                 target.leaf.shape, sharding, reader, dtype=reader.dtype
             )
@@ -209,6 +207,43 @@ def load_parameters(
         arrays[target.path] = jax.block_until_ready(array)
     _logger.info("loaded %d tensors from %s", len(arrays), directory)
     return nnx.from_flat_state([(t.path, t.leaf.replace(arrays[t.path])) for t in targets])
+
+
+def abstract_parameters(
+    abstract_module: nnx.Module, mesh: Mesh, rules: ShardingRules = DEFAULT_RULES
+) -> nnx.State:
+    """The parameters as shapes, laid on a mesh as `load_parameters` lays them.
+
+    Args:
+        abstract_module: the model from `nnx.eval_shape`.
+        mesh: devices to shard over; they need not exist.
+        rules: how logical axes lie on the mesh.
+
+    Returns:
+        The state; its leaves are `jax.ShapeDtypeStruct` with shardings.
+    """
+    config = getattr(abstract_module, "config", None)
+    form = format_of(config)
+    config = config if isinstance(config, form.config) else None
+    leaves = []
+    for path, leaf in nnx.to_flat_state(nnx.split(abstract_module)[1]):
+        where = _sharding(path, leaf.shape, form, config, mesh, rules)
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        leaves.append((path, leaf.replace(shape)))
+    return nnx.from_flat_state(leaves)
+
+
+def _sharding(
+    path: tuple[Any, ...],
+    shape: tuple[int, ...],
+    form: CheckpointFormat,
+    config: ModelConfig | None,
+    mesh: Mesh,
+    rules: ShardingRules,
+) -> NamedSharding:
+    """Where a parameter lies on a mesh."""
+    units = _head_units(path, form, config)
+    return rules.sharding(logical_axes(path, len(shape)), shape, mesh, units)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,10 @@ class DecoderAttention(nnx.Module):
         """
 
         def heads(y: jax.Array) -> jax.Array:
+            if cache is not None:
+                # Where XLA may join the split into heads with the product, its TPU compiler turns
+                # the weights to suit the cache, and keeps the copies all through decode.
+                y = jax.lax.optimization_barrier(y)
             return y.reshape(*y.shape[:2], -1, self.head_dim)
 
         q = apply_rope(heads(self.q_proj(x)), *rope)  # [B, S, H, hd]
@@ -68,12 +72,7 @@ class DecoderAttention(nnx.Module):
             # A slot known before compiling bounds what can be seen: prefill does not read the
             # slots kept free for the answer.
             seen = slot + x.shape[1] if isinstance(slot, int) else cache.length
-            at = layer - cache.start
-            k, v, valid = (
-                cache.keys[at][:, :seen],
-                cache.values[at][:, :seen],
-                cache.valid[:, :seen],
-            )
+            k, v, valid = cache.read(layer, seen)
         mixed = attend(q, k, v, valid=valid, causal=True, offset=slot, window=self.window)
         return self.o_proj(mixed.reshape(*x.shape[:2], -1)), cache
 

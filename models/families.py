@@ -4,8 +4,9 @@ A `Family` is the host's half of a model: it reads images and lays them out in s
 devices' half is the family's module, which turns those arrays into visual tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from resprune_jax.errors import CallError
 from resprune_jax.models import buckets
-from resprune_jax.models.anyres import num_tokens
+from resprune_jax.models.anyres import packing
 from resprune_jax.models.causal_lm import CausalLM
 from resprune_jax.models.checkpoint_formats import ModelConfig
 from resprune_jax.models.config import LlavaConfig
@@ -57,11 +58,13 @@ class ImageLayout:
 
     Attributes:
         tokens: how many there are.
+        newlines: how many of them are newline tokens.
         media: "image" or "video".
         grid: its cells, where positions depend on them.
     """
 
     tokens: int
+    newlines: int = 0
     media: Media = "image"
     grid: Grid | None = None
 
@@ -100,6 +103,14 @@ class Family(Protocol):
     resprune: Mapping[str, Any]
     positions: Literal["reindex", "original"]
 
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """What an image of this size in pixels gives.
+
+        Raises:
+            CallError: an image that cannot be used.
+        """
+        ...
+
     def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
         """Read the images of every row.
 
@@ -124,6 +135,10 @@ class LlavaFamily:
         self.config = config
         self.processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
 
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """See `Family.layout`."""
+        return fixed_layout(self.config, height, width)
+
     def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
         """See `Family.read`."""
         flat = [_image(picture, self.name) for row in rows for picture in row]
@@ -134,7 +149,7 @@ class LlavaFamily:
             for row, own in enumerate(_numbered(rows)):
                 table[row, : len(own)] = own
             inputs["rows"] = pad_rows(table, buckets.batch_bucket(len(rows)))
-        layout = ImageLayout(self.config.num_visual_tokens)
+        layout = fixed_layout(self.config, 0, 0)
         return Pictures(inputs, tuple((layout,) * len(row) for row in rows), batched=True)
 
     def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> None:
@@ -153,6 +168,10 @@ class NextFamily:
         self.config = config
         self.processor = NextProcessor.from_checkpoint(folder, config)
 
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """See `Family.layout`."""
+        return tiled_layout(self.config, height, width)
+
     def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
         """See `Family.read`."""
         _own_aspect(image_aspect, self.name)
@@ -161,7 +180,7 @@ class NextFamily:
         pixels, tables = stack_tiles(
             images, self.config, rows=numbers, batch=buckets.batch_bucket(len(rows))
         )
-        counts = [ImageLayout(num_tokens(*image.size, self.config)) for image in images]
+        counts = [self.layout(*image.size) for image in images]
         layouts = tuple(tuple(counts[i] for i in row) for row in numbers)
         return Pictures({"pixels": pixels, "tables": tables}, layouts, batched=True)
 
@@ -180,6 +199,13 @@ class QwenFamily:
     def __init__(self, config: Qwen25VLConfig, folder: Path) -> None:
         self.config = config
         self.processor = QwenProcessor.from_checkpoint(folder, config.vision)
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """See `Family.layout`."""
+        _, rows, columns = self.processor.grid(height, width)
+        side = self.config.vision.spatial_merge_size
+        grid = Grid(1, rows // side, columns // side)
+        return ImageLayout(grid.num_tokens, grid=grid)
 
     def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
         """See `Family.read`."""
@@ -200,7 +226,7 @@ class QwenFamily:
     def _layout(self, read: VisionInput) -> ImageLayout:
         grid = read.cells(self.config.vision)
         media: Media = "image" if read.seconds is None else "video"
-        return ImageLayout(grid.num_tokens, media, grid)
+        return ImageLayout(grid.num_tokens, media=media, grid=grid)
 
     def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> Any:
         """See `Family.rope`."""
@@ -209,6 +235,17 @@ class QwenFamily:
         grids = [[image.grid for image in row if image.grid is not None] for row in layouts]
         runs = buckets.image_bucket(max(map(len, grids)))
         return rope_index(kinds, valid, grids, config.vision.tokens_per_second, runs=runs)
+
+
+def fixed_layout(config: LlavaConfig, height: int, width: int) -> ImageLayout:
+    """What an image of any size gives LLaVA-1.5."""
+    return ImageLayout(config.num_visual_tokens)
+
+
+def tiled_layout(config: LlavaNextConfig, height: int, width: int) -> ImageLayout:
+    """What an image of this size gives LLaVA-NeXT."""
+    own = packing(height, width, config)
+    return ImageLayout(len(own.index), own.rows)
 
 
 def _numbered(rows: Sequence[Sequence[Picture]]) -> list[list[int]]:
@@ -267,6 +304,20 @@ def _entry(config: ModelConfig) -> tuple[type[Any], type[Any], type[CausalLM]]:
 def make_family(config: ModelConfig, folder: Path) -> Family:
     """The host's half of a model, its processor loaded from the checkpoint's folder."""
     return _entry(config)[1](config, folder)
+
+
+def layout_of(config: ModelConfig, folder: Path) -> Callable[[int, int], ImageLayout]:
+    """`Family.layout` of a checkpoint: its processor is read only where the count depends on it."""
+    if isinstance(config, LlavaConfig):
+        return partial(fixed_layout, config)
+    if isinstance(config, LlavaNextConfig):
+        return partial(tiled_layout, config)
+    return make_family(config, folder).layout
+
+
+def family_class(config: ModelConfig) -> type[Any]:
+    """The host's half of a configuration's family, not yet made."""
+    return _entry(config)[1]
 
 
 def module_class(config: ModelConfig) -> type[Any]:

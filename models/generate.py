@@ -1,7 +1,8 @@
 """From embeddings to tokens: prompt assembly, prefill and decode, each one compiled function.
 
 Every function here is pure and jitted by `programs`; shapes come from `buckets.py`, so a second
-call inside the same buckets compiles nothing.
+call inside the same buckets compiles nothing. The decoder's programs see the length of the pruned
+prompts alone: the sizes of images reach no further than `assemble`, which compiles in no time.
 """
 
 import dataclasses
@@ -146,18 +147,20 @@ class Programs:
             tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N)). With `owner`
             (B, N) int32, the image of each token, limits are (B, R), one for each image, and the
             selections (B, R, ...).
-        prefill: (state, ids, visual_index, valid, rows, visual, kept, rope, *, length, slots,
-            positions) -> (logits (B, V) float32 of each row's last token, cache, next position
-            (B,)).
+        assemble: (state, ids, visual_index, valid, rows, embeddings, kept, rope, *, length,
+            positions) -> what `assemble` gives, for `prefill` and `score`.
+        prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
+            last token, cache).
         decode: (state, cache, logits, position, last (), eos (E,), rng_seed (), temperature (),
             top_p (), *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache is donated
             and returned, so that it is updated where it lies.
-        score: as `prefill` without slots -> (logits (B, P, V) float32, valid (B, P)).
+        score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
     """
 
     encode: Callable[..., VisualTokens]
     prune: Callable[..., tuple[Selection, jax.Array]]
-    prefill: Callable[..., tuple[jax.Array, KVCache, jax.Array]]
+    assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+    prefill: Callable[..., tuple[jax.Array, KVCache]]
     decode: Callable[..., tuple[jax.Array, KVCache]]
     score: Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -221,32 +224,35 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
         return selection, jnp.where(full[:, None], real, chosen | always)
 
-    @partial(jax.jit, static_argnames=("length", "slots", "positions"))
-    def prefill(
+    @partial(jax.jit, static_argnames=("length", "positions"))
+    def lay_out(
         state: Any,
         ids: jax.Array,
         visual_index: jax.Array,
         valid: jax.Array,
         rows: jax.Array,
-        visual: VisualTokens,
+        embeddings: jax.Array,
         kept: jax.Array,
         rope: Any = None,
         *,
         length: int,
-        slots: int,
         positions: Positions = "reindex",
-    ) -> tuple[jax.Array, KVCache, jax.Array]:
-        lvlm = model(state)
-        x, places, count, following = assemble(
-            lvlm, ids, visual_index, valid, visual.embeddings[rows], kept, rope,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        return assemble(
+            model(state), ids, visual_index, valid, embeddings[rows], kept, rope,
             length=length, positions=positions,
         )  # fmt: skip
-        real = jnp.arange(length) < count[:, None]
-        hidden, cache = lvlm.prefill(x, places, real, length + slots)
+
+    @partial(jax.jit, static_argnames=("slots",))
+    def prefill(
+        state: Any, x: jax.Array, places: jax.Array, count: jax.Array, *, slots: int
+    ) -> tuple[jax.Array, KVCache]:
+        lvlm = model(state)
+        real = jnp.arange(x.shape[1]) < count[:, None]
+        hidden, cache = lvlm.prefill(x, places, real, x.shape[1] + slots)
         last = (count - 1)[:, None, None]
         final = jnp.take_along_axis(hidden, last, axis=1)  # [B, 1, d]
-        logits = lvlm.project_logits(final)[:, 0].astype(jnp.float32)
-        return logits, cache, following
+        return lvlm.project_logits(final)[:, 0].astype(jnp.float32), cache
 
     @partial(jax.jit, static_argnames=("slots", "greedy"), donate_argnames=("cache",))
     def decode(
@@ -293,26 +299,12 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         *_, buffer, cache = lax.while_loop(unfinished, advance, carry)
         return buffer, cache
 
-    @partial(jax.jit, static_argnames=("length", "positions"))
+    @jax.jit
     def score(
-        state: Any,
-        ids: jax.Array,
-        visual_index: jax.Array,
-        valid: jax.Array,
-        rows: jax.Array,
-        visual: VisualTokens,
-        kept: jax.Array,
-        rope: Any = None,
-        *,
-        length: int,
-        positions: Positions = "reindex",
+        state: Any, x: jax.Array, places: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         lvlm = model(state)
-        x, places, count, _ = assemble(
-            lvlm, ids, visual_index, valid, visual.embeddings[rows], kept, rope,
-            length=length, positions=positions,
-        )  # fmt: skip
-        real = jnp.arange(length) < count[:, None]
+        real = jnp.arange(x.shape[1]) < count[:, None]
         return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
 
-    return Programs(encode, prune, prefill, decode, score)
+    return Programs(encode, prune, lay_out, prefill, decode, score)

@@ -6,6 +6,9 @@ import jax
 import numpy as np
 
 from resprune_jax.errors import CallError
+from resprune_jax.methods import Method, VisualTokens
+from resprune_jax.models.generate import Newline, Positions
+from resprune_jax.models.plan import Plan, Prompts
 from resprune_jax.selection import Selection
 
 
@@ -39,6 +42,48 @@ class Generation:
     errors: list[str | None]
     prompts: list[str]
     timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `generate`, checked and laid out, its images encoded.
+
+    Attributes:
+        prompts: the questions.
+        plan: their static shapes.
+        visual: the visual tokens of their images.
+        positions: how position ids are counted.
+        newline: whether newline tokens compete.
+        method: what chooses the tokens; `None` keeps them all.
+        tolerance: where a row's selection stops early, or None.
+    """
+
+    prompts: Prompts
+    plan: Plan
+    visual: VisualTokens
+    positions: Positions
+    newline: Newline
+    method: Method | None
+    tolerance: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the devices made of a call, rows that fill the batch's bucket included.
+
+    Attributes:
+        selection: see `Generation.selections`.
+        kept: (B, N) bool, the visual tokens that entered the LLM.
+        finite: (B,) bool, whether the first logits are.
+        tokens: (B, T) int32, `generate.EMPTY` where nothing was generated.
+        timings: seconds for "select", "prefill" and "decode".
+    """
+
+    selection: Selection | None
+    kept: jax.Array | np.ndarray
+    finite: np.ndarray
+    tokens: np.ndarray
+    timings: dict[str, float]
 
 
 def first_rows(selection: Selection, size: int) -> Selection:

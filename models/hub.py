@@ -30,6 +30,7 @@ SMALL_FILES = (
     INDEX_FILE,
     "preprocessor_config.json",
     "processor_config.json",
+    "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.json",
@@ -59,7 +60,7 @@ def resolve_checkpoint(
             "llava-hf/llava-1.5-7b-hf".
         revision: branch, tag or commit of a Hub id; default its main branch.
         token: access token of a gated or private Hub id; default the one that is logged in.
-        weights: False fetches nothing but `config.json` of a Hub id.
+        weights: False fetches the configurations of model and processor of a Hub id, no more.
 
     Returns:
         The folder.
@@ -85,7 +86,8 @@ def resolve_checkpoint(
     if isinstance(path_or_id, Path) or _looks_like_path(text):
         raise CallError(f"no such folder: {text}{_nearest(path)}")
     if not weights:
-        return _fetch(text, revision, token, ["config.json"])
+        names = [name for name in SMALL_FILES if name.endswith("config.json")]
+        return _fetch(text, revision, token, [n for n in names if not n.startswith("tokenizer")])
     return _from_hub(text, revision, token)
 
 

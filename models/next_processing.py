@@ -7,17 +7,16 @@ the torch path resizes by other code, up to one 8-bit level away.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from resprune_jax.errors import CallError, RunError
+from resprune_jax.errors import CallError
 from resprune_jax.models.anyres import AnyresTables, Size, make_tables, num_tiles, num_tokens
-from resprune_jax.models.chat_files import one_line
 from resprune_jax.models.images import ImageLike, open_image
 from resprune_jax.models.llava_next_config import LlavaNextConfig
+from resprune_jax.models.processor_files import load_image_processor
 
 
 @dataclass(frozen=True)
@@ -95,23 +94,7 @@ class NextProcessor:
             CallError: no such file, or settings that do not fit the model.
             RunError: a file that cannot be read.
         """
-        from transformers import AutoImageProcessor
-
-        folder = Path(directory)
-        names = ("preprocessor_config.json", "processor_config.json")
-        if not any((folder / name).is_file() for name in names):
-            raise CallError(
-                f"{folder} has neither {' nor '.join(names)}: copy the image processor's file there"
-            )
-        try:
-            loaded = AutoImageProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
-        except Exception as problem:  # transformers raises many kinds
-            raise RunError(
-                f"the image processor in {folder} cannot be loaded: {one_line(problem)}"
-            ) from problem
-        return cls(loaded, config)
+        return cls(load_image_processor(directory), config)
 
     def num_tokens(self, size: Size) -> int:
         """Visual tokens of a picture of this (height, width), known before it is encoded."""

@@ -1,5 +1,6 @@
 """A call laid out on the host: prompts, nouns and budgets as padded arrays; nothing runs yet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from resprune_jax.models import buckets, budgets
 from resprune_jax.models.budgets import Keep
 from resprune_jax.models.chat import EncodedPrompt, PromptEncoder, check_context, expand, pad_batch
-from resprune_jax.models.families import Family, Layouts, pad_rows
+from resprune_jax.models.families import Family, ImageLayout, Layouts, pad_rows
 from resprune_jax.prompts import (
     Noun,
     NounExtractor,
@@ -17,6 +18,19 @@ from resprune_jax.prompts import (
     conditioning_spans,
     noun_token_ids,
 )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a prompt's images give and what its budget leaves of them, known before anything runs.
+
+    Attributes:
+        images: visual tokens of each image.
+        kept: how many of them all enter the LLM; a tolerance can leave fewer.
+    """
+
+    images: tuple[int, ...]
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,8 @@ class Plan:
     full: np.ndarray  # [B] bool, rows that keep them all
     limits: np.ndarray  # [B] visual tokens that each row may keep, or [B, R] for each of its images
     images: tuple[tuple[int, ...], ...]  # visual tokens of each image, for the B prompts
-    length: int  # bucket of the longest pruned prompt
+    length: int  # P, slots of the pruned prompts
+    picks: int  # K, slots of a selection
 
     def owner(self, tokens: int) -> np.ndarray:
         """Which of its row's images each of `tokens` slots belongs to, [B, tokens]; -1: none."""
@@ -107,11 +122,15 @@ def make_plan(
     layouts: Layouts,
     budget: list[Keep],
     *,
+    slots: int,
     per_image: bool,
-    extra: int,
+    lines: bool,
     max_new_tokens: int,
 ) -> Plan:
     """Lay a batch of questions out.
+
+    Static sizes follow the bucket of visual tokens, not the tokens themselves: images of one bucket
+    under one budget give prompts of one size, whatever the budget.
 
     Args:
         family: for positions and the context's length.
@@ -119,8 +138,9 @@ def make_plan(
         prompts: B of them.
         layouts: of the rows of images: one that all prompts share, or one for each.
         budget: one for each prompt.
+        slots: N, the bucket of a row's visual tokens.
         per_image: each image of a prompt gets the budget, not all of them together.
-        extra: most tokens that may be kept beside a row's budget.
+        lines: newline tokens are kept beside the budget.
         max_new_tokens: room to leave in the context.
 
     Returns:
@@ -139,19 +159,18 @@ def make_plan(
         expand(prompt.ids, placeholders, counts)
         for prompt, counts in zip(encoded, images, strict=True)
     ]
-    widest = max(len(ids) for ids, _ in expanded)
-    ids, visual_index, valid = pad_batch(expanded, buckets.length_bucket(widest))
-    totals = (visual_index >= 0).sum(axis=1)
-    limits = budgets.resolve(budget, totals)
-    most = limits  # visual tokens of each row that may enter the LLM
-    if per_image:
-        limits = np.zeros((count, buckets.image_bucket(max(map(len, images)))), np.int32)
-        for row, (keep, counts) in enumerate(zip(budget, images, strict=True)):
-            limits[row, : len(counts)] = budgets.resolve([keep] * len(counts), counts)
-        most = limits.sum(axis=1)
-    most = np.minimum(most + extra, totals)
-    longest = int(np.max((valid & (visual_index < 0)).sum(axis=1) + most))
+    totals = np.asarray([sum(counts) for counts in images])
+    words = np.asarray([len(ids) for ids, _ in expanded]) - totals
+    room = buckets.length_bucket(int(words.max()))
+    ids, visual_index, valid = pad_batch(expanded, slots + room)
+    width = max(map(len, images)) if per_image else 1
+    limits = resolve_limits(images, budget, per_image=per_image)
+    extra = [_newlines(row) if lines else 0 for row in own]
+    most = [each.kept for each in planned(own, budget, per_image=per_image, lines=lines)]
+    longest = int(np.max(words + most))
     check_context(longest, max_new_tokens, family.config.text.max_position_embeddings)
+    picks = [budgets.ceiling(keep, slots) for keep in budget if keep is not None]
+    visual = _room(budget, slots, images=width) + buckets.step(max(extra))
     size = buckets.batch_bucket(count)
     ids, visual_index, valid = (pad_rows(x, size) for x in (ids, visual_index, valid))
     spare = size - count
@@ -168,7 +187,63 @@ def make_plan(
         full=pad_rows(np.asarray([k is None for k in budget]), size),
         limits=pad_rows(limits, size),
         images=images + images[:1] * spare,
-        length=buckets.length_bucket(longest),
+        length=room + buckets.step(min(visual, slots)),
+        picks=min(slots, buckets.step(max(picks, default=0))),
+    )
+
+
+def planned(
+    layouts: Sequence[Sequence[ImageLayout]],
+    budget: list[Keep],
+    *,
+    per_image: bool,
+    lines: bool,
+) -> list[Planned]:
+    """What each prompt's images give and what is kept of them; arguments as for `make_plan`.
+
+    Args:
+        layouts: of each prompt's images.
+        budget: one for each prompt.
+        per_image: each image of a prompt gets the budget.
+        lines: newline tokens are kept beside the budget.
+    """
+    images = [tuple(image.tokens for image in row) for row in layouts]
+    limits = resolve_limits(images, budget, per_image=per_image)
+    most = limits.sum(axis=1) if per_image else limits
+    made = []
+    for row, counts, kept in zip(layouts, images, most.tolist(), strict=True):
+        made.append(Planned(counts, min(kept + (_newlines(row) if lines else 0), sum(counts))))
+    return made
+
+
+def resolve_limits(
+    images: Sequence[Sequence[int]], budget: list[Keep], *, per_image: bool
+) -> np.ndarray:
+    """Visual tokens that each prompt may choose, (B,), or (B, R) for each of its images."""
+    if not per_image:
+        return budgets.resolve(budget, [sum(counts) for counts in images])
+    limits = np.zeros((len(images), buckets.image_bucket(max(map(len, images)))), np.int32)
+    for row, (keep, counts) in enumerate(zip(budget, images, strict=True)):
+        limits[row, : len(counts)] = budgets.resolve([keep] * len(counts), counts)
+    return limits
+
+
+def _newlines(row: Sequence[ImageLayout]) -> int:
+    return sum(image.newlines for image in row)
+
+
+def _room(budget: list[Keep], slots: int, *, images: int) -> int:
+    """The most visual tokens that a row of this bucket keeps, each of its images by the budget."""
+    if images == 1:
+        return max(budgets.ceiling(keep, slots) for keep in budget)
+    # Each image's share of a ratio is rounded, and at least one token.
+    return max(
+        slots
+        if keep is None
+        else round(keep * slots) + images
+        if isinstance(keep, float)
+        else keep * images
+        for keep in budget
     )
 
 

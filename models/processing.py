@@ -7,14 +7,14 @@ mean colour and resizes, which keeps them. Both are here, by name: "processor" a
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from resprune_jax.errors import CallError, RunError
+from resprune_jax.errors import CallError
 from resprune_jax.models.images import ImageLike, name_of, open_image
+from resprune_jax.models.processor_files import load_image_processor
 
 ImageAspect = Literal["processor", "pad"]
 
@@ -71,24 +71,7 @@ class ImageProcessor:
             CallError: no such file, or settings that do not give pictures of that size.
             RunError: a file that cannot be read.
         """
-        from transformers import AutoImageProcessor
-
-        folder = Path(directory)
-        names = ("preprocessor_config.json", "processor_config.json")
-        if not any((folder / name).is_file() for name in names):
-            raise CallError(
-                f"{folder} has neither {' nor '.join(names)}: copy the image processor's file there"
-            )
-        try:
-            loaded = AutoImageProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
-        except Exception as problem:  # transformers raises many kinds
-            reason = " ".join(str(problem).split())
-            raise RunError(
-                f"the image processor in {folder} cannot be loaded: {reason}"
-            ) from problem
-        return cls(loaded, image_size)
+        return cls(load_image_processor(directory), image_size)
 
     def __call__(
         self, images: Sequence[ImageLike], image_aspect: ImageAspect = "processor"

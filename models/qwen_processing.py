@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resprune_jax.errors import CallError, RunError
-from resprune_jax.models.chat_files import one_line, read_json
+from resprune_jax.errors import CallError
+from resprune_jax.models.chat_files import read_json
 from resprune_jax.models.images import ImageLike, name_of, open_image
 from resprune_jax.models.mrope import Grid
+from resprune_jax.models.processor_files import load_image_processor
 from resprune_jax.models.qwen_config import QwenVisionConfig
 from resprune_jax.models.qwen_tables import VisionTables, make_tables
 from resprune_jax.models.qwen_video import Frames, Sampling, VideoLike, read_video
@@ -157,23 +158,7 @@ class QwenProcessor:
             CallError: no such file, or settings that do not fit the vision tower.
             RunError: a file that cannot be read.
         """
-        from transformers import AutoImageProcessor
-
-        folder = Path(directory)
-        names = ("preprocessor_config.json", "processor_config.json")
-        if not any((folder / name).is_file() for name in names):
-            raise CallError(
-                f"{folder} has neither {' nor '.join(names)}: copy the image processor's file there"
-            )
-        try:
-            loaded = AutoImageProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
-        except Exception as problem:  # transformers raises many kinds
-            raise RunError(
-                f"the image processor in {folder} cannot be loaded: {one_line(problem)}"
-            ) from problem
-        return cls(loaded, config, video=_video_settings(folder))
+        return cls(load_image_processor(directory), config, video=_video_settings(Path(directory)))
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """The grid of a picture of this size: (1, rows, columns) in patches.

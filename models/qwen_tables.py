@@ -16,9 +16,13 @@ import numpy as np
 from resprune_jax.errors import CallError
 from resprune_jax.models.qwen_config import QwenVisionConfig
 
-PATCH_BUCKETS = (64, 192, 320, 512, 832, 1344, 2176, 3584, 5888, 9728, 15872, 26112, 43008, 65536)
-"""Patches of a packed batch. Steps of about 1.65: random image sizes with sides of 320 to 1280
-pixels use six of them at most and are padded by 30 % on average. Larger batches take multiples of
+PATCH_BUCKETS = (
+    *(64, 128, 192, 320, 512, 1024, 2048, 3328, 5376, 8704),
+    *(13312, 20480, 30720, 43008, 65536),
+)
+"""Patches of a packed batch: four times 16, 32, 48, ... visual tokens. Steps of about 1.6 where
+pictures mostly are: random sizes with sides of 320 to 1280 pixels use five of them and are padded
+by 30 % on average, those of 448 to 1280 pixels four. Larger batches take multiples of
 `_LARGE_STEP`."""
 
 _LARGE_STEP = 16384

@@ -33,6 +33,13 @@ _KERNEL_AXES: dict[str, tuple[str | None, str | None]] = {
     "linear_1": ("embed", "mlp"),
     "linear_2": ("mlp", "embed"),
     "lm_head": ("embed", "vocab"),
+    # Qwen2.5-VL's tower. Queries, keys and values lie one behind the other in one kernel: equal
+    # parts of it would not be whole heads of each, so it is kept whole and its outputs are not.
+    "qkv": ("embed", None),
+    "attn.proj": ("heads", "embed"),
+    "patch_embed.proj": (None, "embed"),
+    "mlp.0": ("embed", "mlp"),
+    "mlp.2": ("mlp", "embed"),
 }
 _TABLE_AXES: dict[str, tuple[str | None, str | None]] = {
     "embed_tokens": ("vocab", "embed"),
@@ -158,6 +165,9 @@ def logical_axes(path: Sequence[str | int], ndim: int) -> LogicalAxes:
         ndim: number of dimensions of the parameter.
     """
     owner, leaf = (str(path[-2]) if len(path) > 1 else ""), str(path[-1])
+    # Names that mean one thing in one place and another elsewhere count with their owner's.
+    if len(path) > 2 and f"{path[-3]}.{owner}" in _KERNEL_AXES:
+        owner = f"{path[-3]}.{owner}"
     if leaf == "kernel" and owner in _KERNEL_AXES:
         return _KERNEL_AXES[owner]
     if leaf == "bias" and owner in _KERNEL_AXES:

@@ -329,4 +329,4 @@ def test_rows_keep_their_place_over_blank_lines(tmp_path: Path) -> None:
         (0, "one?", 0.25, None),
         (1, "the same?", 0.25, None),
     ]
-    assert rows[0].path == tmp_path / "a.png"
+    assert rows[0].paths == (tmp_path / "a.png",)

@@ -42,7 +42,7 @@ ROWS = ["answer", "--model", "m", "--rows", "rows.jsonl"]
 
 # What the call itself shows to be wrong: (words, what the line must say).
 WRONG: list[tuple[list[str], list[str]]] = [
-    ([], ["answer", "info", "demo"]),
+    ([], ["answer", "info", "demo", "pocket"]),
     (["anser"], ["anser", "--help"]),
     (["answer"], ["--model", "answer --help"]),
     (["answer", "--model", "m"], ["no image", "--image", "--rows"]),
@@ -220,18 +220,18 @@ def test_help_needs_no_model_code(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from resprune_jax.experiments import cli\n"
-        "try:\n    cli.main([sys.argv[1], '--help'] if len(sys.argv) > 1 else ['--help'])\n"
+        "try:\n    cli.main([*sys.argv[1:], '--help'])\n"
         "except SystemExit as stop:\n    assert stop.code == 0\n"
         "heavy = {'jax', 'flax', 'transformers', 'spacy', 'torch', 'matplotlib', 'safetensors'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
     )
-    for command in (None, *cli.COMMANDS):
-        words = [] if command is None else [command]
+    for command in ("", *cli.GROUPS, *cli.COMMANDS):
+        words = command.split()
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"resprune --help imports {done.stderr}"
-        assert "usage: resprune" in done.stdout
+        assert f"usage: resprune {command}".strip() in done.stdout
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ ALL = [
     buckets.batch_bucket,
     buckets.new_token_bucket,
     buckets.noun_bucket,
+    buckets.step,
 ]
 
 
@@ -25,6 +26,7 @@ ALL = [
         (buckets.batch_bucket, {0: 1, 1: 1, 2: 2, 3: 4, 5: 8, 8: 8, 9: 16, 17: 24, 64: 64}),
         (buckets.new_token_bucket, {0: 64, 1: 64, 64: 64, 65: 128, 128: 128, 2000: 2048}),
         (buckets.noun_bucket, {0: 32, 8: 32, 32: 32, 33: 64, 65: 128}),
+        (buckets.step, {0: 0, 1: 64, 64: 64, 65: 128, 576: 576, 2944: 2944}),
     ],
 )
 def test_sizes(bucket: Callable[[int], int], sizes: dict[int, int]) -> None:

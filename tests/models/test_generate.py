@@ -74,16 +74,16 @@ def test_the_decode_aliases_the_whole_cache(lvlm: LVLM):
     slots, length, batch = 64, 128, 2
     programs = lvlm.programs
     hidden = jax.ShapeDtypeStruct
-    visual = VisualTokens(
-        embeddings=hidden((batch, NUM_VISUAL_TOKENS, 64), jnp.float32),
-        valid=hidden((batch, NUM_VISUAL_TOKENS), bool),
-    )
     ids = hidden((batch, length), jnp.int32)
-    logits, cache, position = jax.eval_shape(
-        lambda *a: programs.prefill(*a, length=length, slots=slots),
-        lvlm.state, ids, ids, hidden((batch, length), bool), hidden((batch,), jnp.int32), visual,
+    *entered, position = jax.eval_shape(
+        lambda *a: programs.assemble(*a, length=length),
+        lvlm.state, ids, ids, hidden((batch, length), bool), hidden((batch,), jnp.int32),
+        hidden((batch, NUM_VISUAL_TOKENS, 64), jnp.float32),
         hidden((batch, NUM_VISUAL_TOKENS), bool),
     )  # fmt: skip
+    logits, cache = jax.eval_shape(
+        lambda *a: programs.prefill(*a, slots=slots), lvlm.state, *entered
+    )
     scalar = hidden((), jnp.float32)
     compiled = programs.decode.lower(
         lvlm.state, cache, logits, position, hidden((), jnp.int32), hidden((1,), jnp.int32),
@@ -100,12 +100,12 @@ def test_a_row_stops_at_its_end_of_sequence(lvlm: LVLM, photographs):
     first, second = (row.tolist() for row in free.tokens)
     stop = first[4]
     cut = [row[: row.index(stop) + 1] if stop in row else row for row in (first, second)]
-    original = lvlm.encoder.eos_ids
+    original = lvlm.eos_ids
     try:
-        lvlm.encoder.eos_ids = np.asarray([stop], np.int32)
+        lvlm.eos_ids = np.asarray([stop], np.int32)
         stopped = lvlm.generate(photographs[:2], [QUESTION, "What is red?"], max_new_tokens=12)
     finally:
-        lvlm.encoder.eos_ids = original
+        lvlm.eos_ids = original
     assert [row.tolist() for row in stopped.tokens] == cut
     assert len(cut[0]) <= 5
 

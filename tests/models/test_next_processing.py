@@ -112,7 +112,7 @@ def test_pictures_of_every_kind_are_stacked(tmp_path: Path) -> None:
     assert [ours.num_tokens(image.size) for image in read] == [44, 44, 42, 70, 46]
 
     pixels, tables = stack_tiles(read, TINY, batch=8)
-    assert pixels.shape == (8, 5, 3, 56, 56) and tables.index.shape == (8, 128)
+    assert pixels.shape == (8, 5, 3, 56, 56) and tables.index.shape == (8, 96)
     assert (np.asarray(tables.valid).sum(axis=1) == [44, 44, 42, 70, 46, 44, 44, 44]).all()
     for row, image in enumerate([*read, read[0], read[0], read[0]]):
         count = len(image.tiles)

@@ -118,7 +118,7 @@ def test_bucket_sizes() -> None:
     assert patch_bucket(42_196, 660, CONFIG) == 43_008
     assert patch_bucket(65_536, 1024, CONFIG) == 65_536
     assert patch_bucket(65_537, 1025, CONFIG) == 81_920
-    assert patch_bucket(64, 3, CONFIG) == 192  # the rows do not fit
+    assert patch_bucket(64, 3, CONFIG) == 128  # the rows do not fit
     assert patch_bucket(70_000, 3000, CONFIG) == 16_384 * 10
     assert token_bucket(10_549, CONFIG) == 10_752
     assert all(bucket % 64 == 0 for bucket in PATCH_BUCKETS)

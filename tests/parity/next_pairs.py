@@ -28,7 +28,7 @@ SIZES = [(90, 120), (56, 56), (300, 1), (37, 200)]
 NO_ROW = (1, 300)
 
 # The static shape of most tests: tiles, visual tokens, prompt tokens.
-TILES, TOKENS, LENGTH = 5, 128, 144
+TILES, TOKENS, LENGTH = 5, 96, 144
 
 
 @dataclass(frozen=True)
