@@ -1,0 +1,126 @@
+"""`resprune tpu-check` with the TPU's own compiler: small cases with the layers of real models.
+
+Needs libtpu, but no TPU: `make test-tpu`.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+
+from resprune_jax.experiments import cli, tpu_models
+from resprune_jax.experiments.tpu_compile import (
+    HBM,
+    Row,
+    compile_abstract,
+    described_devices,
+)
+from resprune_jax.experiments.tpu_models import CASES, model_rows
+from resprune_jax.models.families import read_model_config
+from tests.experiments.tpu_cases import shallow
+
+pytestmark = pytest.mark.tpu
+
+MIB = 2**20
+TOPOLOGY = "v5e:2x2"
+
+
+@pytest.fixture(autouse=True)
+def default_precision() -> Iterator[None]:
+    """Products as users have them, not those of the parity tests."""
+    with jax.default_matmul_precision("default"):
+        yield
+
+
+def compiled_rows(name: str, layers: int, chips: int, batch: int) -> list[Row]:
+    devices = np.array(described_devices(TOPOLOGY)[:chips]).reshape(1, chips)
+    mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    cells = (24, 24) if name.startswith("llava") else (12, 12)
+    return list(
+        model_rows(
+            name, read_model_config(shallow(name, layers)), mesh, cells=cells, keep=64,
+            batch=batch, limit=HBM["v5e"],
+        )
+    )  # fmt: skip
+
+
+def largest_exchange(text: str) -> int:
+    """Bytes of the largest array that a chip gathers from others in a compiled program."""
+    found = re.findall(r"= \(?(\w+)\[([\d,]+)\]\S* .*?\b(?:all-gather|all-to-all)\S*\(", text)
+    sizes = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
+    return max((sizes[kind] * math.prod(map(int, shape.split(","))) for kind, shape in found),
+               default=0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "chips"), [("llava-1.5-7b", 1), ("llava-1.5-7b", 4), ("qwen2.5-vl-7b", 4)]
+)
+def test_decode_copies_neither_its_cache_nor_the_weights(
+    name: str, chips: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers more take their own room, and next to none of what the compiler adds."""
+    texts: list[str] = []
+    compiler = jax.stages.Lowered.compile
+
+    def compiling(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        made = compiler(lowered)
+        texts.append(made.as_text() or "")
+        return made
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiling)
+    found = {layers: compiled_rows(name, layers, chips, batch=8) for layers in (1, 3)}
+    for rows in found.values():
+        assert len(rows) == 8 and all(row.passed for row in rows), [row.verdict for row in rows]
+    for few, many, text in zip(found[1], found[3], texts[8:], strict=True):
+        if few.program != "decode":
+            continue
+        plans = few.compiled.memory, many.compiled.memory
+        assert plans[0] is not None and plans[1] is not None
+        more = (plans[1].temporaries - plans[0].temporaries) / 2
+        cache = (many.donated - few.donated) / 2
+        weights = (many.held - few.held) / 2 - cache
+        print(
+            f"{name} on {chips}, {few.setting['visual_tokens']} visual tokens: a layer's cache "
+            f"{cache / MIB:.1f} MiB, weights {weights / MIB:.1f} MiB, temporaries "
+            f"{more / MIB:.2f}, largest exchange {largest_exchange(text) / MIB:.2f}"
+        )
+        assert min(cache, weights) > MIB
+        assert more <= 0.25 * min(cache, weights)
+        assert largest_exchange(text) < cache / 2  # not even one layer's keys
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "llava-1.5-7b"
+    small = dataclasses.replace(CASES[name], hf=shallow(name, 1))
+    monkeypatch.setitem(tpu_models.CASES, name, small)
+    assert cli.main(["tpu-check", "--model", name, "--batch", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["libtpu"] and report["topology"] == TOPOLOGY
+    assert len(report["rows"]) == said.err.count("fits, compiled in") == 8
+    for row in report["rows"]:
+        assert row["total"] <= row["limit"] == HBM["v5e"]
+    print(", ".join(f"{row['program']} {row['total'] / MIB:.0f} MiB" for row in report["rows"]))
+
+
+def test_what_does_not_fit_is_said() -> None:
+    where = SingleDeviceSharding(described_devices(TOPOLOGY)[0])
+    big = jax.ShapeDtypeStruct((65536, 65536), jnp.bfloat16, sharding=where)
+    made = compile_abstract(jax.jit(lambda x: x @ x).lower, big)
+    row = Row("m", "product", {}, made, HBM["v5e"])
+    print(row.verdict)
+    assert made.memory is None and "15.75G" in made.problem
+    assert row.verdict.startswith("does not fit: Ran out of memory") and not row.passed
+
+
+def test_a_topology_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tpu-check", "--topology", "v5e:3x3"]) == 2
+    said = capsys.readouterr().err
+    assert "TPU topology 'v5e:3x3'" in said and said.count("\n") == 1
