@@ -4,15 +4,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Exactly so: the CPU build that the reference tests are measured with.
 TORCH = torch==2.13.0
+# Named, because other tests cannot be collected without torch.
+TPU_TESTS = tests/test_pallas_compiler.py tests/experiments/test_tpu_compiler.py
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-test demo test test-exact test-memory lint format clean
+.PHONY: help setup setup-test demo test test-exact test-memory test-tpu lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about a photograph, full and pruned"
 	@echo "make test         set up, then run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-memory  load a generated 2 GB checkpoint and measure the peak memory"
+	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make lint         ruff and mypy, as CI runs them"
 	@echo "make format       ruff, fixing what it can"
 
@@ -30,6 +33,13 @@ $(VENV)/.test: pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	@touch $@ $(VENV)/.base
 
+# An environment of its own: with libtpu installed, JAX looks for a TPU at every start.
+$(VENV)-tpu/.tpu: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-tpu/bin/python -m pip install --quiet -e ".[tpu]" "pytest>=8" "hypothesis>=6.100"
+	@touch $@
+
 setup: $(VENV)/.base
 
 setup-test: $(VENV)/.test
@@ -38,13 +48,16 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -m "not exact"
+	$(BIN)/python -m pytest -m "not exact and not tpu"
 
 test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
 
 test-memory: setup-test
 	$(BIN)/python -m resprune_jax.experiments.memory_check
+
+test-tpu: $(VENV)-tpu/.tpu
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -m tpu $(TPU_TESTS)
 
 lint: setup-test
 	$(BIN)/ruff check .
@@ -56,4 +69,4 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tpu build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,8 +5,10 @@ with Ctrl-C. Nothing here imports JAX or transformers, so that `resprune --help`
 """
 
 import contextlib
+import functools
 import io
 import logging
+import operator
 import re
 import sys
 import traceback
@@ -16,13 +18,37 @@ from typing import Annotated, Any
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError
-from resprune_jax.experiments import answer, demo, info
+from resprune_jax.experiments import (
+    answer,
+    bench_generate,
+    bench_selection,
+    demo,
+    info,
+    tpu_check,
+    verify,
+)
 from resprune_jax.experiments.common import Command, reason
+from resprune_jax.experiments.pocket import commands as pocket
+from resprune_jax.experiments.pocket import evaluate, train
 
 COMMANDS: dict[str, Command] = {
     "answer": Command(answer.AnswerOptions, answer.run),
     "info": Command(info.InfoOptions, info.run),
+    "verify": Command(verify.VerifyOptions, verify.run),
     "demo": Command(demo.DemoOptions, demo.run),
+    "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
+    "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),
+    "bench generate": Command(bench_generate.GenerateOptions, bench_generate.run),
+    "pocket train": Command(train.TrainOptions, train.run),
+    "pocket eval": Command(evaluate.EvalOptions, evaluate.run),
+    "pocket export": Command(pocket.ExportOptions, pocket.export_run),
+    "pocket scenes": Command(pocket.ScenesOptions, pocket.scenes),
+}
+"""By name; "group command" is a command of a group, which GROUPS describes."""
+
+GROUPS = {
+    "bench": "What choosing the tokens costs, and what it saves, on this machine.",
+    "pocket": "The pocket model, a test bench: its scenes, training, weights and accuracy.",
 }
 
 DESCRIPTION = "ResPrune: answer questions about images from a fraction of the visual tokens."
@@ -61,8 +87,22 @@ def _from_box(text: str) -> str:
         said = f"{name} cannot be {word}: give {what}"
     elif not said.startswith(title):
         said = f"{title}: {said}"
-    found = re.search(r"resprune(?: [a-z]+)? --help", " ".join(lines))
+    found = re.search(r"resprune(?: [a-z-]+)* --help", " ".join(lines))
     return f"{said} (try: {found[0] if found else 'resprune --help'})"
+
+
+def _commands() -> Any:
+    """Every command's options as the union that tyro makes sub-commands of, groups nested."""
+    groups: dict[str, list[Any]] = {"": []}
+    for name, command in COMMANDS.items():
+        group, _, own = name.rpartition(" ")
+        member = Annotated[command.options, tyro.conf.subcommand(own)]  # type: ignore[name-defined]
+        groups.setdefault(group, []).append(member)
+    members = groups.pop("")
+    for group, own_members in groups.items():
+        about = tyro.conf.subcommand(group, description=GROUPS[group])
+        members.append(Annotated[functools.reduce(operator.or_, own_members), about])
+    return functools.reduce(operator.or_, members)
 
 
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
@@ -81,15 +121,11 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     options = [word.split("=", 1)[0] for word in argv if re.match(r"--[a-z]", word)]
     if twice := sorted({name for name in options if options.count(name) > 1}):
         raise CallError(f"{twice[0]} was given twice: give it once, with all its values after it")
-    union: Any = None
-    for name, command in COMMANDS.items():
-        member = Annotated[command.options, tyro.conf.subcommand(name)]  # type: ignore[name-defined]
-        union = member if union is None else union | member
     reports = io.StringIO()
     try:
         with contextlib.redirect_stderr(reports):
             chosen = tyro.cli(
-                union,
+                _commands(),
                 prog="resprune",
                 description=DESCRIPTION,
                 args=list(argv),
