@@ -4,23 +4,33 @@
 are checked against in `exact.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from . import engines
+from .engines.guard import guarded
+from .engines.product import Product, gram_product, gram_products, scale, scaled_tokens
 from .errors import CallError
+from .prepared import Prepared, check_tokens
 from .relevance import gate
 
 SMALLEST_TOLERANCE = 1e-5
 """Energies are exact to this fraction of their initial total; a finer stop would stop on noise."""
 
+MAX_BYTES = 2**31
+"""Memory that a batch may take beside its arguments and its result, by default: 2 GiB."""
+
 _LARGEST_NORM = -1  # as `first`: no seed token was named
 _NEVER = -1.0  # as `tolerance`: run to the budget
+_RELEVANCE = 1  # its place among the conditions of `_select`
 
 
 @jax.tree_util.register_dataclass
@@ -71,57 +81,47 @@ class Selection:
         return jnp.put_along_axis(kept, at, True, axis=-1, inplace=False)[..., :n]
 
 
-def _power_of_two(size: jax.Array) -> jax.Array:
-    """The exponent e with size * 2^-e in [1, 2); 0 for size 0."""
-    _, exponent = jnp.frexp(size)
-    return jnp.where(size > 0, exponent - 1, 0)
+class _Image(NamedTuple):
+    tokens: jax.Array  # [N, d] as given
+    valid: jax.Array  # [N]
+    matrix: jax.Array  # what the engine works on: the Gram matrix, or the scaled tokens
+    squares: jax.Array  # [N] squared norms of the scaled tokens
+    exponent: jax.Array  # () scaled by 2^-exponent
+    finite: jax.Array  # ()
 
 
-def _scale(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """x * 2^exponent, exactly, in two steps so that the factor itself cannot overflow."""
-    half = exponent // 2
-    factors = [jnp.ldexp(jnp.float32(1), part) for part in (half, exponent - half)]
-    for factor in factors:
-        x = x * factor.astype(x.dtype)
-    return x
-
-
-def _select_one(
-    tokens: jax.Array,
+def _choose(
+    image: _Image,
     limit: jax.Array,
     relevance: jax.Array,
     alpha: jax.Array,
     first: jax.Array,
-    valid: jax.Array,
     tolerance: jax.Array,
     *,
     keep: int,
     engine: str,
 ) -> Selection:
-    n = tokens.shape[0]
-    if tokens.dtype == jnp.float16:  # its exponent range is too narrow to be scaled in place
-        tokens = tokens.astype(jnp.float32)
-    tokens = jnp.where(valid[:, None], tokens, 0)  # [N, d]
+    """One selection on one image."""
+    valid, n = image.valid, image.valid.shape[0]
     relevance = jnp.where(valid, relevance, 0.0)
     seeded = first >= 0
-    failed = ~jnp.all(jnp.isfinite(tokens)) | ~jnp.all(jnp.isfinite(relevance))
+    failed = ~image.finite | ~jnp.all(jnp.isfinite(relevance))
     failed |= seeded & ~jnp.where(first < n, valid[jnp.clip(first, 0, n - 1)], False)
     failed |= jnp.isnan(tolerance) | ~jnp.isfinite(alpha) | (alpha < 0)
-
-    # Twice, because a squared norm of unscaled tokens could overflow: by the largest entry, then
-    # by the largest norm. Both are powers of two, so the tokens keep every bit.
-    by_entry = _power_of_two(jnp.max(jnp.abs(tokens)).astype(jnp.float32))
-    scaled = _scale(tokens, -by_entry)
-    square = jnp.sum(jnp.square(scaled.astype(jnp.float32)), axis=-1)  # [N]
-    by_norm = _power_of_two(jnp.sqrt(jnp.max(square)))
-    scaled = _scale(scaled, -by_norm)
 
     # A common factor changes no pick; without it a large exponent could under- or overflow.
     top = jnp.max(relevance)
     weight = gate(relevance / jnp.where(top > 0, top, 1.0), alpha)
-    largest = jnp.argmax(jnp.where(valid, square, -1.0))
+    largest = jnp.argmax(jnp.where(valid, image.squares, -1.0))
     seed = jnp.where(seeded, first, largest).astype(jnp.int32)
-    indices, energy = engines.ENGINES[engine](scaled, weight, seed, valid, keep)
+    # Its value is zero; under shard_map it makes the seed vary over every axis that anything does.
+    seed += jnp.zeros_like((weight * image.squares)[0], dtype=jnp.int32)
+    found = engines.ENGINES[engine](image.matrix, weight, seed, valid, keep)
+    indices, energy = found.indices, found.totals
+    if engine not in engines.FROM_TOKENS:
+        indices, energy = guarded(
+            found, image.tokens, image.exponent, image.squares, weight, seed, valid, keep
+        )
 
     reached = (tolerance > 0) & (energy[1:] <= tolerance * energy[0])
     enough = jnp.where(reached, jnp.arange(1, keep + 1), keep)
@@ -129,31 +129,117 @@ def _select_one(
     count = jnp.where(failed, 0, jnp.clip(count, 0, keep)).astype(jnp.int32)
     indices = jnp.where(jnp.arange(keep) < count, indices, n)
     energy = jnp.where(jnp.arange(keep + 1) <= count, energy, energy[count])
-    energy = jnp.where(failed, jnp.nan, _scale(energy, 2 * (by_entry + by_norm)))
+    energy = jnp.where(failed, jnp.nan, scale(energy, 2 * image.exponent))
     return Selection(indices, energy, count)
 
 
-@partial(jax.jit, static_argnames=("keep", "engine"))
+def _image(given: jax.Array | Prepared, valid: jax.Array, engine: str) -> _Image:
+    """What the engine needs of one image, or of every image of a batch."""
+    tokens = given.tokens if isinstance(given, Prepared) else given
+    if engine in engines.FROM_TOKENS:
+        scaled = scaled_tokens if valid.ndim == 1 else jax.vmap(scaled_tokens)
+        matrix, exponent, finite = scaled(tokens, valid)
+        squares = jnp.sum(jnp.square(matrix.astype(jnp.float32)), axis=-1)
+        return _Image(tokens, valid, matrix, squares, exponent, finite)
+    made: Product | Prepared
+    if isinstance(given, Prepared):
+        made = given
+    else:
+        made = (gram_product if valid.ndim == 1 else gram_products)(tokens, valid)
+    squares = jnp.diagonal(made.gram, axis1=-2, axis2=-1)
+    return _Image(tokens, valid, made.gram, squares, made.exponent, made.finite)
+
+
+@partial(jax.jit, static_argnames=("keep", "engine", "chunk"))
 def _select(
-    tokens: jax.Array,
-    limit: jax.Array,
-    relevance: jax.Array,
-    alpha: jax.Array,
-    first: jax.Array,
+    given: jax.Array | Prepared,
     valid: jax.Array,
-    tolerance: jax.Array,
+    conditions: tuple[jax.Array, ...],
     *,
     keep: int,
     engine: str,
+    chunk: int,
 ) -> Selection:
-    one = partial(_select_one, keep=keep, engine=engine)
-    arguments = (limit, relevance, alpha, first, valid, tolerance)
-    if tokens.ndim == 2:
-        return one(tokens, *arguments)
-    batch = tokens.shape[0]
-    full = [jnp.broadcast_to(x, (batch, *x.shape[1:])) if x.ndim else jnp.full((batch,), x)
-            for x in arguments]  # fmt: skip
-    return jax.vmap(one)(tokens, *full)
+    """Every row of a batch, `chunk` rows at a time.
+
+    Args:
+        given: one image, or a batch of them.
+        valid: (N,) or (B, N).
+        conditions: limit, relevance, alpha, first and tolerance, each of one row or with the
+            batch axis; it is the axis of the images, or of the questions about one image.
+        keep: K.
+        engine: which one.
+        chunk: rows.
+    """
+    choose = partial(_choose, keep=keep, engine=engine)
+    one_image = valid.ndim == 1
+    rows = jnp.broadcast_shapes(
+        valid.shape[:-1],
+        *(x.shape if i != _RELEVANCE else x.shape[:-1] for i, x in enumerate(conditions)),
+    )
+    if not rows:
+        return choose(_image(given, valid, engine), *conditions)
+    full = tuple(
+        jnp.broadcast_to(x, (*rows, x.shape[-1]) if i == _RELEVANCE else rows)
+        for i, x in enumerate(conditions)
+    )
+    if one_image:
+        image = _image(given, valid, engine)
+        return _by_chunks(lambda row: choose(image, *row), full, rows[0], chunk)
+    if chunk >= rows[0]:
+        return jax.vmap(choose)(_image(given, valid, engine), *full)
+    return _by_chunks(
+        lambda row: choose(_image(row[0], row[1], engine), *row[2]),
+        (given, valid, full),
+        rows[0],
+        chunk,
+    )
+
+
+def _by_chunks(one: Callable[[Any], Selection], rows: Any, count: int, chunk: int) -> Selection:
+    """One function on every row: together, one after the other, or some at a time."""
+    if chunk >= count:
+        return jax.vmap(one)(rows)
+    if chunk == 1:
+        return lax.map(one, rows)
+    chunks = -(-count // chunk)
+    chunk = -(-count // chunks)
+    # The last chunk reaches back into the one before it: a shorter one would be a second program.
+    starts = np.minimum(np.arange(chunks) * chunk, count - chunk)
+
+    def some(start: jax.Array) -> Selection:
+        cut = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), rows)
+        return jax.vmap(one)(cut)
+
+    made = lax.map(some, jnp.asarray(starts))  # [chunks, chunk, ...]
+    own = np.arange(count) // chunk  # the chunk of each row
+    return jax.tree.map(lambda x: x[own, np.arange(count) - starts[own]], made)
+
+
+def rows_at_once(
+    n: int, d: int, keep: int, rows: int, engine: str, max_bytes: int, *, prepared: bool
+) -> int:
+    """How many rows of a batch fit into `max_bytes` together, at least 1.
+
+    Args:
+        n: tokens of an image.
+        d: their dimension.
+        keep: K.
+        rows: of the batch.
+        engine: which one.
+        max_bytes: beside the arguments and the result.
+        prepared: whether the Gram matrix is an argument.
+    """
+    gram = 0 if prepared else n * n
+    if engine in engines.FROM_TOKENS:
+        each, once = 2 * n * d + keep * d + 32 * n, 0
+    else:
+        # One image at a time: the tiles of its product, and the tokens in float32.
+        each, once = gram + 2 * keep * n + 32 * n, 2 * gram + 2 * n * d + keep * d
+    if once + rows * each <= max_bytes // 4:
+        return rows
+    each += 0 if prepared else n * d  # a chunk is cut out of the batch
+    return min(rows, max(1, (max_bytes // 4 - once) // each))
 
 
 def _traced(
@@ -166,13 +252,12 @@ def _traced(
     return np.broadcast_to(np.asarray(value, dtype), shape)
 
 
-def _check(name: str, value: ArrayLike | None, shape: tuple[int, ...], *, rows: bool) -> None:
+def _check(name: str, value: ArrayLike | None, *allowed: tuple[int, ...]) -> None:
     """Check the shape always, values only where they lie on the host: no device is waited for."""
     if value is None:
         return
-    allowed = [shape] if not rows else [(), shape]
     if np.shape(value) not in allowed:
-        expected = " or ".join(str(s) for s in allowed)
+        expected = " or ".join(str(s) for s in dict.fromkeys(allowed))
         raise CallError(f"{name} has shape {np.shape(value)}, expected {expected}")
     if not isinstance(value, jax.Array):
         host = np.asarray(value)
@@ -187,8 +272,16 @@ def _check(name: str, value: ArrayLike | None, shape: tuple[int, ...], *, rows: 
             )
 
 
+def _selections(sizes: dict[str, int]) -> tuple[int, ...]:
+    """The one length that all conditions with a batch axis share, () where none has one."""
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise CallError(f"the conditions must agree on the number of selections, got {said}")
+    return tuple(sizes.values())[:1]
+
+
 def select(
-    tokens: ArrayLike,
+    tokens: ArrayLike | Prepared,
     keep: int,
     *,
     limit: ArrayLike | None = None,
@@ -198,26 +291,33 @@ def select(
     valid: ArrayLike | None = None,
     tolerance: ArrayLike | None = None,
     engine: str = "auto",
+    max_bytes: int = MAX_BYTES,
 ) -> Selection:
     """Choose the visual tokens to keep: greedy residual energy, gated by relevance^alpha.
 
     Each step takes the token with the largest gated energy outside the subspace spanned by those
     already chosen (Algorithm 1 of arXiv 2603.21105; certificate and tie rules: `exact.py`).
-    `keep` and `engine` are static; every other argument is traced, so a sweep over them compiles
-    once. May be called under jit, vmap and shard_map.
+    `keep`, `engine` and `max_bytes` are static; every other argument is traced, so a sweep over
+    them compiles once. May be called under jit, vmap and shard_map.
 
     Args:
-        tokens: (N, d) or (B, N, d), any float dtype.
+        tokens: (N, d) or (B, N, d), any float dtype; or what `prepare` made of them.
         keep: the most tokens to keep, at least 1, capped at N.
         limit: () or (B,) int, each row's own budget; default `keep`.
         relevance: (N,) or (B, N), non-negative (`relevance.py` aggregates and maps); default
             uniform.
         alpha: () or (B,) float, strength of the gate; 0 ignores the relevance.
         first: () or (B,) int, the seed token; default the largest norm.
-        valid: (N,) or (B, N) bool, False for padding; default all.
+        valid: (N,) or (B, N) bool, False for padding; default all. Not with a `Prepared`, which
+            has its own.
         tolerance: () or (B,) float in [1e-5, 1): stop once the residual energy is at most this
             fraction of the total; `keep` stays the maximum.
-        engine: "auto", "feature" or "gram".
+        engine: "auto", "feature", "gram", "blocked", "pallas_tpu" or "pallas_gpu".
+        max_bytes: rows of a batch that would together take more than this, beside arguments and
+            result, are done in chunks; a single row always runs.
+
+    With one image, as a `Prepared`, B is the number of selections on it (questions, alphas, seed
+    tokens, budgets): any of the conditions may have the axis, and the Gram matrix is not copied.
 
     Returns:
         A `Selection` with K = min(keep, N) entries a row.
@@ -227,34 +327,51 @@ def select(
             traced or device arrays are not read: a row whose tokens or relevance are not finite,
             or whose seed is padding, fails, which its NaN energy shows.
     """
-    shape = np.shape(tokens)
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise CallError(f"tokens must be (N, d) or (B, N, d) and not empty, got shape {shape}")
+    prepared = tokens if isinstance(tokens, Prepared) else None
+    if prepared is not None and valid is not None:
+        raise CallError("valid is given, but these tokens are prepared and have their own")
+    shape = check_tokens(prepared.tokens if prepared else tokens)  # type: ignore[arg-type]
     if isinstance(keep, bool) or not isinstance(keep, int | np.integer) or keep < 1:
         raise CallError(f"keep must be a whole number of tokens, at least 1, got {keep!r}")
-    engine = engines.resolve(engine)
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+        raise CallError(f"max_bytes must be a number of bytes, at least 1, got {max_bytes!r}")
     keep = min(int(keep), shape[-2])
-    rows = shape[:-2]
-    for name, value in (("limit", limit), ("alpha", alpha), ("first", first),
-                        ("tolerance", tolerance)):  # fmt: skip
-        _check(name, value, rows, rows=True)
-    for name, value in (("relevance", relevance), ("valid", valid)):
-        _check(name, value, shape[:-1], rows=False)
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.floating):
-        raise CallError(f"tokens must be floating point, got {jnp.result_type(tokens)}")
+    engine = engines.resolve(engine, shape[-2], keep)
+    rows, count = shape[:-2], shape[-2]
+    scalars = {"limit": limit, "alpha": alpha, "first": first, "tolerance": tolerance}
+    weights: tuple[tuple[int, ...], ...] = ((*rows, count),)
+    if prepared is not None and not rows:  # any number of selections on one image
+        named = {**scalars, "relevance": relevance}
+        shapes = {name: np.shape(x) for name, x in named.items() if x is not None}
+        rows = _selections(
+            {name: s[0] for name, s in shapes.items() if len(s) == 1 + (name == "relevance")}
+        )
+        weights = ((count,), (*rows, count))
+    for name, value in scalars.items():
+        _check(name, value, (), rows)
+    _check("relevance", relevance, *weights)
+    _check("valid", valid, shape[:-1])
     if first is not None and not isinstance(first, jax.Array):
         host = np.asarray(first)
-        if not np.all((host >= 0) & (host < shape[-2])):
-            raise CallError(f"first must be a token index in [0, {shape[-2]}), got {host}")
+        if not np.all((host >= 0) & (host < count)):
+            raise CallError(f"first must be a token index in [0, {count}), got {host}")
     # One structure of arguments, with defaults: an option left out or given compiles nothing new.
-    return _select(
-        tokens,
+    conditions = (
         _traced(limit, keep, np.int32, rows),
-        _traced(relevance, 1.0, np.float32, shape[:-1]),
+        _traced(relevance, 1.0, np.float32, (*rows, count)),
         _traced(alpha, 0.0, np.float32, rows),
         _traced(first, _LARGEST_NORM, np.int32, rows),
-        _traced(valid, True, np.bool_, shape[:-1]),
         _traced(tolerance, _NEVER, np.float32, rows),
+    )
+    chunk = rows_at_once(
+        count, shape[-1], keep, rows[0] if rows else 1, engine, max_bytes,
+        prepared=prepared is not None,
+    )  # fmt: skip
+    return _select(
+        prepared or tokens,
+        prepared.valid if prepared else _traced(valid, True, np.bool_, shape[:-1]),
+        conditions,
         keep=keep,
         engine=engine,
+        chunk=chunk,
     )

@@ -1,4 +1,4 @@
-"""Both engines against the float64 oracle, and the properties that the contract lists.
+"""The engines against the float64 oracle, and the properties that the contract lists.
 
 Every test uses one of `SHAPES`; sizes vary through padding, zero columns and limits.
 """
@@ -11,15 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resprune_jax import CallError, Selection, select
+from resprune_jax import CallError, Selection, engines, select
 from resprune_jax.certificate import certify
 from resprune_jax.engines import gram
+from resprune_jax.engines.product import gram_product
 from resprune_jax.exact import greedy, reconstruction_error
 from tests.batches import Batch, Shape, batch, options, run
 from tests.compiles import backend_compiles
 from tests.problems import Problem, pad
 
-ENGINES = ("feature", "gram")
+ENGINES = ("feature", "gram", "blocked")
 SMALL = Shape(16, 24, 6, 24)  # keeps everything: every tier is reached
 MEDIUM = Shape(8, 128, 160, 96)
 WIDE = Shape(4, 96, 512, 64)
@@ -109,27 +110,30 @@ def forced_pivots(rng_seed: int) -> Batch:
     return Batch(problems, given.tokens, options(problems, SMALL))
 
 
-def test_the_gram_engine_knows_when_to_doubt_itself():
+@pytest.mark.parametrize("engine", ["gram", "blocked"])
+def test_an_engine_on_the_gram_matrix_knows_when_to_doubt_itself(engine: str):
     """Where the rounding of G is magnified, the feature engine takes over: no step is lost."""
-    alone = jax.jit(jax.vmap(gram.unguarded, in_axes=(0, 0, 0, 0, None)), static_argnums=4)
+
+    @jax.jit
+    @jax.vmap
+    def alone(tokens: jax.Array, relevance: jax.Array, first: jax.Array, valid: jax.Array):
+        made = gram_product(tokens, valid)
+        return engines.ENGINES[engine](made.gram, relevance, first, valid, SMALL.keep)
+
     lost = doubted = rows = 0
     for rng_seed in range(10):
         given = forced_pivots(rng_seed)
-        chosen = run(SMALL, given, "gram")
-        tokens = np.where(given.options["valid"][..., None], given.tokens, 0)
-        picks, energy, growth = map(
-            np.asarray,
-            alone(tokens, given.options["relevance"], given.options["first"],
-                  given.options["valid"], SMALL.keep),
-        )  # fmt: skip
+        chosen = run(SMALL, given, engine)
+        asked = (given.options[name] for name in ("relevance", "first", "valid"))
+        bare = jax.tree.map(np.asarray, alone(given.tokens, *asked))
         for row, problem in enumerate(given.problems):
             assert given.certify(row, chosen).ok
-            bare = certify(problem.tokens, picks[row], count=5, energy=energy[row],
-                           **problem.conditions)  # fmt: skip
-            lost += not bare.ok
-            doubted += bool(growth[row] > gram.MOST_GROWTH)
+            result = certify(problem.tokens, bare.indices[row], count=5, energy=bare.totals[row],
+                             **problem.conditions)  # fmt: skip
+            lost += not result.ok
+            doubted += bool(bare.growth[row] > gram.MOST_GROWTH)
             rows += 1
-    print(f"{rows} problems: {doubted} doubted, {lost} wrong without the guard")
+    print(f"{engine}: {rows} problems, {doubted} doubted, {lost} wrong without the guard")
     assert doubted == rows and lost > rows // 4
 
 

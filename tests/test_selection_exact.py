@@ -14,7 +14,7 @@ from tests.problems import KINDS, RELEVANCES, draw
 
 pytestmark = pytest.mark.exact
 
-ENGINES = ("feature", "gram")
+ENGINES = ("feature", "gram", "blocked")
 # Real shapes: (batches, shape); the last ones are LLaVA-1.5-7B's.
 SHAPES = [
     (60, Shape(8, 1, 1, 1)),
@@ -29,6 +29,16 @@ SHAPES = [
     (4, Shape(2, 700, 4096, 192, "bfloat16")),
     (4, Shape(2, 576, 4096, 192)),
     (3, Shape(1, 576, 4096, 576)),
+]
+# What the other families have: LLaVA-NeXT for a wide picture and at its most, a 4K picture of
+# Qwen2.5-VL. The smaller budgets of each are prefixes.
+LARGE = [
+    ("gram", Shape(1, 2340, 4096, 780)),
+    ("blocked", Shape(1, 2340, 4096, 780)),
+    ("gram", Shape(1, 2928, 4096, 976, "bfloat16")),
+    ("blocked", Shape(1, 2928, 4096, 976)),
+    ("blocked", Shape(1, 2928, 4096, 976, "bfloat16")),
+    ("blocked", Shape(1, 10549, 3584, 3516, "bfloat16")),
 ]
 
 
@@ -52,6 +62,25 @@ def test_step_certificate_of_every_size(batches: int, shape: Shape, engine: str)
         f" decided, worst slack {worst:.1e}, worst energy error {worst_energy:.1e}"
     )
     assert decided > 0.5 * (steps - spent)
+
+
+@pytest.mark.parametrize(("engine", "shape"), LARGE, ids=str)
+def test_step_certificate_of_large_images(engine: str, shape: Shape) -> None:
+    """One problem each, unpadded: regions that look alike, relevances of which many are zero."""
+    problem = draw(7, n=shape.n, d=shape.d, kind="clustered", relevance="with zeros",
+                   dtype=shape.dtype)  # fmt: skip
+    chosen = select(problem.tokens, shape.keep, engine=engine, relevance=problem.relevance,
+                    alpha=0.75, first=problem.first)  # fmt: skip
+    conditions = {**problem.conditions, "alpha": 0.75}
+    result = certify(problem.tokens, np.asarray(chosen.indices), energy=np.asarray(chosen.energy),
+                     **conditions)  # fmt: skip
+    print(
+        f"{engine} {shape}: {result.steps} steps, {result.exhausted} exhausted, {result.decided}"
+        f" decided, worst slack {result.worst_slack:.1e}, worst energy error"
+        f" {result.worst_energy:.1e}"
+    )
+    assert result.ok, result.violations[:3]
+    assert result.steps == shape.keep and result.decided > 0.5 * shape.keep
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -4,23 +4,62 @@ from collections.abc import Callable
 
 import jax
 
-from resprune_jax.errors import one_of
+from resprune_jax.errors import CallError, one_of, say_once
 
-from . import feature, gram
+from . import blocked, feature, gram, kernels, pallas_gpu, pallas_tpu
+from .loop import Outcome
 
-Engine = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]
-"""(tokens (N, d) scaled, gate (N,), first (), valid (N,), keep) -> (indices, energy totals)."""
+Engine = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int], Outcome]
+"""(matrix, gate (N,), first (), valid (N,), keep) -> the picks.
 
-ENGINES: dict[str, Engine] = {"feature": feature.run, "gram": gram.run}
+The matrix is the Gram matrix (N, N) of scaled tokens; for the engines in `FROM_TOKENS` it is the
+scaled tokens (N, d) themselves."""
+
+ENGINES: dict[str, Engine] = {
+    "feature": feature.factor,
+    "gram": gram.factor,
+    "blocked": blocked.factor,
+    "pallas_tpu": pallas_tpu.factor,
+    "pallas_gpu": pallas_gpu.factor,
+}
+
+FROM_TOKENS = frozenset({"feature"})
+
+KERNELS = {"pallas_tpu": ("tpu", pallas_tpu.fits), "pallas_gpu": ("gpu", pallas_gpu.fits)}
+"""The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
 
 
-def resolve(name: str) -> str:
-    """The engine that `name` stands for; "auto" is "gram", the faster one at every size here.
+def resolve(name: str, n: int = 1, keep: int = 1) -> str:
+    """The engine that `name` stands for.
+
+    Args:
+        name: "auto" for the fastest at this size here, or an engine. A kernel that does not hold
+            a problem of this size is replaced by XLA's loop, and that is said.
+        n: tokens of an image, N.
+        keep: tokens to keep, K.
 
     Raises:
-        CallError: no engine has that name.
+        CallError: no engine has that name, or it is a kernel for another backend.
     """
-    if name == "auto":
-        return "gram"
     one_of("engine", name, ("auto", *ENGINES))
-    return name
+    here = jax.default_backend()
+    by_size = "blocked" if n * keep >= BLOCKED_FROM else "gram"
+    if name == "auto":
+        for kernel, (backend, fits) in KERNELS.items():
+            if backend == here and fits(n, keep) and kernels.undivided():
+                return kernel
+        return by_size
+    if name not in KERNELS:
+        return name
+    backend, fits = KERNELS[name]
+    if backend != here and not kernels.interpreted():
+        raise CallError(f"engine {name!r} runs on a {backend.upper()}, this is a {here.upper()}")
+    if fits(n, keep):
+        return name
+    message = f"engine {name!r} does not hold {n} tokens with {keep} kept: {by_size!r} runs instead"
+    say_once(f"{name} {n} {keep}", message)
+    return by_size
+
+
+BLOCKED_FROM = 2**19
+"""The size of the factor, N K, from which on it leaves the caches and `blocked` wins."""

@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .loop import greedy
+from .loop import Outcome, greedy
 
 
-def run(
-    tokens: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
-) -> tuple[jax.Array, jax.Array]:
+def factor(
+    tokens: jax.Array,
+    gate: jax.Array,
+    first: jax.Array,
+    valid: jax.Array,
+    keep: int,
+    norms: jax.Array | None = None,
+) -> Outcome:
     """Greedy selection with an orthonormal basis of the chosen tokens (Algorithm 1).
 
     Args:
@@ -22,9 +27,7 @@ def run(
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
-
-    Returns:
-        (indices (keep,) int32, energy totals (keep + 1,) float32), as `loop.greedy`.
+        norms: (N,) float32, squared norms of the tokens where they are known.
     """
     tokens = tokens.astype(jnp.float32)  # [N, d]
     d = tokens.shape[1]
@@ -45,7 +48,13 @@ def run(
         projections = jnp.dot(tokens, direction, precision=precision)  # [N]
         return projections * projections, basis.at[k].set(direction)
 
-    norms = jnp.sum(tokens * tokens, axis=-1)
-    basis = jnp.zeros((keep, d), jnp.float32)
-    indices, totals, _ = greedy(norms, gate, first, valid, keep, basis, update)
-    return indices, totals
+    norms = jnp.sum(tokens * tokens, axis=-1) if norms is None else norms
+    basis = jnp.zeros_like(first, shape=(keep, d), dtype=jnp.float32)
+    end, _ = greedy(norms, gate, first, valid, keep, basis, update)
+    return Outcome(end.indices, end.totals, jnp.zeros_like(end.total))
+
+
+def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:
+    """Bytes read and written for one image if caches held nothing between passes."""
+    # The tokens once a step; the basis at its full height, twice for each of two projections.
+    return 4.0 * n * d * keep + 16.0 * d * keep * keep

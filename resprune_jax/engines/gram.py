@@ -5,95 +5,135 @@ for pivot p at step k
 
     L[k, i] = (G[p, i] - sum_{j < k} L[j, p] L[j, i]) / sqrt(D[p]),     D[i] -= L[k, i]^2.
 
-One N x N product is paid once; a step then costs O(N K) instead of O(N d).
+One N x N product is paid once (`product.py`); a step then costs O(N K) instead of O(N d).
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import feature
-from .loop import greedy
+from .loop import Outcome, begin, row, steps, with_row
 
 MOST_GROWTH = (1e-5 / (2 * 4 * 2.0**-24)) ** 2
 """The expected rounding may reach a quarter of the certificate's slack, 1e-5 of a squared norm.
 
 An energy is off by twice its norm times the rounding of its residual; G's own is 2^-24."""
 
+_SHORT = 48
+"""Picks up to which the factor is held at its full height from the first step on."""
 
-def gram_matrix(tokens: jax.Array) -> jax.Array:
-    """V V^T, (N, N) in float32: exact products and float32 sums, whatever the token dtype.
 
-    bfloat16 tokens go to the matrix unit as they are (a product of two is exact in float32);
-    float32 tokens ask for full precision, so that no backend rounds them to TF32 or bfloat16.
+class Norms(NamedTuple):
+    """Squared norms of the tokens (N,), and one over them, 0 where they are 0."""
+
+    squares: jax.Array
+    shares: jax.Array
+
+
+class Factor(NamedTuple):
+    """What the recursion carries.
+
+    Attributes:
+        rows: (K, N) float32, L; rows of later steps are 0.
+        drift: (N,) float32, the expected squared rounding of each token's residual, relative to
+            its squared norm and to the rounding of G itself.
     """
-    if tokens.dtype != jnp.bfloat16 or jax.default_backend() == "cpu":
-        tokens = tokens.astype(jnp.float32)
-    return lax.dot_general(
-        tokens,
-        tokens,
-        (((1,), (1,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+
+    rows: jax.Array
+    drift: jax.Array
 
 
-def run(
-    tokens: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
-) -> tuple[jax.Array, jax.Array]:
-    """Greedy selection by pivoted Cholesky; arguments and results as `feature.run`.
-
-    A pivot of which little was left (the gate can force one) magnifies the rounding of G. The
-    expected rounding of every energy is followed along; a problem in which it grows towards the
-    slack of the certificate is done again by `feature`, whose residuals do not come from G.
-    """
-    indices, totals, growth = unguarded(tokens, gate, first, valid, keep)
-
-    def again(state: Any) -> Any:
-        # Read through the state: XLA moves what does not depend on it out of the loop, and would
-        # run all of this always.
-        asked = jnp.where(state[0], tokens, 0)
-        return jnp.zeros((), bool), *feature.run(asked, gate, first, valid, keep)
-
-    # A loop of at most one turn, not a branch: under vmap a branch would run both of its sides for
-    # every problem, while a loop takes no turn at all unless a problem asks for one.
-    doubtful = growth > MOST_GROWTH
-    _, indices, totals = lax.while_loop(lambda s: s[0], again, (doubtful, indices, totals))
-    return indices, totals
+def norms_of(gram: jax.Array) -> Norms:
+    """The squared norms of the tokens whose Gram matrix this is."""
+    squares = jnp.diagonal(gram)
+    return Norms(squares, jnp.where(squares > 0, 1.0 / jnp.where(squares > 0, squares, 1.0), 0.0))
 
 
-def unguarded(
-    tokens: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`run` without its guard.
+def no_rows(first: jax.Array, height: int, n: int) -> Factor:
+    """A factor before the first step; like `first`, for which see `loop.begin`."""
+    rows = jnp.zeros_like(first, shape=(height, n), dtype=jnp.float32)
+    return Factor(rows, jnp.ones_like(first, shape=(n,), dtype=jnp.float32))
+
+
+def extend(
+    factor: Factor,
+    k: jax.Array,
+    pick: jax.Array,
+    inverse: jax.Array,
+    products: jax.Array,
+    norms: Norms,
+) -> tuple[jax.Array, Factor]:
+    """Write row k of the factor.
+
+    Args:
+        factor: the rows before k.
+        k: () int32, the row to write.
+        pick: () int32, the pivot.
+        inverse: () 1 / residual energy of the pivot, 0 if it spans no new direction.
+        products: (N,) inner products of the pivot with every token, without what rows that are not
+            in `factor` explain of them.
+        norms: of the tokens.
 
     Returns:
-        (indices, energy totals, growth): growth () float32 is the largest expected squared rounding
-        of a residual, relative to the token's squared norm and to that of G itself.
+        (the energy that the pivot explains of each token (N,), the factor with the row).
     """
-    n = tokens.shape[0]
-    gram = gram_matrix(tokens)  # [N, N]
-    norms = jnp.diagonal(gram)
-    shares = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
+    column = lax.dynamic_slice_in_dim(factor.rows, pick, 1, axis=1)[:, 0]  # [K]
+    # Later rows are zero, so the whole product is the sum over j < k.
+    known = jnp.dot(column, factor.rows, precision=lax.Precision.HIGHEST)  # [N]
+    new = (products - known) * jnp.sqrt(inverse)
+    explained = new * new
+    # With e = E_p / |v_p|^2 and x the share of a token's squared norm that the pick explains:
+    # the row is off by an angle whose square is drift / e, which moves the residual by
+    # drift x / e; and E_p, by which the row is scaled, is off by 2 sqrt(drift) / e of itself,
+    # which moves what is explained by that share, worth a residual of drift (x / e)^2.
+    ratio = row(norms.squares, pick) * inverse * explained * norms.shares  # x / e, [N]
+    drift = factor.drift + row(factor.drift, pick) * ratio * (1 + ratio)
+    return explained, Factor(with_row(factor.rows, new, k), drift)
+
+
+def largest_growth(drift: jax.Array, valid: jax.Array) -> jax.Array:
+    """`Outcome.growth` of the last drift."""
+    return jnp.max(jnp.where(valid, drift, 1.0))
+
+
+def factor(
+    gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
+) -> Outcome:
+    """Greedy selection by pivoted Cholesky.
+
+    A pivot of which little was left (the gate can force one) magnifies the rounding of G. The
+    expected rounding of every energy is followed along and given back as `growth`.
+
+    Args:
+        gram: (N, N) float32, the Gram matrix of scaled tokens, 0 for padding; only read.
+        gate: (N,) float32.
+        first: () int32, the seed token.
+        valid: (N,) bool.
+        keep: static number of steps.
+    """
+    n = gram.shape[0]
+    norms = norms_of(gram)
 
     def update(
-        k: jax.Array, pick: jax.Array, inverse: jax.Array, basis: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        factor, drift = basis  # [K, N], [N]
-        # Rows of `factor` from k on are zero, so the whole product is the sum over j < k.
-        known = jnp.dot(factor[:, pick], factor, precision=lax.Precision.HIGHEST)  # [N]
-        row = (gram[pick] - known) * jnp.sqrt(inverse)
-        explained = row * row
-        # With e = E_p / |v_p|^2 and x the share of a token's squared norm that the pick explains:
-        # the row is off by an angle whose square is drift / e, which moves the residual by
-        # drift x / e; and E_p, by which the row is scaled, is off by 2 sqrt(drift) / e of itself,
-        # which moves what is explained by that share, worth a residual of drift (x / e)^2.
-        ratio = norms[pick] * inverse * explained * shares  # x / e, [N]
-        drift = drift + drift[pick] * ratio * (1 + ratio)
-        return explained, (factor.at[k].set(row), drift)
+        k: jax.Array, pick: jax.Array, inverse: jax.Array, basis: Factor
+    ) -> tuple[jax.Array, Factor]:
+        return extend(basis, k, pick, inverse, row(gram, pick), norms)
 
-    basis = (jnp.zeros((keep, n), jnp.float32), jnp.ones((n,), jnp.float32))
-    indices, totals, (_, drift) = greedy(norms, gate, first, valid, keep, basis, update)
-    return indices, totals, jnp.max(jnp.where(valid, drift, 1.0))
+    progress = begin(norms.squares, first, valid, keep)
+    basis = no_rows(first, 0, n)
+    # A step reads the factor at its full height; the first half of the steps need half of it.
+    start = 0
+    for stop in (keep,) if keep <= _SHORT else (keep // 2, keep):
+        later = no_rows(first, stop - start, n).rows
+        basis = Factor(jnp.concatenate([basis.rows, later]), basis.drift)
+        progress, basis = steps(progress, start, stop, gate, norms.squares, basis, update)
+        start = stop
+    return Outcome(progress.indices, progress.totals, largest_growth(basis.drift, valid))
+
+
+def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:
+    """Bytes read and written for one image if caches held nothing between passes."""
+    # The tokens, G, and three quarters of the factor's full height a step.
+    return n * d * itemsize + 4.0 * n * n + 3.0 * n * keep * keep

@@ -5,7 +5,7 @@ exhaustion) lies here once, so that engines cannot come to disagree about it.
 """
 
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,11 @@ from jax import lax
 
 EXHAUSTED = 2e-6
 """A token is exhausted when its residual energy is at most this fraction of its squared norm."""
+
+CLOSED = -1.0
+"""The energy written for a token that may not be chosen: padding, and what was chosen before."""
+
+_GATED, _UNGATED, _EXHAUSTED, _CLOSED = 3, 2, 1, 0  # the tiers of choice, best first
 
 Basis = TypeVar("Basis")
 
@@ -22,32 +27,157 @@ Update = Callable[[jax.Array, jax.Array, jax.Array, Basis], tuple[jax.Array, Bas
 The inverse is 0 for a pick that spans no new direction: it must then explain nothing."""
 
 
-class _State(NamedTuple, Generic[Basis]):
-    energy: jax.Array  # [N] residual energy of every token, exactly 0 once chosen
-    open: jax.Array  # [N] may still be chosen
-    indices: jax.Array  # [K]
-    totals: jax.Array  # [K + 1]
-    basis: Basis
+class Outcome(NamedTuple):
+    """What an engine gives back.
+
+    Attributes:
+        indices: (K,) int32 in order of choice, N where no valid token was left.
+        totals: (K + 1,) float32, total residual energy before each pick and after the last.
+        growth: () float32, the largest expected squared rounding of a residual, relative to the
+            token's squared norm and to that of the Gram matrix itself (`gram.py`); 0 where the
+            residuals do not come from a Gram matrix.
+    """
+
+    indices: jax.Array
+    totals: jax.Array
+    growth: jax.Array
 
 
-def best(gate: jax.Array, energy: jax.Array, exhausted: jax.Array, open_: jax.Array) -> jax.Array:
-    """The next pick: the best token of the first tier that is not empty.
+class Progress(NamedTuple):
+    """Where the greedy loop stands before a step.
+
+    Attributes:
+        energy: (N,) float32, residual energy of every token, CLOSED where it may not be chosen.
+        score: (N,) float32, what the next pick is chosen by (`scores`).
+        total: () float32, the residual energy of all tokens together.
+        indices: (K,) int32, the picks so far, in order of choice.
+        totals: (K + 1,) float32, `total` before each step and after the last.
+    """
+
+    energy: jax.Array
+    score: jax.Array
+    total: jax.Array
+    indices: jax.Array
+    totals: jax.Array
+
+
+def row(matrix: jax.Array, index: jax.Array) -> jax.Array:
+    """matrix[index] along the first axis, for an index known to lie inside."""
+    return lax.dynamic_index_in_dim(matrix, index, 0, False, allow_negative_indices=False)
+
+
+def with_row(matrix: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+    """The matrix with one row replaced, for an index known to lie inside."""
+    return lax.dynamic_update_index_in_dim(matrix, value, index, 0, allow_negative_indices=False)
+
+
+def scores(gate: jax.Array, energy: jax.Array, norms: jax.Array) -> jax.Array:
+    """What the next pick is chosen by, (N,): the largest score, the lowest index on a tie.
 
     Tiers: gate > 0 and not exhausted, by gate times energy; gate = 0 and not exhausted, by energy;
-    exhausted, by gate. `argmax` gives ties to the lowest index.
+    exhausted, by gate. The score is -1 outside of the first tier that is not empty, and never
+    negative inside it.
     """
-    gated = open_ & ~exhausted & (gate > 0)
-    ungated = open_ & ~exhausted & (gate <= 0)
-    score = jnp.where(
-        jnp.any(gated),
-        jnp.where(gated, gate * energy, -1.0),
-        jnp.where(
-            jnp.any(ungated),
-            jnp.where(ungated, energy, -1.0),
-            jnp.where(open_, gate, -1.0),
-        ),
+    alive = jnp.where(gate > 0, _GATED, _UNGATED)
+    tier = jnp.where(energy <= EXHAUSTED * norms, _EXHAUSTED, alive)
+    tier = jnp.where(energy < 0, _CLOSED, tier).astype(jnp.int32)
+    top = jnp.max(tier)
+    inside = jnp.where(top == _GATED, gate * energy, jnp.where(top == _UNGATED, energy, gate))
+    return jnp.where((tier == top) & (tier > _CLOSED), inside, -1.0)
+
+
+def best(score: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The next pick, () int32, and whether any token is left, () bool; else it means nothing.
+
+    On a CPU the scores must lie in memory, as what a loop carries does: the compiler could compute
+    them once for the maximum and again, rounded otherwise, for its place.
+    """
+    largest = jnp.max(score)
+    if jax.default_backend() == "cpu":
+        # The CPU compiler makes scalar code of an argmax; these two reductions run in vectors.
+        places = lax.iota(jnp.int32, score.shape[0])
+        pick = jnp.min(jnp.where(score == largest, places, score.shape[0] - 1))
+    else:
+        pick = jnp.argmax(score).astype(jnp.int32)
+    return pick, largest >= 0
+
+
+def begin(norms: jax.Array, first: jax.Array, valid: jax.Array, keep: int) -> Progress:
+    """Nothing is chosen, and `first` comes next; arguments as `greedy`.
+
+    Under shard_map what a loop carries must vary over the same axes before and after a turn: every
+    constant to begin with is therefore made like `first`, which varies as the result does.
+    """
+    nothing = jnp.zeros_like(first, dtype=jnp.float32)
+    total = jnp.sum(norms) + nothing
+    seed = (lax.iota(jnp.int32, norms.shape[0]) == first) & jnp.any(valid)
+    return Progress(
+        energy=jnp.where(valid, norms, CLOSED) + nothing,
+        score=jnp.where(seed, 1.0, -1.0),
+        total=total,
+        indices=jnp.full_like(first, norms.shape[0], shape=(keep,), dtype=jnp.int32),
+        totals=jnp.broadcast_to(total, (keep + 1,)),
     )
-    return jnp.argmax(score).astype(jnp.int32)
+
+
+def inverse(energy: jax.Array, norms: jax.Array, pick: jax.Array, left: jax.Array) -> jax.Array:
+    """1 / residual energy of the pick; 0 if it is exhausted, or if nothing was left to pick.
+
+    An exhausted pick spans no new direction: dividing by its residual would be dividing by
+    rounding noise, so its inverse is 0 and the residuals of the others stay as they are.
+    """
+    own = row(energy, pick)
+    active = left & (own > EXHAUSTED * row(norms, pick))
+    return jnp.where(active, 1.0 / jnp.where(active, own, 1.0), 0.0)
+
+
+def step(
+    progress: Progress,
+    k: jax.Array,
+    pick: jax.Array,
+    left: jax.Array,
+    gate: jax.Array,
+    norms: jax.Array,
+    basis: Basis,
+    update: Update[Basis],
+) -> tuple[Progress, Basis]:
+    """Make step k with this pick: let the engine say what it explains, and write it down.
+
+    Where `left` is false nothing is picked, and of the progress only the entries of step k change.
+    """
+    n = norms.shape[0]
+    explained, basis = update(k, pick, inverse(progress.energy, norms, pick, left), basis)
+    closed = (progress.energy < 0) | (left & (lax.iota(jnp.int32, n) == pick))
+    energy = jnp.where(closed, CLOSED, jnp.maximum(progress.energy - explained, 0.0))  # [N]
+    # The same numbers summed in another order could seem to rise.
+    total = jnp.minimum(jnp.sum(jnp.maximum(energy, 0.0)), progress.total)
+    progress = Progress(
+        energy=energy,
+        score=scores(gate, energy, norms),
+        total=total,
+        indices=with_row(progress.indices, jnp.where(left, pick, n), k),
+        totals=with_row(progress.totals, total, k + 1),
+    )
+    return progress, basis
+
+
+def steps(
+    progress: Progress,
+    start: int,
+    stop: int,
+    gate: jax.Array,
+    norms: jax.Array,
+    basis: Basis,
+    update: Update[Basis],
+) -> tuple[Progress, Basis]:
+    """Make the steps `start` to `stop` - 1; the other arguments as `greedy`."""
+
+    def one(k: jax.Array, state: tuple[Progress, Basis]) -> tuple[Progress, Basis]:
+        progress, basis = state
+        pick, left = best(progress.score)
+        return step(progress, k, pick, left, gate, norms, basis, update)
+
+    return lax.fori_loop(start, stop, one, (progress, basis))
 
 
 def greedy(
@@ -58,7 +188,7 @@ def greedy(
     keep: int,
     basis: Basis,
     update: Update[Basis],
-) -> tuple[jax.Array, jax.Array, Basis]:
+) -> tuple[Progress, Basis]:
     """Run `keep` greedy steps of residual-energy selection on one image.
 
     Args:
@@ -71,38 +201,6 @@ def greedy(
         update: the engine's residual update.
 
     Returns:
-        (indices (keep,) int32 in order of choice, N where no valid token was left;
-        total residual energy (keep + 1,) float32 before each pick and after the last;
-        the last basis).
+        (the progress after the last step, the last basis).
     """
-    n = norms.shape[0]
-
-    def step(k: jax.Array, state: _State[Basis]) -> _State[Basis]:
-        exhausted = state.energy <= EXHAUSTED * norms
-        pick = jnp.where(k == 0, first, best(gate, state.energy, exhausted, state.open))
-        left = jnp.any(state.open)
-        # An exhausted pick spans no new direction: dividing by its residual would be dividing by
-        # rounding noise, so its inverse is 0 and the residuals of the others stay as they are.
-        active = left & ~exhausted[pick]
-        inverse = jnp.where(active, 1.0 / jnp.where(active, state.energy[pick], 1.0), 0.0)
-        explained, basis = update(k, pick, inverse, state.basis)
-        energy = jnp.maximum(state.energy - explained, 0.0)
-        energy = jnp.where(left & (jnp.arange(n) == pick), 0.0, energy)  # [N]
-        return _State(
-            energy=energy,
-            open=state.open & (jnp.arange(n) != pick),
-            indices=state.indices.at[k].set(jnp.where(left, pick, n)),
-            # The same numbers summed in another order could seem to rise.
-            totals=state.totals.at[k + 1].set(jnp.minimum(jnp.sum(energy), state.totals[k])),
-            basis=basis,
-        )
-
-    start = _State(
-        energy=norms,
-        open=valid,
-        indices=jnp.full((keep,), n, jnp.int32),
-        totals=jnp.full((keep + 1,), jnp.sum(norms)),
-        basis=basis,
-    )
-    end = lax.fori_loop(0, keep, step, start)
-    return end.indices, end.totals, end.basis
+    return steps(begin(norms, first, valid, keep), 0, keep, gate, norms, basis, update)
