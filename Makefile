@@ -11,10 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help setup setup-test demo test test-exact test-memory test-tpu lint format clean
 
 help:
-	@echo "make demo         set up, then answer questions about a photograph, full and pruned"
+	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
 	@echo "make test         set up, then run the tests (under 10 minutes on 2 cores)"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
-	@echo "make test-memory  load a generated 2 GB checkpoint and measure the peak memory"
+	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make lint         ruff and mypy, as CI runs them"
 	@echo "make format       ruff, fixing what it can"
@@ -48,13 +48,14 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -m "not exact and not tpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exact and not tpu"
 
 test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
 
 test-memory: setup-test
 	$(BIN)/python -m resprune_jax.experiments.memory_check
+	$(BIN)/python -m resprune_jax.experiments.large_image_check
 
 test-tpu: $(VENV)-tpu/.tpu
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -m tpu $(TPU_TESTS)

@@ -46,7 +46,7 @@ class Heads(nnx.Module):
         self.digits = nnx.Linear(width, 3 * (NO_DIGIT + 1), rngs=rngs)
         self.present = nnx.Linear(vision_width, PRESENT, rngs=rngs)
         self.scale = nnx.Param(jnp.array([16.0, 16.0]))  # of cosines: one of many, yes or no
-        self.bias = nnx.Param(jnp.array(-4.0))
+        self.bias = nnx.Param(jnp.array(-4.0, jnp.float32))
 
 
 def normalise(images: jax.Array) -> jax.Array:

@@ -38,9 +38,9 @@ class Stage:
 
 SIZES: dict[str, dict[str, tuple[int, int, float]]] = {
     "cpu": {
-        "see": (1600, 48, 1.5e-3),
+        "see": (1950, 48, 1.5e-3),
         "drill": (500, 16, 1e-3),
-        "answer": (6000, 16, 1e-3),
+        "answer": (4500, 16, 1e-3),
     },
     "gpu": {
         "see": (4000, 64, 1e-3),
@@ -101,7 +101,7 @@ def stages_of(preset: str, steps: Mapping[str, int] | None = None) -> tuple[Stag
             " that share its prefix: drills, lessons that describe and list, questions",
             Answer(preset, images["answer"], count["answer"], start=drilled),
             partial(answer_loss, questions=0.1, dense=0.5),
-            _schedule(count["answer"], peak["answer"], tower=0.3, last=0.03),
+            _schedule(count["answer"], peak["answer"], tower=0.05, last=0.03),
         ),
     )  # fmt: skip
 

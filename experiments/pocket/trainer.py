@@ -11,6 +11,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,21 @@ def _mean(values: list[float]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
+@lru_cache(maxsize=2)
+def _update(loss: Loss, schedule: Schedule) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """The compiled step, (state, batch) -> (state, metrics); a run that goes on here shares it."""
+    optimizer = schedule.optimizer()
+
+    def update(state: Any, batch: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state["params"], batch)
+        norm = optax.tree.norm(grads)
+        updates, opt = optimizer.update(grads, state["optimizer"], state["params"])
+        new = optax.apply_updates(state["params"], updates)
+        return {"params": new, "optimizer": opt}, metrics | {"loss": value, "norm": norm}
+
+    return jax.jit(update, donate_argnums=0)
+
+
 def train(
     folder: Path,
     params: Any,
@@ -131,6 +147,8 @@ def train(
 
     optimizer = schedule.optimizer()
     state = {"params": params, "optimizer": jax.jit(optimizer.init)(params)}
+    # As a restored state lies: otherwise a run that goes on compiles the step again.
+    state = jax.device_put(state, jax.devices()[0])
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options) as manager:
@@ -140,14 +158,7 @@ def train(
             first = newest
             say(f"{folder.name}: goes on from step {first} of {schedule.steps}")
 
-        def update(state: Any, batch: dict[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
-            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state["params"], batch)
-            norm = optax.tree.norm(grads)
-            updates, opt = optimizer.update(grads, state["optimizer"], state["params"])
-            new = optax.apply_updates(state["params"], updates)
-            return {"params": new, "optimizer": opt}, metrics | {"loss": value, "norm": norm}
-
-        step_fn = jax.jit(update, donate_argnums=0)
+        step_fn = _update(loss, schedule)
         last = min(schedule.steps, stop_at or schedule.steps)
         sums: dict[str, list[float]] = {}
         began = time.perf_counter()
