@@ -117,7 +117,7 @@ def sides(
     import jax
     import numpy as np
 
-    from resprune_jax import prepare, select
+    from resprune_jax import Prepared, prepare, select
 
     def put(array: Any) -> Any:
         return jax.device_put(array if len(array) > 1 else array[0])
@@ -133,6 +133,11 @@ def sides(
             tokens, problem.size.keep, relevance=relevance, alpha=alpha, first=first, engine=engine
         ).indices
 
+    def image_work(tokens: Any) -> Any:
+        # Without the tokens, which lie in it as they were given: a program would copy them out.
+        made = prepare(tokens)
+        return made.gram, made.exponent, made.finite
+
     if not skip(PRODUCT):
         yield compiled(PRODUCT, gram_product, tokens)
     for name in names:
@@ -142,10 +147,12 @@ def sides(
             yield compiled(name, partial(chosen, engine=name), tokens, relevance, first, alpha)
     if AUTO not in names or questions or skip(PREPARE) or skip(LOOP):
         return
-    once = compiled(PREPARE, prepare, tokens)
+    once = compiled(PREPARE, image_work, tokens)
     yield once
     if isinstance(once, Compiled):
-        yield compiled(LOOP, chosen, once(), relevance, first, alpha)
+        valid = jax.device_put(np.ones(tokens.shape[:-1], bool))
+        prepared = Prepared(tokens, valid, *once())
+        yield compiled(LOOP, chosen, prepared, relevance, first, alpha)
 
 
 def _replaced(name: str, size: Size) -> str:

@@ -316,8 +316,8 @@ class LVLM(Runner):
                 raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
             return None
         if isinstance(method, str) and method == "resprune":
-            given = {name: value for name, value in settings.items() if value is not None}
-            settings = self.family.resprune | given
+            asked = {name: value for name, value in settings.items() if value is not None}
+            settings = {**self.family.resprune, **asked}
         return get_method(method, **settings)
 
     def _prepare(

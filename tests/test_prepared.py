@@ -94,8 +94,9 @@ def test_the_gram_matrix_is_not_copied_for_a_selection():
     print(
         f"one {bytes_of[1] / 1e6:.1f} MB, each more {share:.2f} G, the factor is {keep / n:.2f} G"
     )
-    assert each < 1.2 * 4 * keep * n
-    assert bytes_of[75] < 4 * (n * d + 75 * (keep + 24) * n)
+    # The factor, and some of it twice while it grows.
+    assert each < 1.4 * 4 * keep * n
+    assert bytes_of[75] < 4 * (n * d + 75 * 1.4 * keep * n)
 
 
 BOUND_SIZES = [(576, 4096, 64), (576, 4096, 128), (576, 4096, 192)]
@@ -185,17 +186,22 @@ def test_a_prepared_batch_is_the_batch():
 
 
 def test_the_guard_looks_after_every_selection_on_an_image():
-    """A relevance that forces a pivot, among others that do not: only its row is done again."""
+    """A relevance that forces a pivot, among others that do not: only its row is done again.
+
+    Without the guard the energies of these images are up to 5e-3 of the total off, upwards: what
+    is too low is cut off at zero, so that about half of the images show nothing.
+    """
     given = forced_pivots(5)
-    prepared = prepare(given.tokens[0], given.options["valid"][0])
-    weights = np.ones((3, SMALL.n), np.float32)
-    weights[1] = given.options["relevance"][0]
-    first = given.options["first"][0]
-    made = select(prepared, 5, engine="gram", relevance=weights, alpha=1.0, first=first)
-    apart = select(given.tokens[0], 5, engine="feature", relevance=weights[1], alpha=1.0,
-                   first=first, valid=given.options["valid"][0])  # fmt: skip
-    np.testing.assert_array_equal(made.indices[1], apart.indices)
-    np.testing.assert_allclose(made.energy[1], apart.energy, rtol=1e-6)
+    first, valid = given.options["first"], given.options["valid"]
+    for row in range(4):
+        prepared = prepare(given.tokens[row], valid[row])
+        weights = np.ones((3, SMALL.n), np.float32)
+        weights[1] = given.options["relevance"][row]
+        made = select(prepared, 5, engine="gram", relevance=weights, alpha=1.0, first=first[row])
+        apart = select(given.tokens[row], 5, engine="feature", relevance=weights[1], alpha=1.0,
+                       first=first[row], valid=valid[row])  # fmt: skip
+        np.testing.assert_array_equal(made.indices[1], apart.indices)
+        np.testing.assert_allclose(made.energy[1], apart.energy, atol=1e-6 * apart.energy[0])
 
 
 @pytest.mark.parametrize("n", [1, 2, 95, 150, 300])

@@ -143,6 +143,8 @@ def _by_tiles(rows: jax.Array, valid: jax.Array, offset: jax.Array | int) -> Pro
 
     def panels(real: jax.Array | None = None, exponent: jax.Array | None = None) -> list[jax.Array]:
         cut = [lax.dynamic_slice_in_dim(rows, offset + i, j - i) for i, j in bounds]
+        # Here, not where they are scaled: a second copy in the tokens' own dtype would be held.
+        cut = [x.astype(jnp.float32) for x in cut]
         if real is not None:
             cut = [clean(x, real[i:j]) for x, (i, j) in zip(cut, bounds, strict=True)]
         return cut if exponent is None else [scale(x, -exponent) for x in cut]
