@@ -1,220 +1,74 @@
-"""`resprune demo`: the whole way from a photograph to an answer, offline, on a model of its own.
+"""`resprune demo`: questions about drawn scenes, answered from all visual tokens and from few.
 
-The checkpoint has LLaVA-1.5's form and picture size (336 pixels, 24x24 = 576 visual tokens) and
-random weights, so its words are noise. What is real: the picture, the nouns, the choice of tokens,
-the timings, and the arithmetic of costs.
+The pocket model that comes with the package is small and truly trained: a test bench that fits any
+machine, not a claim about models of 7B parameters.
 """
 
 import dataclasses
-import json
+import statistics
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from resprune_jax.errors import CallError, RunError
-from resprune_jax.experiments.common import console, use_compilation_cache
-
-QUESTION = "What is the woman in the photograph wearing on her head?"
-BUDGETS: tuple[int | None, ...] = (None, 192, 128, 64)
-NEW_TOKENS = 10
-
-CONFIG: dict[str, Any] = {
-    "model_type": "llava",
-    "image_token_index": 4,
-    "vision_feature_layer": -2,
-    "vision_feature_select_strategy": "default",
-    "projector_hidden_act": "gelu",
-    "tie_word_embeddings": False,
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 128,
-    },
-    "text_config": {
-        "model_type": "llama",
-        "vocab_size": 1024,
-        # Well above the largest budget: tokens of d numbers span d dimensions at most, and then
-        # nothing would be left to choose by.
-        "hidden_size": 512,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 3,
-    },
-}
-
-SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
-
-# What the tokenizer learns its words from, and so all that the model can say.
-SENTENCES = (
-    "the woman in the photograph is wearing a dark hat with a bright badge on her head",
-    "an officer stands in front of a flag with white stars and red stripes",
-    "behind the old man there is a wide window, a small table and two green chairs",
-    "a dog sleeps under the bench while children play with a yellow ball",
-    "her glasses are round, his coat is blue, and their shoes are black",
-    "how many people are near the river, and what colour is the boat",
-    "no one is holding the cup of coffee next to an open book",
-    "it looks like a quiet street after rain, with light on every wall",
+from resprune_jax.errors import RunError
+from resprune_jax.experiments.common import (
+    POCKET,
+    Checkpoint,
+    checkpoint_of,
+    console,
+    make_folder,
+    use_compilation_cache,
 )
 
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message['role'] | upper }}: "
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>\\n' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ ' ' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from resprune_jax.experiments.pocket.parts import Scene
+    from resprune_jax.experiments.pocket.questions import Question
+    from resprune_jax.models.api import LVLM
+    from resprune_jax.models.generation import Generation
+
+SCENES = 3
+RATIOS: tuple[Fraction | None, ...] = (None, Fraction(1, 3), Fraction(2, 9), Fraction(1, 9))
+WARM_RUNS = 5
+PICTURED = ("attributes", "relations", "reading")
+"""Families of the questions that the pictures show, one a scene."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Show it working, offline: a photograph, and answers from 576, 192, 128 and 64 tokens."""
+    """Show it working, offline: a small trained model answers from all tokens and from few."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("demo")
-    """Folder for the checkpoint and the picture; made if missing."""
+    """Folder for the pictures; made if missing."""
+    model: Checkpoint = POCKET
+    """Another pocket model: the folder of its checkpoint."""
     debug: bool = False
     """Show the traceback when something fails."""
 
 
-def write_tokenizer(folder: Path) -> list[int]:
-    """Train a byte-level BPE tokenizer on `SENTENCES` and write it in Hugging Face's files.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A question of the demo and the scene it is about."""
 
-    Returns:
-        The ids that are whole words.
+    scene: "Scene"
+    question: "Question"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """What one budget gave.
+
+    Attributes:
+        made: answers, tokens kept and residual energies, a row a question.
+        seconds: medians of the warm runs, by part.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["text_config"]["vocab_size"],
-        special_tokens=list(SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([f" {sentence}" for sentence in SENTENCES] * 2, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", SPECIALS.index("<s>"))]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": "<unk>",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "pad_token": "<pad>",
-            "model_max_length": CONFIG["text_config"]["max_position_embeddings"],
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    words = {f"Ġ{word.strip(',')}" for sentence in SENTENCES for word in sentence.split()}
-    return sorted(index for text, index in tokenizer.get_vocab().items() if text in words)
-
-
-def write_checkpoint(folder: Path, rng_seed: int = 0) -> Path:
-    """Write a small LLaVA-1.5 checkpoint with random weights, as Hugging Face's files.
-
-    Args:
-        folder: made if missing.
-        rng_seed: of the random weights; the same seed writes the same files.
-
-    Returns:
-        The folder.
-    """
-    import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
-
-    from resprune_jax.models.checkpoint_save import save_checkpoint
-    from resprune_jax.models.config import LlavaConfig
-    from resprune_jax.models.llava import Llava
-
-    folder.mkdir(parents=True, exist_ok=True)
-    words = write_tokenizer(folder)
-    clip_mean, clip_std = (
-        [0.48145466, 0.4578275, 0.40821073],
-        [0.26862954, 0.26130258, 0.27577711],
-    )
-    side = CONFIG["vision_config"]["image_size"]
-    _write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "CLIPImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": side},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": side, "width": side},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": clip_mean,
-            "image_std": clip_std,
-        },
-    )
-    _write_json(
-        folder / "processor_config.json",
-        {
-            "processor_class": "LlavaProcessor",
-            "patch_size": CONFIG["vision_config"]["patch_size"],
-            "num_additional_image_tokens": 1,
-            "vision_feature_select_strategy": "default",
-            "image_token": "<image>",
-        },
-    )
-    config = LlavaConfig.from_hf(CONFIG)
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=jnp.float32))
-    rng = np.random.default_rng(rng_seed)
-    flat = nnx.to_flat_state(nnx.state(abstract))
-    values = [
-        (path, leaf.replace(_random(".".join(map(str, path)), leaf.get_value().shape, rng, words)))
-        for path, leaf in flat
-    ]
-    return save_checkpoint(folder, CONFIG, nnx.from_flat_state(values))
-
-
-def _random(name: str, shape: tuple[int, ...], rng: Any, words: list[int]) -> Any:
-    """Random values of one parameter, scaled so that activations stay near 1."""
-    import numpy as np
-
-    if name.endswith("scale"):
-        return np.ones(shape, np.float32)
-    if name.endswith("bias"):
-        return np.zeros(shape, np.float32)
-    value = rng.standard_normal(shape, np.float32)
-    if name.endswith("kernel"):
-        value /= np.sqrt(shape[0])
-    if "position_embedding" in name or "class_embedding" in name:
-        value *= 0.1  # what a patch shows counts for more than where it lies
-    if name.endswith(("out_proj.kernel", "fc2.kernel")):
-        value *= 0.3  # near the residual path: patches that look alike stay alike
-    if name == "lm_head.kernel":
-        silent = np.ones(shape[1], bool)
-        silent[words] = False
-        value[:, silent] = 0  # noise, but noise in whole words
-    return value
+    made: "Generation"
+    seconds: dict[str, float]
 
 
 def run(options: DemoOptions, *, say: Callable[..., None] | None = None) -> int:
@@ -228,117 +82,213 @@ def run(options: DemoOptions, *, say: Callable[..., None] | None = None) -> int:
         0.
 
     Raises:
-        CallError: the folder cannot be made or written.
-        RunError: matplotlib came without its sample photograph.
+        CallError: the folder cannot be made, or the model is none of pocket scenes.
+        RunError: an answer failed.
     """
     from rich.markup import escape
 
     say = say or console().print
-    photograph = _photograph()
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CallError(f"--out {options.out} cannot be made a folder: {error.strerror}") from None
-
+    folder = checkpoint_of(options.model)
+    make_folder(options.out, "--out")
     use_compilation_cache()
+    from resprune_jax.experiments.pocket.frozen import frozen_set
+    from resprune_jax.experiments.pocket.measure import preset_of
     from resprune_jax.models.api import load_model
 
-    folder = write_checkpoint(options.out / "checkpoint")
-    lvlm = load_model(folder)
+    lvlm = load_model(folder, dtype="float32")
+    items = frozen_set(preset_of(lvlm), SCENES)
+    asked = [Asked(scene, question) for scene, questions in items for question in questions]
     total = lvlm.config.num_visual_tokens
     say(
-        f"{escape(str(folder))} is a LLaVA-1.5-shaped checkpoint with [bold]random weights[/bold]:"
-        " its words are noise. What to look at is which tokens stay, and what that saves."
+        f"A pocket LLaVA of {_millions(lvlm)} million parameters, {total} visual tokens an image:"
+        " [bold]a test bench, not a claim about 7B models[/bold]."
     )
-    say(f"Picture   {escape(photograph.name)}, a photograph that comes with matplotlib")
-    say(f"Question  {QUESTION}")
-
+    say(
+        f"The first {len(items)} scenes of its frozen test set, which training never saw, with a"
+        " question of each of five families; nothing is chosen by hand."
+    )
     with console(stderr=True).status("compiling and answering, once for each budget"):
-        made = [_ask(lvlm, photograph, keep) for keep in BUDGETS]
-    say(f"Nouns     {', '.join(made[1].nouns[0])} (found by {escape(made[1].noun_backend)})")
-    say(_table(lvlm, made))
-    say("Answers, which are noise:")
-    for one in made:
-        say(f"{one.kept[0]:9}   {escape(one.texts[0])}")
-
-    from resprune_jax.experiments.overlay import Panel, overlay
-
-    panels: list[Panel] = []
-    for one in made:
-        chosen = one.selections
-        kept = None if chosen is None else chosen.indices[0][: int(chosen.count[0])]
-        share = "all" if kept is None else f"{one.kept[0]} of"
-        panels.append((f"{share} {total} visual tokens", kept))
-    grid = lvlm.config.vision.grid
-    picture = overlay(
-        photograph,
-        panels,
-        (grid, grid),
-        question=QUESTION,
-        image_aspect="processor",
-        image_size=lvlm.config.vision.image_size,
-        path=options.out / "kept_tokens.png",
+        answered = [answer(lvlm, asked, ratio) for ratio in RATIOS]
+    say(_answers(asked, answered))
+    say(_costs(lvlm, answered))
+    say(
+        "Energy: the share of the visual tokens' energy that the kept ones span. Times:"
+        f" milliseconds for all {len(asked)} questions in one batch, medians of {WARM_RUNS} warm"
+        " runs, compiling left out. FLOPs and KV cache: of one image's visual tokens."
     )
-    say(f"Picture of the tokens kept: {escape(str(picture))}")
+    pruned = answered[1].made
+    say(f"Nouns that guided the choice were found by {escape(pruned.noun_backend)}.")
+    for path in pictures(lvlm, asked, answered, options.out):
+        say(f"Picture of the tokens kept: {escape(str(path))}")
     return 0
 
 
-def _ask(lvlm: Any, photograph: Path, keep: int | None) -> Any:
-    """Ask once to compile and three times to measure; the fastest stands."""
-    asked = [
-        lvlm.generate(photograph, QUESTION, keep=keep, max_new_tokens=NEW_TOKENS) for _ in range(4)
+def answer(lvlm: "LVLM", asked: Sequence[Asked], ratio: Fraction | None) -> Answered:
+    """Answer all questions from a share of the visual tokens: once to compile, then timed.
+
+    Args:
+        lvlm: the model.
+        asked: the questions.
+        ratio: share of the visual tokens, or None for them all.
+
+    Raises:
+        RunError: a row failed.
+    """
+    from resprune_jax.experiments.pocket.measure import NEW_TOKENS
+    from resprune_jax.experiments.pocket.scenes import render
+
+    images = [render(one.scene) for one in asked]
+    prompts = [one.question.prompt for one in asked]
+    keep = None if ratio is None else float(ratio)
+    runs = [
+        lvlm.generate(images, prompts, keep=keep, max_new_tokens=NEW_TOKENS)
+        for _ in range(1 + WARM_RUNS)
     ]
-    if why := asked[0].errors[0]:
-        raise RunError(f"the demo failed at keep={keep}: {why}")
-    return min(asked, key=lambda made: made.timings["total"])
+    if failed := [why for why in runs[0].errors if why]:
+        raise RunError(f"the demo failed with {ratio or 'all'} of the visual tokens: {failed[0]}")
+    parts = runs[0].timings
+    return Answered(
+        runs[0], {part: statistics.median(one.timings[part] for one in runs[1:]) for part in parts}
+    )
 
 
-def _table(lvlm: Any, made: Sequence[Any]) -> Any:
-    """The budgets side by side."""
+def _millions(lvlm: "LVLM") -> str:
+    import jax
+
+    return f"{sum(leaf.size for leaf in jax.tree.leaves(lvlm.state)) / 1e6:.1f}"
+
+
+def is_right(asked: Asked, text: str) -> bool:
+    """Whether an answer is the right one."""
+    from resprune_jax.experiments.pocket.measure import is_right
+
+    return is_right(text, asked.question.answer)
+
+
+def _heads(answered: Sequence[Answered]) -> list[str]:
+    """The budgets as column heads: "all 144", "48", ..."""
+    kept = [one.made.kept[0] for one in answered]
+    return [f"all {kept[0]}", *map(str, kept[1:])]
+
+
+def _answers(asked: Sequence[Asked], answered: Sequence[Answered]) -> "Table":
+    """Every question with the right answer and those given at each budget."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("question")
+    table.add_column("right")
+    for head in _heads(answered):
+        table.add_column(head, no_wrap=True, max_width=12, overflow="ellipsis")
+    before = asked[0].scene
+    for row, one in enumerate(asked):
+        if one.scene is not before:
+            table.add_section()
+            before = one.scene
+        cells = []
+        for budget in answered:
+            text = budget.made.texts[row]
+            mark = "[green]✓[/green]" if is_right(one, text) else "[red]✗[/red]"
+            cells.append(f"{mark} {escape(text)}")
+        table.add_row(escape(one.question.question), escape(one.question.answer), *cells)
+    table.add_section()
+    counts = [_right(asked, budget) for budget in answered]
+    table.add_row("right answers", str(len(asked)), *map(str, counts))
+    return table
+
+
+def _right(asked: Sequence[Asked], budget: Answered) -> int:
+    return sum(is_right(one, text) for one, text in zip(asked, budget.made.texts, strict=True))
+
+
+def _costs(lvlm: "LVLM", answered: Sequence[Answered]) -> "Table":
+    """The budgets side by side: what they keep, how long they take, what they cost."""
     from rich import box
     from rich.table import Table
 
     from resprune_jax.costs import budget_table
     from resprune_jax.experiments.info import bytes_text, decoder_shape, flops_text
 
-    total = made[0].visual_tokens[0]
     shape = decoder_shape(lvlm.config, lvlm.dtype.itemsize)
-    costs = budget_table(total, [one.kept[0] for one in made[1:]], shape)
-    table = Table(box=box.SIMPLE_HEAD)
-    for head in (
-        "visual tokens",
-        "energy kept",
-        "first token",
-        "answer",
-        "LLM FLOPs",
-        "KV cache",
-    ):
-        table.add_column(head, justify="right")
-    for one, cost in zip(made, costs, strict=True):
-        energy = 1.0
-        if one.selections is not None:
-            left = one.selections.energy[0]
-            energy = 1 - float(left[one.kept[0]]) / float(left[0])
-        first = sum(one.timings[part] for part in ("encode", "select", "prefill"))
+    kept = [one.made.kept[0] for one in answered]
+    costs = budget_table(kept[0], kept[1:], shape)
+    parts = ("encode", "select", "prefill", "decode", "total")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
+    for head in ("tokens", "energy", *parts, "LLM FLOPs", "KV cache"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for one, cost in zip(answered, costs, strict=True):
         table.add_row(
-            str(one.kept[0]),
-            f"{energy:.1%}",
-            f"{1000 * first:.0f} ms",
-            f"{1000 * one.timings['total']:.0f} ms",
+            str(one.made.kept[0]),
+            f"{energy_kept(one.made):.1%}",
+            *(f"{1000 * one.seconds[part]:.0f}" for part in parts),
             flops_text(cost.flops),
             bytes_text(cost.kv_bytes),
         )
     return table
 
 
-def _photograph() -> Path:
-    from matplotlib.cbook import get_sample_data
+def energy_kept(made: "Generation") -> float:
+    """The share of the visual tokens' energy that the kept ones span, mean over the rows."""
+    if made.selections is None:
+        return 1.0
+    energy = made.selections.energy  # [B, K + 1]
+    shares = [
+        1 - float(row[kept]) / float(row[0]) for row, kept in zip(energy, made.kept, strict=True)
+    ]
+    return statistics.fmean(shares)
 
-    try:
-        return Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
-    except OSError as error:
-        raise RunError(f"matplotlib came without its sample photograph: {error}") from error
 
+def pictures(
+    lvlm: "LVLM", asked: Sequence[Asked], answered: Sequence[Answered], folder: Path
+) -> list[Path]:
+    """Draw, for a question about each scene, the tokens kept at each budget and the answers.
 
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    Args:
+        lvlm: the model.
+        asked: the questions.
+        answered: what each budget gave.
+        folder: where to write.
+
+    Returns:
+        The pictures, kept_tokens_1.png and so on.
+    """
+    import numpy as np
+
+    from resprune_jax.experiments.overlay import Panel, overlay
+    from resprune_jax.experiments.pocket.scenes import render
+
+    total = lvlm.config.num_visual_tokens
+    grid = lvlm.config.vision.grid
+    scenes = list(dict.fromkeys(one.scene.rng_seed for one in asked))
+    paths = []
+    for number, (rng_seed, family) in enumerate(zip(scenes, PICTURED, strict=True), start=1):
+        row, one = next(
+            (row, one)
+            for row, one in enumerate(asked)
+            if (one.scene.rng_seed, one.question.family) == (rng_seed, family)
+        )
+        panels: list[Panel] = []
+        for budget in answered:
+            made = budget.made
+            chosen = None
+            if made.selections is not None:
+                chosen = np.asarray(made.selections.indices[row])[: made.kept[row]]
+            share = f"all {total}" if chosen is None else f"{made.kept[row]} of {total}"
+            mark = "✓" if is_right(one, made.texts[row]) else "✗"
+            text = made.texts[row]
+            short = text if len(text) <= 12 else text[:11] + "…"
+            panels.append((f"{share}:  {short} {mark}", chosen))
+        paths.append(
+            overlay(
+                render(one.scene),
+                panels,
+                (grid, grid),
+                question=f"{one.question.question}  Answer: {one.question.answer}",
+                image_aspect="processor",
+                image_size=lvlm.config.vision.image_size,
+                path=folder / f"kept_tokens_{number}.png",
+            )
+        )
+    return paths

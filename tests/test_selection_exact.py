@@ -64,23 +64,29 @@ def test_step_certificate_of_every_size(batches: int, shape: Shape, engine: str)
     assert decided > 0.5 * (steps - spent)
 
 
+@pytest.mark.parametrize("kind", ["clustered", "scaled"])
 @pytest.mark.parametrize(("engine", "shape"), LARGE, ids=str)
-def test_step_certificate_of_large_images(engine: str, shape: Shape) -> None:
-    """One problem each, unpadded: regions that look alike, relevances of which many are zero."""
-    problem = draw(7, n=shape.n, d=shape.d, kind="clustered", relevance="with zeros",
-                   dtype=shape.dtype)  # fmt: skip
+def test_step_certificate_of_large_images(engine: str, shape: Shape, kind: str) -> None:
+    """Two problems each, unpadded: regions that look alike, and norms over orders of magnitude.
+
+    Of the first kind, which real tokens resemble, most late picks are ties to within the slack:
+    the certificate holds, and the energies are exact, but few picks have one answer only. The
+    second kind decides.
+    """
+    problem = draw(7, n=shape.n, d=shape.d, kind=kind, relevance="with zeros", dtype=shape.dtype)
     chosen = select(problem.tokens, shape.keep, engine=engine, relevance=problem.relevance,
                     alpha=0.75, first=problem.first)  # fmt: skip
     conditions = {**problem.conditions, "alpha": 0.75}
     result = certify(problem.tokens, np.asarray(chosen.indices), energy=np.asarray(chosen.energy),
                      **conditions)  # fmt: skip
     print(
-        f"{engine} {shape}: {result.steps} steps, {result.exhausted} exhausted, {result.decided}"
-        f" decided, worst slack {result.worst_slack:.1e}, worst energy error"
+        f"{engine} {shape} {kind}: {result.steps} steps, {result.exhausted} exhausted,"
+        f" {result.decided} decided, worst slack {result.worst_slack:.1e}, worst energy error"
         f" {result.worst_energy:.1e}"
     )
     assert result.ok, result.violations[:3]
-    assert result.steps == shape.keep and result.decided > 0.5 * shape.keep
+    assert result.steps == shape.keep
+    assert result.decided > (0.9 if kind == "scaled" else 0.02) * shape.keep
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from resprune_jax.experiments.pocket.plans import stages_of
+from resprune_jax.experiments.pocket.plans import SHIPPED, stages_of
 from resprune_jax.experiments.pocket.questions import FAMILIES
 from resprune_jax.experiments.pocket.recipe import recipe
 from resprune_jax.experiments.pocket.tables import (
@@ -108,6 +108,8 @@ In stages, with AdamW, warm-up, cosine decay and gradient clipping, from random 
 `resprune pocket train --preset {figures["preset"]}` runs them again.
 
 {markdown_table(("stage", "steps", "images a step", "learning rate", "what it does"), stages)}
+{SHIPPED.get(figures["preset"], "")}
+
 ## Accuracy
 
 {source(figures)}
