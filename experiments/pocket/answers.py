@@ -1,6 +1,7 @@
 """Batches of the second stage: images, the visual tokens they keep, and questions as segments."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +50,7 @@ class Phase:
         lessons: how many of an image's other segments are lessons.
         instructions: share of batches whose questions carry their instruction.
         sparse: share of batches whose images come without most of their background.
+        partial: share of batches whose images come with a few tokens of some objects alone.
     """
 
     until: float
@@ -57,6 +59,7 @@ class Phase:
     lessons: int
     instructions: float
     sparse: float
+    partial: float = 0.0
 
 
 CURRICULUM = (
@@ -81,6 +84,7 @@ class Answer:
         chunks: an image has, as in `run_segments`; they are filled with lessons and questions.
         size: tokens a chunk.
         sparse_tokens: visual tokens of an image that comes without most of its background.
+        partial_tokens: visual tokens of an image of which some objects are left.
         start: number of the first training scene.
     """
 
@@ -91,6 +95,7 @@ class Answer:
     chunks: int = 4
     size: int = 64
     sparse_tokens: int = 72
+    partial_tokens: int = 16
     start: int = 0
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
@@ -98,20 +103,28 @@ class Answer:
         phase = next(p for p in self.phases if step < p.until * self.steps or p is self.phases[-1])
         coin = Draw(step, _DROPS)
         instructed = coin.unit() < phase.instructions
-        sparse = coin.unit() < phase.sparse
+        chance = coin.unit()
+        partial = phase.sparse <= chance < phase.sparse + phase.partial
         rows: list[dict[str, np.ndarray]] = []
         for index in range(step * self.images, (step + 1) * self.images):
             rng_seed = split_seed("train", self.start + index)
             level = Draw(rng_seed, _LEVELS).weighted(phase.levels)
             scene = make_scene(sizes.scenes.at_level(level), rng_seed)
+            shown = targets(scene)
             draw = Draw(rng_seed, _ASKS)
+            keep = None
+            if partial:
+                # What is asked is true of what is left: the rest might as well not be there.
+                scene, keep = _part(scene, self.partial_tokens, rng_seed)
+            elif chance < phase.sparse:
+                keep = _foreground(scene, self.sparse_tokens, rng_seed)
             drills = _drilled(scene, draw, phase.drills, self.size)
             asked = []
             if phase.drills < self.chunks:
                 asked = _asked(scene, draw, phase.lessons, instructed)
-            row = pack([*drills, *asked], self.chunks, self.size) | vars(targets(scene))
-            if sparse:
-                row["keep"] = _foreground(scene, self.sparse_tokens, rng_seed)
+            row = pack([*drills, *asked], self.chunks, self.size) | vars(shown)
+            if keep is not None:
+                row["keep"] = keep
             rows.append(row)
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -216,3 +229,43 @@ def _foreground(scene: Scene, count: int, rng_seed: int) -> np.ndarray:
     draw.shuffle(order)
     draw.shuffle(rest)
     return np.sort(np.array((order + rest)[:count], np.int32))
+
+
+def _part(scene: Scene, count: int, rng_seed: int) -> tuple[Scene, np.ndarray]:
+    """A few objects and texts of a scene, and their visual tokens, as a pruned image has them.
+
+    Objects that share a word come first, so that there is something to count; of each as many
+    patches are kept as a share that is drawn. Background fills the rest.
+
+    Returns:
+        (the scene without the others, (count,) the visual tokens in raster order).
+    """
+    draw = Draw(rng_seed, _DROPS)
+    owner = owners(scene)
+    things = [i for i in range(len(scene.things)) if (owner == i).any()]
+    texts = [len(scene.things) + i for i in range(len(scene.texts))]
+    draw.shuffle(things)
+    named = scene.things[things[0]]
+    word = draw.pick((named.shape, named.colour, ""))
+    alike = [i for i in things if word in (scene.things[i].shape, scene.things[i].colour)]
+    alike = alike or things[:1]  # one object at least: questions are about objects
+    others = [i for i in (*things, *texts) if i not in alike]
+    draw.shuffle(others)
+    share = draw.pick((0.5, 0.75, 1.0))
+    kept: list[int] = []
+    taken: list[int] = []
+    for number in [*alike, *others][: 1 + draw.below(6)]:
+        own = np.flatnonzero(owner == number).tolist()
+        draw.shuffle(own)
+        own = own[: min(count, math.ceil(share * len(own)))]
+        if own and len(kept) + len(own) <= count:
+            kept += own
+            taken.append(number)
+    background = np.flatnonzero(owner < 0).tolist()
+    draw.shuffle(background)
+    left = replace(
+        scene,
+        things=tuple(x for i, x in enumerate(scene.things) if i in taken),
+        texts=tuple(x for i, x in enumerate(scene.texts, len(scene.things)) if i in taken),
+    )
+    return left, np.sort(np.array((kept + background)[:count], np.int32))

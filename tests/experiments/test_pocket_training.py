@@ -14,12 +14,12 @@ from resprune_jax.experiments.pocket.answers import MOST, NAMES, Answer, Phase, 
 from resprune_jax.experiments.pocket.drills import DRILLS, drill
 from resprune_jax.experiments.pocket.frozen import split_seed
 from resprune_jax.experiments.pocket.labels import SLOTS, VOCABULARY, dense_labels, owners
-from resprune_jax.experiments.pocket.parts import PRESETS
+from resprune_jax.experiments.pocket.parts import PRESETS, Description
 from resprune_jax.experiments.pocket.questions import FAMILIES
 from resprune_jax.experiments.pocket.scenes import coverage, make_scene
 from resprune_jax.experiments.pocket.segments import run_segments
 from resprune_jax.experiments.pocket.targets import NO_DIGIT, targets
-from resprune_jax.experiments.pocket.words import WORDS, Draw
+from resprune_jax.experiments.pocket.words import SHAPES, WORDS, Draw
 from resprune_jax.models.config import LlavaConfig
 from resprune_jax.models.llava import Llava
 
@@ -164,6 +164,8 @@ def test_batches_follow_the_curriculum_and_are_functions_of_the_step(batch):
     assert early["keep"].shape == (3, 72) and (np.diff(early["keep"]) > 0).all()
     families = [NAMES[i] for i in early["family"].reshape(-1) if i >= 0]
     assert "reading" not in families  # level 0 has no text
+    some = Answer("cpu", 2, 10, (dataclasses.replace(PHASES[1], partial=1.0),))(0)
+    assert some["keep"].shape == (2, 16)
     assert families.count("lesson") > families.count("counting") / 4
     later = [NAMES[i] for i in batch["family"].reshape(-1) if i >= 0]
     assert set(later) == {*FAMILIES, "lesson"}
@@ -178,6 +180,25 @@ def test_sparse_images_keep_every_patch_that_shows_something():
         assert len(set(keep)) == 72
         kept_all += set(np.flatnonzero(owners(scene) >= 0)) <= set(keep)
     assert kept_all == 20
+
+
+def test_a_part_of_an_image_shows_what_is_asked_and_nothing_else():
+    sizes, dropped, several = [], 0, 0
+    for index in range(100):
+        scene = make_scene(PRESETS["cpu"], split_seed("validation", index))
+        left, keep = answers._part(scene, 16, scene.rng_seed)
+        assert keep.shape == (16,) and (np.diff(keep) > 0).all()
+        parts = (*scene.things, *scene.texts)
+        taken = {parts.index(part) for part in (*left.things, *left.texts)}
+        # Tokens of what is left and of the background; every one of the parts shows.
+        assert taken == set(owners(scene)[keep]) - {-1}
+        assert left.things
+        sizes.append(len(left.things))
+        dropped += len(parts) - len(taken)
+        counts = [len(Description(shape).among(left)) for shape in SHAPES]
+        several += max(counts) > 1
+    print(f"{np.bincount(sizes)} objects left, {dropped} dropped, {several} with one shape twice")
+    assert min(sizes) == 1 and max(sizes) >= 5 and dropped > 300 and several > 20
 
 
 def test_targets_agree_with_the_scene():
