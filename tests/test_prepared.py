@@ -129,7 +129,9 @@ def test_memory_of_one_image_at_every_size(size: tuple[int, int, int], dtype: An
     assert peak_of_one_image(*size, dtype) <= 1
 
 
-@pytest.mark.parametrize("engine", ["gram", "blocked", "feature"])
+@pytest.mark.parametrize(
+    "engine", ["gram", "feature", pytest.param("blocked", marks=pytest.mark.exact)]
+)
 def test_a_batch_beyond_max_bytes_is_done_in_chunks(engine: str):
     shape = Shape(5, 256, 128, 32)
     given = batch(shape, 3, kind="clustered", n=250, d=128)
