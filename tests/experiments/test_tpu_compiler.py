@@ -76,7 +76,7 @@ def test_decode_copies_neither_its_cache_nor_the_weights(
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiling)
     rows = compiled_rows(name, batch=8)
     assert len(rows) == 8 and all(row.passed for row in rows), [row.verdict for row in rows]
-    layers = read_model_config(CASES[name].hf).text.num_hidden_layers
+    layers = read_model_config(CASES[name].hf).text.num_layers
     checked = 0
     for row, text in zip(rows, texts, strict=True):
         memory = row.compiled.memory
