@@ -51,6 +51,8 @@ class Phase:
         instructions: share of batches whose questions carry their instruction.
         sparse: share of batches whose images come without most of their background.
         partial: share of batches whose images come with a few tokens of some objects alone.
+        kinds: of drills; one that is named twice is drilled twice as often.
+        families: of questions; one that is named twice is asked twice as often.
     """
 
     until: float
@@ -60,6 +62,8 @@ class Phase:
     instructions: float
     sparse: float
     partial: float = 0.0
+    kinds: tuple[str, ...] = DRILLS
+    families: tuple[str, ...] = FAMILIES
 
 
 CURRICULUM = (
@@ -118,10 +122,10 @@ class Answer:
                 scene, keep = _part(scene, self.partial_tokens, rng_seed)
             elif chance < phase.sparse:
                 keep = _foreground(scene, self.sparse_tokens, rng_seed)
-            drills = _drilled(scene, draw, phase.drills, self.size)
+            drills = _drilled(scene, draw, phase)
             asked = []
             if phase.drills < self.chunks:
-                asked = _asked(scene, draw, phase.lessons, instructed)
+                asked = _asked(scene, draw, phase, instructed)
             row = pack([*drills, *asked], self.chunks, self.size) | vars(shown)
             if keep is not None:
                 row["keep"] = keep
@@ -137,13 +141,13 @@ Segment = tuple[list[Fact], int]
 """Facts (what is said, what follows and is learnt), and a number in NAMES."""
 
 
-def _drilled(scene: Scene, draw: Draw, count: int, size: int) -> list[Segment]:
+def _drilled(scene: Scene, draw: Draw, phase: Phase) -> list[Segment]:
     """Drills of different kinds, each filling a chunk as far as the scene has facts."""
-    kinds = list(DRILLS)
+    kinds = list(phase.kinds)
     draw.shuffle(kinds)
     drills: list[Segment] = []
     for kind in kinds:
-        facts = drill(scene, draw, kind) if len(drills) < count else []
+        facts = drill(scene, draw, kind) if len(drills) < phase.drills else []
         if facts:
             said, learnt = facts[0]
             facts[0] = (f"\n{OPENINGS[kind]}: {said}", learnt)
@@ -151,16 +155,16 @@ def _drilled(scene: Scene, draw: Draw, count: int, size: int) -> list[Segment]:
     return drills
 
 
-def _asked(scene: Scene, draw: Draw, lessons: int, instructed: bool) -> list[Segment]:
+def _asked(scene: Scene, draw: Draw, phase: Phase, instructed: bool) -> list[Segment]:
     """Lessons and questions about a scene, mixed."""
     asked: list[tuple[str, str, int]] = []
     seen = set()
-    for _ in range(6 * lessons):
+    for _ in range(6 * phase.lessons):
         made = lesson(scene, draw)
-        if made is not None and made[0] not in seen and len(asked) < lessons:
+        if made is not None and made[0] not in seen and len(asked) < phase.lessons:
             seen.add(made[0])
             asked.append((*made, LESSON))
-    for q in ask_many(scene, draw, MOST - len(asked)):
+    for q in ask_many(scene, draw, MOST - len(asked), phase.families):
         text = q.prompt if instructed else q.question
         asked.append((text, q.answer, FAMILIES.index(q.family)))
     return [([(f"\n{text} ASSISTANT:", answer)], own) for text, answer, own in asked]

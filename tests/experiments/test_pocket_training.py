@@ -33,6 +33,9 @@ PHASES = (
 )
 
 
+DRILLING = Phase(1.0, ((3, 1.0),), 4, 0, 0.0, 0.0)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setitem(recipe.RECIPES, "cpu", TINY)
@@ -105,7 +108,7 @@ def test_a_drill_lies_in_one_chunk_and_learns_only_what_follows():
     drawn = 0
     for index in range(12):
         scene = make_scene(PRESETS["cpu"].at_level(1 + index % 4), split_seed("validation", index))
-        drills = answers._drilled(scene, Draw(index), 4, 64)
+        drills = answers._drilled(scene, Draw(index), DRILLING)
         out = pack(drills, chunks=4, size=64)
         assert len(drills) <= 4 and len({kind for _, kind in drills}) == len(drills)
         for number, (facts, kind) in enumerate(drills):
