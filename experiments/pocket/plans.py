@@ -10,6 +10,8 @@ from typing import Any
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.pocket.answers import Answer, Phase
+from resprune_jax.experiments.pocket.parts import TOP
+from resprune_jax.experiments.pocket.questions import FAMILIES
 from resprune_jax.experiments.pocket.recipe import recipe
 from resprune_jax.experiments.pocket.stages import See, answer_loss, levelled, see_loss
 from resprune_jax.experiments.pocket.trainer import Loss, Schedule
@@ -41,21 +43,24 @@ SIZES: dict[str, dict[str, tuple[int, int, float]]] = {
         "see": (1950, 48, 1.5e-3),
         "drill": (500, 16, 1e-3),
         "answer": (3300, 16, 1e-3),
+        "refine": (2500, 16, 8e-4),
     },
     "gpu": {
         "see": (4000, 64, 1e-3),
         "drill": (1000, 64, 7e-4),
         "answer": (12000, 64, 7e-4),
+        "refine": (6000, 64, 5e-4),
     },
 }
 """Steps, images a step and highest learning rate of each stage, by preset."""
 
 SHIPPED = {
     "cpu": (
-        "The shipped weights took 3.3 hours on two busy CPU cores, and two turns that these stages"
+        "The shipped weights took 4.6 hours on two busy CPU cores, and turns that these stages"
         " straighten out: `see` learnt the words for places in its last 350"
-        " steps only, at a rate of 8e-4; and in `answer` the tower's share of the learning rate was"
-        " 0.05 up to step 2100 and 0.15 from there on."
+        " steps only, at a rate of 8e-4; in `answer` the tower's share of the learning rate was"
+        " 0.05 up to step 2100 and 0.15 from there on; and 400 more steps of `see`, at a rate of"
+        " 6e-4, came between `answer` and `refine`."
     ),
 }
 """What the training of the weights in the package had of its own, by preset."""
@@ -65,6 +70,20 @@ DRILLING = (
     Phase(1.0, ((1, 0.1), (2, 0.5), (3, 0.4)), 4, 0, 0.0, 1.0),
 )
 """The curriculum of the stage that drills; the next one's is `answers.CURRICULUM`."""
+
+_MORE = ("counting", "relations", "relations", "reading")
+_HARD = ("what", "what", "read", "compare", "count", "where")
+REFINING = (
+    Phase(
+        0.5, ((3, 0.2), (TOP, 0.8)), 2, 0, 0.5, 0.25, 0.3, kinds=_HARD, families=(*FAMILIES, *_MORE)
+    ),
+    Phase(
+        1.0, ((3, 0.1), (TOP, 0.9)), 1, 0, 0.8, 0.25, 0.3,
+        kinds=("what", "read"), families=(*FAMILIES, *_MORE),
+    ),
+)  # fmt: skip
+"""The curriculum of the last stage: crowded scenes, what is learnt last more often, and images of
+which a few tokens are left, as a pruner leaves them."""
 
 
 def stages_of(preset: str, steps: Mapping[str, int] | None = None) -> tuple[Stage, ...]:
@@ -86,6 +105,7 @@ def stages_of(preset: str, steps: Mapping[str, int] | None = None) -> tuple[Stag
     peak = {name: own[2] for name, own in sizes.items()}
     seen = count["see"] * images["see"]
     drilled = seen + count["drill"] * images["drill"]
+    answered = drilled + count["answer"] * images["answer"]
     return (
         Stage(
             "see",
@@ -112,6 +132,14 @@ def stages_of(preset: str, steps: Mapping[str, int] | None = None) -> tuple[Stag
             Answer(preset, images["answer"], count["answer"], start=drilled),
             partial(answer_loss, questions=0.1, dense=0.5),
             _schedule(count["answer"], peak["answer"], tower=0.1, last=0.03),
+        ),
+        Stage(
+            "refine",
+            "the same on crowded scenes, counting, relations and reading more often than the rest;"
+            " of some images a few tokens of some objects are left, as pruning leaves them",
+            Answer(preset, images["refine"], count["refine"], REFINING, start=answered),
+            partial(answer_loss, questions=0.1, dense=0.5),
+            _schedule(count["refine"], peak["refine"], tower=0.1, last=0.03),
         ),
     )  # fmt: skip
 

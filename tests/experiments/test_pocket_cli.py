@@ -158,11 +158,11 @@ def test_a_run_trains_every_stage_and_exports(
     place: Path, fake: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = list(plans.SIZES["cpu"])
-    words = [*TRAIN, "--out", "run", "--workers", "0", "--steps", "see=5", "answer=9"]
+    words = [*TRAIN, "--out", "run", "--workers", "0", "--steps", "see=5", "refine=9"]
     assert cli.main(words) == 0
     assert [stage[0] for stage in fake] == names and {stage[3] for stage in fake} == {0}
     steps = {name: schedule.steps for name, _, schedule, _ in fake}
-    assert steps["see"] == 5 and steps["answer"] == 9
+    assert steps["see"] == 5 and steps["refine"] == 9
     # Each stage begins with scenes that none before it has drawn.
     begun = 0
     for name, make, _, _ in fake:
@@ -177,19 +177,19 @@ def test_a_run_trains_every_stage_and_exports(
     total = len(names) * (len(names) + 1) / 2  # the stages add 1, 2, 3, ...
     assert (np.asarray(bias) == total).all(), "what is exported is not what the last stage gave"
     # Another run does not go on in this folder; a stage that has not begun may change.
-    assert cli.main([*words[:-1], "answer=10"]) == 2
-    assert "answer 9 not 10" in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main([*words[:-1], "refine=10"]) == 2
+    assert "refine 9 not 10" in capsys.readouterr().err.splitlines()[-1]
     assert len(fake) == len(names)
-    shutil.move(place / "run" / "answer" / "checkpoints", place / "kept")
-    train._claim(place / "run", "cpu", steps | {"answer": 10})
+    shutil.move(place / "run" / "refine" / "checkpoints", place / "kept")
+    train._claim(place / "run", "cpu", steps | {"refine": 10})
     train._claim(place / "run", "cpu", steps)
-    shutil.move(place / "kept", place / "run" / "answer" / "checkpoints")
+    shutil.move(place / "kept", place / "run" / "refine" / "checkpoints")
 
     # The newest checkpoint can be exported at any time; its stage and step are told.
     shutil.move(place / "run" / "export", place / "first")
     for words in (["run", "--out", "again"], ["run"]):
         assert cli.main(["pocket", "export", *words]) == 0
-        assert ": step 9 of stage answer" in capsys.readouterr().out
+        assert ": step 9 of stage refine" in capsys.readouterr().out
     same = [(place / name).iterdir() for name in ("first", "again", "run/export")]
     one, two, three = ({path.name: path.read_bytes() for path in folder} for folder in same)
     assert one == two == three and len(one) >= 6
