@@ -132,4 +132,4 @@ def test_a_seed_token_that_is_padding_ends_the_loop():
 def test_auto_takes_it_where_the_factor_leaves_the_caches():
     for n, keep, want in [(576, 192, "gram"), (1024, 256, "gram"), (2340, 260, "blocked"),
                           (10549, 3516, "blocked")]:  # fmt: skip
-        assert engines.resolve("auto", n, keep) == want
+        assert engines.resolve("auto", n, keep, shared=True) == want

@@ -173,7 +173,7 @@ def test_the_choice_by_backend_and_size(monkeypatch: pytest.MonkeyPatch) -> None
                 assert engines.resolve("auto", 576, 128) not in KERNELS
     assert chosen["tpu"] == ["pallas_tpu"] * 4 + ["blocked"]
     assert chosen["gpu"] == ["pallas_gpu"] * 2 + ["blocked"] * 3
-    assert chosen["cpu"] == ["gram"] + ["gram"] + ["blocked"] * 3
+    assert chosen["cpu"] == ["lazy"] * 5
 
 
 def test_a_kernel_needs_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tests.batches import Batch, Shape, batch, options, run
 from tests.compiles import backend_compiles
 from tests.problems import Problem, pad
 
-ENGINES = ("feature", "gram", "blocked")
+ENGINES = ("feature", "gram", "blocked", "lazy")
 SMALL = Shape(16, 24, 6, 24)  # keeps everything: every tier is reached
 MEDIUM = Shape(8, 128, 160, 96)
 WIDE = Shape(4, 96, 512, 64)

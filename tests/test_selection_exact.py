@@ -14,7 +14,7 @@ from tests.problems import KINDS, RELEVANCES, draw
 
 pytestmark = pytest.mark.exact
 
-ENGINES = ("feature", "gram", "blocked")
+ENGINES = ("feature", "gram", "blocked", "lazy")
 # Real shapes: (batches, shape); the last ones are LLaVA-1.5-7B's.
 SHAPES = [
     (60, Shape(8, 1, 1, 1)),
@@ -38,7 +38,10 @@ LARGE = [
     ("gram", Shape(1, 2928, 4096, 976, "bfloat16")),
     ("blocked", Shape(1, 2928, 4096, 976)),
     ("blocked", Shape(1, 2928, 4096, 976, "bfloat16")),
+    ("lazy", Shape(1, 2928, 4096, 976)),
+    ("lazy", Shape(1, 2928, 4096, 976, "bfloat16")),
     ("blocked", Shape(1, 10549, 3584, 3516, "bfloat16")),
+    ("lazy", Shape(1, 10549, 3584, 3516, "bfloat16")),
 ]
 
 

@@ -1,35 +1,40 @@
 """How the greedy loop runs fast: one file an engine, and the one place that chooses."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from resprune_jax.errors import CallError, one_of, say_once
 
-from . import blocked, feature, gram, kernels, pallas_gpu, pallas_tpu
+from . import blocked, feature, gram, kernels, lazy, pallas_gpu, pallas_tpu
 from .loop import Outcome
 
-Engine = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int], Outcome]
+Engine = Callable[[Any, jax.Array, jax.Array, jax.Array, int], Outcome]
 """(matrix, gate (N,), first (), valid (N,), keep) -> the picks.
 
 The matrix is the Gram matrix (N, N) of scaled tokens; for the engines in `FROM_TOKENS` it is the
-scaled tokens (N, d) themselves."""
+scaled tokens (N, d) themselves; for those in `AS_GIVEN` `lazy.Tokens`: the tokens as the
+caller gave them, and their norms."""
 
 ENGINES: dict[str, Engine] = {
     "feature": feature.factor,
     "gram": gram.factor,
     "blocked": blocked.factor,
+    "lazy": lazy.factor,
     "pallas_tpu": pallas_tpu.factor,
     "pallas_gpu": pallas_gpu.factor,
 }
 
 FROM_TOKENS = frozenset({"feature"})
 
+AS_GIVEN = frozenset({"lazy"})
+
 KERNELS = {"pallas_tpu": ("tpu", pallas_tpu.fits), "pallas_gpu": ("gpu", pallas_gpu.fits)}
 """The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
 
 
-def resolve(name: str, n: int = 1, keep: int = 1) -> str:
+def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> str:
     """The engine that `name` stands for.
 
     Args:
@@ -37,6 +42,7 @@ def resolve(name: str, n: int = 1, keep: int = 1) -> str:
             a problem of this size is replaced by XLA's loop, and that is said.
         n: tokens of an image, N.
         keep: tokens to keep, K.
+        shared: whether the Gram matrix is there already, for many selections on one image.
 
     Raises:
         CallError: no engine has that name, or it is a kernel for another backend.
@@ -48,7 +54,8 @@ def resolve(name: str, n: int = 1, keep: int = 1) -> str:
         for kernel, (backend, fits) in KERNELS.items():
             if backend == here and fits(n, keep) and kernels.undivided():
                 return kernel
-        return by_size
+        few = n >= LAZY_FROM and keep <= n // 2
+        return "lazy" if here == "cpu" and few and not shared else by_size
     if name not in KERNELS:
         return name
     backend, fits = KERNELS[name]
@@ -61,5 +68,9 @@ def resolve(name: str, n: int = 1, keep: int = 1) -> str:
     return by_size
 
 
-BLOCKED_FROM = 2**19
+LAZY_FROM = 256
+"""The number of tokens from which on a CPU makes single rows of the Gram matrix, where at most half
+of them are kept; the matrix unit of an accelerator makes the whole of it in less time."""
+
+BLOCKED_FROM = lazy.BLOCKED_FROM
 """The size of the factor, N K, from which on it leaves the caches and `blocked` wins."""

@@ -15,8 +15,8 @@ So the foresight never decides anything, and a wrong one costs time only. N K (K
 are read, and the arithmetic of step 2, N K^2, runs in matrix products.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,16 @@ class Counted(NamedTuple):
     early: jax.Array
 
 
+Look = Callable[[Any, Sequence[jax.Array], Progress, Norms], tuple[jax.Array, jax.Array, Any]]
+"""(what it holds, the panels so far, the progress, norms) -> (foreseen tokens (b,) int32, the next
+pick among them; their inner products with every token (b, N); what it holds now).
+
+An entry of N is no token."""
+
+
 class _State(NamedTuple):
     k: jax.Array  # picks made
+    held: Any  # by the foresight
     progress: Progress
     drift: jax.Array  # [N]
     panel: jax.Array  # [N, picks of the panel + b], columns of picks to come are 0
@@ -107,26 +115,47 @@ def counted(
     # One problem after the other: one is large enough for the machine, and the blocks of two
     # problems do not end together.
     @sequential_vmap
-    def alone(
-        gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array
-    ) -> tuple[Outcome, jax.Array, jax.Array]:
-        return _in_blocks(gram, gate, first, valid, keep, block, candidates, panel)
+    def alone(gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array) -> Counted:
+        def look(
+            held: tuple[()], panels: Sequence[jax.Array], progress: Progress, norms: Norms
+        ) -> tuple[jax.Array, jax.Array, tuple[()]]:
+            foreseen = _foresee(gram, panels, progress, gate, norms, block, candidates)
+            return foreseen, jnp.take(gram, foreseen, axis=0, mode="clip"), held
 
-    return Counted(*alone(gram, gate, first, valid))
+        norms = norms_of(gram)
+        return in_blocks(look, (), norms, gate, first, valid, keep, block, panel)[0]
+
+    return alone(gram, gate, first, valid)
 
 
-def _in_blocks(
-    gram: jax.Array,
+def in_blocks(
+    look: Look,
+    held: Any,
+    norms: Norms,
     gate: jax.Array,
     first: jax.Array,
     valid: jax.Array,
     keep: int,
     block: int,
-    candidates: int,
-    width: int,
-) -> tuple[Outcome, jax.Array, jax.Array]:
-    n = gram.shape[0]
-    norms = norms_of(gram)
+    width: int = PANEL,
+) -> tuple[Counted, Any]:
+    """The greedy loop in blocks, whatever foresees their picks.
+
+    Args:
+        look: the foresight.
+        held: what it holds at first.
+        norms: of the tokens.
+        gate: (N,) float32.
+        first: () int32, the seed token.
+        valid: (N,) bool.
+        keep: static number of steps.
+        block: most picks of a block.
+        width: picks of a panel.
+
+    Returns:
+        (the outcome with a count of the blocks, what the foresight holds at the end).
+    """
+    n = gate.shape[0]
     progress = begin(norms.squares, first, valid, keep)
     drift = no_rows(first, 0, n).drift
     blocks = early = k = jnp.zeros_like(first)
@@ -136,8 +165,7 @@ def _in_blocks(
 
         def one_block(state: _State, start: int = start, stop: int = stop) -> _State:
             before = [*panels, state.panel]
-            foreseen = _foresee(gram, before, state.progress, gate, norms, block, candidates)
-            products = jnp.take(gram, foreseen, axis=0, mode="clip")  # [b, N]
+            foreseen, products, held = look(state.held, before, state.progress, norms)
             for panel in before:
                 own = jnp.take(panel, foreseen, axis=0, mode="clip")  # [b, picks]
                 products = products - dot(panel, own).T
@@ -147,6 +175,7 @@ def _in_blocks(
             wanted = jnp.minimum(state.k + block, stop)
             return _State(
                 end,
+                held,
                 progress,
                 own_factor.drift,
                 # Columns behind the last pick hold zeros, and the next block writes over them.
@@ -158,12 +187,21 @@ def _in_blocks(
             )
 
         panel = jnp.zeros_like(first, shape=(n, stop - start + block), dtype=jnp.float32)
-        state = _State(k, progress, drift, panel, blocks, early)
+        state = _State(k, held, progress, drift, panel, blocks, early)
         state = lax.while_loop(lambda s, stop=stop: s.k < stop, one_block, state)  # type: ignore[misc]
-        k, progress, drift, panel, blocks, early = state
+        k, held, progress, drift, panel, blocks, early = state
         panels.append(panel)
     outcome = Outcome(progress.indices, progress.totals, largest_growth(drift, valid))
-    return outcome, blocks, early
+    return Counted(outcome, blocks, early), held
+
+
+def ranks(progress: Progress, gate: jax.Array, norms: Norms) -> tuple[jax.Array, jax.Array]:
+    """(the next pick () int32; (N,) how soon each token may be picked: that one is infinite)."""
+    pick, _ = best(progress.score)
+    places = lax.iota(jnp.int32, gate.shape[0])
+    # Not the scores of the progress: before the first step they only name the seed token.
+    ranked = scores(gate, progress.energy, norms.squares)
+    return pick, jnp.where(places == pick, jnp.inf, ranked)
 
 
 def _foresee(
@@ -176,11 +214,7 @@ def _foresee(
     candidates: int,
 ) -> jax.Array:
     """The picks that the next steps are likely to make, (b,) int32; the first is certain."""
-    pick, _ = best(progress.score)
-    places = lax.iota(jnp.int32, gate.shape[0])
-    # Not the scores of the progress: before the first step they only name the seed token.
-    ranked = scores(gate, progress.energy, norms.squares)
-    ranked = jnp.where(places == pick, jnp.inf, ranked)
+    pick, ranked = ranks(progress, gate, norms)
     _, among = lax.top_k(ranked, candidates)  # [m]
     schur = jnp.take(jnp.take(gram, among, axis=0, mode="clip"), among, axis=1, mode="clip")
     for panel in panels:

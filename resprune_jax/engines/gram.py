@@ -48,7 +48,12 @@ class Factor(NamedTuple):
 def norms_of(gram: jax.Array) -> Norms:
     """The squared norms of the tokens whose Gram matrix this is."""
     squares = jnp.diagonal(gram)
-    return Norms(squares, jnp.where(squares > 0, 1.0 / jnp.where(squares > 0, squares, 1.0), 0.0))
+    return Norms(squares, shares_of(squares))
+
+
+def shares_of(squares: jax.Array) -> jax.Array:
+    """One over squared norms, 0 where they are 0."""
+    return jnp.where(squares > 0, 1.0 / jnp.where(squares > 0, squares, 1.0), 0.0)
 
 
 def no_rows(first: jax.Array, height: int, n: int) -> Factor:
@@ -93,6 +98,21 @@ def extend(
     return explained, Factor(with_row(factor.rows, new, k), drift)
 
 
+def parts_of(keep: int) -> list[tuple[int, int]]:
+    """From which to which pick the factor has one height.
+
+    A step reads it at its full height: with four parts that is five eighths of K on average.
+    """
+    parts = min(_PARTS, max(1, keep // _SHORTEST))
+    return [(keep * part // parts, keep * (part + 1) // parts) for part in range(parts)]
+
+
+def lengthened(factor: Factor, height: int) -> Factor:
+    """The factor with room for so many more rows."""
+    later = jnp.zeros_like(factor.rows, shape=(height, factor.rows.shape[1]))
+    return Factor(jnp.concatenate([factor.rows, later]), factor.drift)
+
+
 def largest_growth(drift: jax.Array, valid: jax.Array) -> jax.Array:
     """`Outcome.growth` of the last drift."""
     return jnp.max(jnp.where(valid, drift, 1.0))
@@ -123,15 +143,9 @@ def factor(
 
     progress = begin(norms.squares, first, valid, keep)
     basis = no_rows(first, 0, n)
-    # A step reads the factor at its full height: with four parts five eighths of K on average.
-    parts = min(_PARTS, max(1, keep // _SHORTEST))
-    start = 0
-    for part in range(1, parts + 1):
-        stop = keep * part // parts
-        later = no_rows(first, stop - start, n).rows
-        basis = Factor(jnp.concatenate([basis.rows, later]), basis.drift)
+    for start, stop in parts_of(keep):
+        basis = lengthened(basis, stop - start)
         progress, basis = steps(progress, start, stop, gate, norms.squares, basis, update)
-        start = stop
     return Outcome(progress.indices, progress.totals, largest_growth(basis.drift, valid))
 
 
