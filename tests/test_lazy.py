@@ -5,13 +5,15 @@ few rows are made together, that every problem asks for more rows many times, in
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from resprune_jax import engines, prepare, select
 from resprune_jax.certificate import certify
@@ -149,6 +151,22 @@ def test_an_image_out_of_scale(exponent: int):
         other = select(tokens, 20, engine="feature", **options)
         np.testing.assert_array_equal(made.energy[1], other.energy[1])
         assert made.energy[1, 0] in (0.0, np.inf) or exponent == 58
+
+
+@pytest.mark.parametrize("blocked_from", [1, 2**19])
+def test_it_runs_under_shard_map_and_vmap(blocked_from: int, monkeypatch: pytest.MonkeyPatch):
+    """Everything that a loop carries must vary over the mesh as the result does."""
+    monkeypatch.setattr(lazy, "BLOCKED_FROM", blocked_from)
+    keep = 10 + blocked_from % 2  # another program for each
+    tokens = np.asarray(batch(Shape(2, 90, 40, keep), 1, kind="gaussian", n=90, d=40).tokens)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    choose = partial(select, keep=keep, engine="lazy")
+    divided = jax.shard_map(
+        lambda t: choose(t).indices, mesh=mesh, in_specs=P("data"), out_specs=P("data")
+    )
+    plain = select(tokens, keep, engine="gram").indices
+    np.testing.assert_array_equal(jax.jit(divided)(tokens), plain)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(lambda t: choose(t).indices))(tokens), plain)
 
 
 def test_auto_takes_it_for_one_selection_on_an_image(monkeypatch: pytest.MonkeyPatch):
