@@ -18,14 +18,7 @@ from jax.typing import ArrayLike
 from . import engines
 from .engines import lazy
 from .engines.guard import guarded
-from .engines.product import (
-    Product,
-    exponent_of,
-    gram_product,
-    gram_products,
-    scale,
-    scaled_tokens,
-)
+from .engines.product import Product, gram_product, gram_products, scale, scaled_tokens
 from .errors import CallError
 from .prepared import Prepared, check_tokens
 from .relevance import gate
@@ -35,10 +28,6 @@ SMALLEST_TOLERANCE = 1e-5
 
 MAX_BYTES = 2**31
 """Memory that a batch may take beside its arguments and its result, by default: 2 GiB."""
-
-_NEAR = (2.0**-84, 2.0**100)
-"""Where the largest squared norm of tokens must lie for their products to be exact in float32: none
-overflows, and what underflows is less than 2^-24 of a squared norm together."""
 
 _LARGEST_NORM = -1  # as `first`: no seed token was named
 _NEVER = -1.0  # as `tolerance`: run to the budget
@@ -157,9 +146,9 @@ def _image(given: jax.Array | Prepared, valid: jax.Array, engine: str) -> _Image
         squares = jnp.sum(jnp.square(matrix.astype(jnp.float32)), axis=-1)
         return _Image(tokens, valid, matrix, squares, exponent, finite)
     if engine in engines.AS_GIVEN:
-        squares, exponent, finite, far = _norms_in_scale(tokens, valid)
-        lazily = lazy.Tokens(tokens, squares, exponent)
-        return _Image(tokens, valid, lazily, squares, exponent, finite, far)
+        squares, exponent, finite, far = lazy.norms_in_scale(tokens, valid)
+        as_given = lazy.Tokens(tokens, squares, exponent)
+        return _Image(tokens, valid, as_given, squares, exponent, finite, far)
     made: Product | Prepared
     if isinstance(given, Prepared):
         made = given
@@ -167,37 +156,6 @@ def _image(given: jax.Array | Prepared, valid: jax.Array, engine: str) -> _Image
         made = (gram_product if valid.ndim == 1 else gram_products)(tokens, valid)
     squares = jnp.diagonal(made.gram, axis1=-2, axis2=-1)
     return _Image(tokens, valid, made.gram, squares, made.exponent, made.finite)
-
-
-def _norms_in_scale(tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
-    """Squared norms of tokens (..., N, d), of which most need not be scaled for that.
-
-    Returns:
-        (squared norms (..., N) of the tokens times 2^-exponent; the exponent (...) int32; whether
-        all tokens are finite (...); whether they lie so far from 1 that they had to be scaled).
-    """
-    squares = lazy.squared_norms(tokens, valid)
-    largest = jnp.max(squares, axis=-1)
-    near = (largest >= _NEAR[0]) & (largest <= _NEAR[1])
-    near &= jnp.all(jnp.isfinite(squares), axis=-1)  # a maximum may pass over NaN
-
-    def again(state: Any) -> Any:
-        asked = valid & state[0]  # as in `product.py`: else it would be computed always
-        largest = jnp.max(jnp.abs(jnp.where(asked[..., None], tokens, 0)), axis=(-2, -1))
-        by_entry = exponent_of(largest.astype(jnp.float32))
-        # Masked and converted again, lest a copy of the tokens be held for both.
-        asked = lax.optimization_barrier(asked)
-        entries = jnp.where(asked[..., None], tokens, 0).astype(jnp.float32)
-        scaled = lazy.squared_norms(scale(entries, -by_entry[..., None, None]), asked)
-        # Entries of at most 2 cannot overflow: what is not finite was not finite in the tokens.
-        finite = near | jnp.all(jnp.isfinite(scaled), axis=-1)
-        scaled = jnp.where(near[..., None], squares, scaled)
-        return jnp.zeros_like(state[0]), scaled, jnp.where(near, 0, by_entry), finite
-
-    state = (jnp.any(~near), squares, jnp.zeros_like(near, dtype=jnp.int32), near)
-    _, squares, by_entry, finite = lax.while_loop(lambda s: s[0], again, state)
-    by_norm = exponent_of(jnp.max(squares, axis=-1)) // 2
-    return scale(squares, -2 * by_norm[..., None]), by_entry + by_norm, finite, ~near
 
 
 @partial(jax.jit, static_argnames=("keep", "engine", "chunk"))

@@ -13,7 +13,7 @@ many selections on the same image share its Gram matrix.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from .gram import (
     shares_of,
 )
 from .loop import Outcome, Progress, begin, best, row, step
-from .product import dot, scale
+from .product import dot, exponent_of, scale
 
 
 class Tokens(NamedTuple):
@@ -83,6 +83,11 @@ BLOCK = 64
 
 BLOCKED_FROM = 2**19
 """The size of the factor, N K, from which on it leaves the caches and is worked on in blocks."""
+
+
+_NEAR = (2.0**-84, 2.0**100)
+"""Where the largest squared norm of tokens must lie for their products to be exact in float32: none
+overflows, and what underflows is less than 2^-24 of a squared norm together."""
 
 
 def factor(
@@ -266,6 +271,37 @@ def squared_norms(tokens: jax.Array, valid: jax.Array) -> jax.Array:
     # Without a barrier the sum over all tokens would be made of the products themselves, which
     # then lie in memory, as large as the tokens.
     return jnp.where(valid, lax.optimization_barrier(squares), 0.0)
+
+
+def norms_in_scale(tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
+    """Squared norms of tokens (..., N, d), of which most need not be scaled for that.
+
+    Returns:
+        (squared norms (..., N) of the tokens times 2^-exponent; the exponent (...) int32; whether
+        all tokens are finite (...); whether they lie so far from 1 that they had to be scaled).
+    """
+    squares = squared_norms(tokens, valid)
+    largest = jnp.max(squares, axis=-1)
+    near = (largest >= _NEAR[0]) & (largest <= _NEAR[1])
+    near &= jnp.all(jnp.isfinite(squares), axis=-1)  # a maximum may pass over NaN
+
+    def again(state: Any) -> Any:
+        asked = valid & state[0]  # as in `product._by_tiles`: else it would be computed always
+        largest = jnp.max(jnp.abs(jnp.where(asked[..., None], tokens, 0)), axis=(-2, -1))
+        by_entry = exponent_of(largest.astype(jnp.float32))
+        # Masked and converted again, lest a copy of the tokens be held for both.
+        asked = lax.optimization_barrier(asked)
+        entries = jnp.where(asked[..., None], tokens, 0).astype(jnp.float32)
+        scaled = squared_norms(scale(entries, -by_entry[..., None, None]), asked)
+        # Entries of at most 2 cannot overflow: what is not finite was not finite in the tokens.
+        finite = near | jnp.all(jnp.isfinite(scaled), axis=-1)
+        scaled = jnp.where(near[..., None], squares, scaled)
+        return jnp.zeros_like(state[0]), scaled, jnp.where(near, 0, by_entry), finite
+
+    state = (jnp.any(~near), squares, jnp.zeros_like(near, dtype=jnp.int32), near)
+    _, squares, by_entry, finite = lax.while_loop(lambda s: s[0], again, state)
+    by_norm = exponent_of(jnp.max(squares, axis=-1)) // 2
+    return scale(squares, -2 * by_norm[..., None]), by_entry + by_norm, finite, ~near
 
 
 def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:
