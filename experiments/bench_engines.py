@@ -185,7 +185,8 @@ def bytes_moved(name: str, size: Size, itemsize: int) -> float | None:
     product = float(n * d * itemsize + 4 * n * n)
     vectors = 24.0 * n * keep  # energies, gates and masks of a step
     if name in (AUTO, LOOP):
-        whole = bytes_moved(resolve(AUTO, n, keep), size, itemsize)
+        # The picks alone are timed on a Gram matrix that is there already.
+        whole = bytes_moved(resolve(AUTO, n, keep, shared=name == LOOP), size, itemsize)
         return whole if whole is None or name == AUTO else whole - product
     if name in ENGINES:
         own = getattr(sys.modules[ENGINES[name].__module__], "bytes_moved", None)

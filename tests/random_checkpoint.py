@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from resprune_jax.experiments.pocket.export import write_image_processor
+from resprune_jax.experiments.pocket.tokenizer import TEMPLATE
 from resprune_jax.models.checkpoint_save import save_checkpoint
 from resprune_jax.models.config import LlavaConfig
 from resprune_jax.models.llava import Llava
@@ -66,18 +68,6 @@ SENTENCES = (
     "it looks like a quiet street after rain, with light on every wall",
 )
 
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message['role'] | upper }}: "
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<image>\\n' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "{{ ' ' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-
 
 def write_tokenizer(folder: Path) -> list[int]:
     """Train a byte-level BPE tokenizer on `SENTENCES` and write it in Hugging Face's files.
@@ -130,38 +120,8 @@ def write_checkpoint(folder: Path, rng_seed: int = 0) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = write_tokenizer(folder)
-    clip_mean, clip_std = (
-        [0.48145466, 0.4578275, 0.40821073],
-        [0.26862954, 0.26130258, 0.27577711],
-    )
-    side = CONFIG["vision_config"]["image_size"]
-    _write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "CLIPImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": side},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": side, "width": side},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": clip_mean,
-            "image_std": clip_std,
-        },
-    )
-    _write_json(
-        folder / "processor_config.json",
-        {
-            "processor_class": "LlavaProcessor",
-            "patch_size": CONFIG["vision_config"]["patch_size"],
-            "num_additional_image_tokens": 1,
-            "vision_feature_select_strategy": "default",
-            "image_token": "<image>",
-        },
-    )
+    vision = CONFIG["vision_config"]
+    write_image_processor(folder, vision["image_size"], vision["patch_size"])
     config = LlavaConfig.from_hf(CONFIG)
     abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=jnp.float32))
     rng = np.random.default_rng(rng_seed)

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from resprune_jax import engines, prepare, select
 from resprune_jax.certificate import certify
 from resprune_jax.engines import gram, lazy
+from resprune_jax.experiments.bench_problems import ALPHA, Size, make_problem
 from resprune_jax.relevance import gate
 from tests.batches import Batch, Shape, batch
 
@@ -89,6 +90,18 @@ def test_it_makes_the_picks_and_energies_of_the_gram_engine(sizes: dict[str, int
     np.testing.assert_allclose(totals, other.energy / other.energy[:, :1], atol=1e-6)
     print(f"{sizes}: {made.rows.tolist()} rows for {shape.keep} picks of 230")
     assert np.all(made.rows <= shape.keep + 3 * max(sizes["rows"], sizes["block"]))
+
+
+@pytest.mark.parametrize(
+    ("n", "keep"), [(576, 64), (576, 128), (576, 192), (2928, 325), (2928, 976)]
+)
+def test_rows_made_of_clustered_tokens(n: int, keep: int):
+    """Tokens as the benchmarks draw them: a row for each pick, and one to two blocks of others."""
+    problem = make_problem(Size(n, 4096, keep), 1, "float32")
+    given = (problem.relevance, np.full(1, ALPHA, np.float32), problem.first, np.ones((1, n), bool))
+    made = program(keep)(problem.tokens, *given)
+    print(f"{n} -> {keep}: {int(made.rows[0])} rows")
+    assert made.rows[0] <= keep + 2 * lazy.BLOCK
 
 
 @pytest.mark.parametrize("block", [0, 8])

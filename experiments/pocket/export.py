@@ -78,6 +78,17 @@ def write_processor(folder: Path, preset: str) -> None:
         },
     )
     (folder / "chat_template.jinja").write_text(tokenizer.TEMPLATE, encoding="utf-8")
+    write_image_processor(folder, side, PATCH)
+
+
+def write_image_processor(folder: Path, side: int, patch: int) -> None:
+    """Write LLaVA-1.5's processor as Hugging Face's files.
+
+    Args:
+        folder: where to.
+        side: of the images, in pixels.
+        patch: side of a patch, in pixels.
+    """
     _write(
         folder / "preprocessor_config.json",
         {
@@ -99,7 +110,7 @@ def write_processor(folder: Path, preset: str) -> None:
         folder / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
-            "patch_size": PATCH,
+            "patch_size": patch,
             "num_additional_image_tokens": 1,
             "vision_feature_select_strategy": "default",
             "image_token": "<image>",

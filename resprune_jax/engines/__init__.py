@@ -49,7 +49,7 @@ def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> st
     """
     one_of("engine", name, ("auto", *ENGINES))
     here = jax.default_backend()
-    by_size = "blocked" if n * keep >= BLOCKED_FROM else "gram"
+    by_size = "blocked" if n * keep >= blocked.BLOCKED_FROM else "gram"
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
             if backend == here and fits(n, keep) and kernels.undivided():
@@ -71,6 +71,3 @@ def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> st
 LAZY_FROM = 256
 """The number of tokens from which on a CPU makes single rows of the Gram matrix, where at most half
 of them are kept; the matrix unit of an accelerator makes the whole of it in less time."""
-
-BLOCKED_FROM = lazy.BLOCKED_FROM
-"""The size of the factor, N K, from which on it leaves the caches and `blocked` wins."""

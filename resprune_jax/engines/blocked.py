@@ -30,6 +30,9 @@ from .product import dot
 CANDIDATES = 4
 """Candidates for each pick of a block."""
 
+BLOCKED_FROM = 2**19
+"""The size of the factor, N K, from which on it leaves the caches and blocks pay."""
+
 PANEL = 512
 """Picks whose rows of the factor are kept in one array: a block reads the panels before its own
 and its own at full width."""

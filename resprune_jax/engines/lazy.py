@@ -13,6 +13,7 @@ many selections on the same image share its Gram matrix.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from .blocked import in_blocks, ranks
+from .blocked import BLOCKED_FROM, in_blocks, ranks
 from .gram import (
     Factor,
     Norms,
@@ -80,10 +81,6 @@ ROWS = 32
 
 BLOCK = 64
 """Picks that a block foresees."""
-
-BLOCKED_FROM = 2**19
-"""The size of the factor, N K, from which on it leaves the caches and is worked on in blocks."""
-
 
 _NEAR = (2.0**-84, 2.0**100)
 """Where the largest squared norm of tokens must lie for their products to be exact in float32: none
@@ -147,8 +144,8 @@ def counted(
         one = jnp.where(squares[0] < 0, 2.0, 1.0)
         whole = tokens if tokens.dtype == jnp.float32 else tokens.astype(jnp.float32) * one
         make = _maker(whole, exponent, rows)
-        choose = _in_blocks if block else _one_by_one
-        return choose(make, norms, gate, first, valid, keep, rows, block)
+        choose = partial(_in_blocks, block=block) if block else _one_by_one
+        return choose(make, norms, gate, first, valid, keep, rows)
 
     return alone(image, gate, first, valid)
 
@@ -191,7 +188,7 @@ class _State(NamedTuple):
 
 def _one_by_one(
     make: Make, norms: Norms, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int,
-    rows: int, _: int,
+    rows: int,
 ) -> Made:  # fmt: skip
     """The loop of `gram`: all earlier rows of the factor are read at every pick."""
     n = gate.shape[0]
