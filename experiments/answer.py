@@ -141,7 +141,7 @@ def _load(options: AnswerOptions) -> Any:
     """The real model; its imports are slow and happen here."""
     folder = checkpoint_of(options.model)
     use_compilation_cache()
-    from resprune_jax.models.api import load_model
+    from resprune_jax.models.load import load_model
 
     return load_model(folder, revision=options.revision, dtype=options.dtype)
 

@@ -93,7 +93,7 @@ def run(options: DemoOptions, *, say: Callable[..., None] | None = None) -> int:
     use_compilation_cache()
     from resprune_jax.experiments.pocket.frozen import frozen_set
     from resprune_jax.experiments.pocket.measure import preset_of
-    from resprune_jax.models.api import load_model
+    from resprune_jax.models.load import load_model
 
     lvlm = load_model(folder, dtype="float32")
     items = frozen_set(preset_of(lvlm), SCENES)

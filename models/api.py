@@ -1,4 +1,4 @@
-"""What a user holds: `load_model` gives an `LVLM`, which answers questions about images."""
+"""What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError, one_of
@@ -16,16 +15,8 @@ from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models import budgets
 from resprune_jax.models.budgets import Keep
 from resprune_jax.models.chat import PromptEncoder
-from resprune_jax.models.checkpoint import load_parameters, read_config, resolve_dtype
 from resprune_jax.models.encoded import Encoded, Images, media_of, rows_of
-from resprune_jax.models.families import (
-    Family,
-    ImageLayout,
-    Layouts,
-    make_family,
-    module_class,
-    read_model_config,
-)
+from resprune_jax.models.families import Family, ImageLayout, Layouts
 from resprune_jax.models.generate import EMPTY, Newline, Positions
 from resprune_jax.models.generation import (
     Call,
@@ -34,11 +25,9 @@ from resprune_jax.models.generation import (
     first_rows,
     row_errors,
 )
-from resprune_jax.models.hub import resolve_checkpoint
 from resprune_jax.models.plan import Planned, Prompts, make_plan, planned, read_prompts
 from resprune_jax.models.processing import ImageAspect
 from resprune_jax.models.runner import Runner
-from resprune_jax.models.sharding import auto_mesh
 from resprune_jax.models.warm_up import Sizes, warm_up
 from resprune_jax.prompts import NounExtractor, OcrLine, TextSource
 from resprune_jax.selection import SMALLEST_TOLERANCE
@@ -406,42 +395,3 @@ class LVLM(Runner):
             one_of("positions", positions, get_args(Positions))
         one_of("budget", budget, get_args(Budget))
         one_of("newline", newline, get_args(Newline))
-
-
-def load_model(
-    path_or_hub_id: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    dtype: DTypeLike | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-) -> LVLM:
-    """Load a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL checkpoint (Hugging Face format).
-
-    Args:
-        path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".
-        revision: branch, tag or commit of a Hub id.
-        token: access token of a gated Hub id; default the one that is logged in.
-        dtype: float32, bfloat16 or float16; default the checkpoint's own (float16 becomes bfloat16
-            on TPU and CPU, which is said once).
-        mesh: shard the parameters over these devices (axes "data" and "model", `sharding.py`).
-
-    Returns:
-        The model, its parameters on the devices.
-
-    Raises:
-        CallError: no such folder or id, or an architecture that is not supported.
-        RunError: a checkpoint that is broken; one error names everything that is wrong with it.
-    """
-    folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token)
-    raw = read_config(folder)
-    config = read_model_config(raw)
-    chosen = resolve_dtype(dtype, folder, raw)
-    mesh = None if mesh is None else auto_mesh(mesh)
-    # The cheap parts first: what is wrong with them shows before gigabytes are read.
-    family = make_family(config, folder)
-    encoder = PromptEncoder.from_checkpoint(folder, config)
-    made = module_class(config)
-    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
-    state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
-    return LVLM(family, state, path=folder, encoder=encoder, dtype=chosen, mesh=mesh)

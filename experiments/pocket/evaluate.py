@@ -159,7 +159,7 @@ def measured(options: EvalOptions) -> dict[str, Any]:
     from resprune_jax.experiments.pocket.frozen import balanced_set
     from resprune_jax.experiments.pocket.measure import measure, preset_of, settings
     from resprune_jax.experiments.pocket.summary import summary
-    from resprune_jax.models.api import load_model
+    from resprune_jax.models.load import load_model
 
     chosen = settings(options.methods, ratios_of(options.ratios))
     lvlm = load_model(folder, dtype="float32")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from resprune_jax.errors import RunError
 from resprune_jax.experiments import answer, cli
 from resprune_jax.experiments.overlay import overlay
-from resprune_jax.models import api
+from resprune_jax.models import load
 
 N = 16  # visual tokens of the tiny checkpoint
 
@@ -98,7 +98,7 @@ def test_what_is_loaded_is_what_was_asked_for(
         asked.append((model, options))
         raise RunError("enough")
 
-    monkeypatch.setattr(api, "load_model", load_model)
+    monkeypatch.setattr(load, "load_model", load_model)
     words = ["answer", "--model", "owner/name", "--image", "a.png", "--prompt", QUESTION]
     assert cli.main([*words, "--revision", "v2", "--dtype", "bfloat16"]) == 1
     assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16"})]

@@ -1,0 +1,53 @@
+"""`load_model`: from a checkpoint's folder or Hub id to an `LVLM` that answers."""
+
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from resprune_jax.models.api import LVLM
+from resprune_jax.models.chat import PromptEncoder
+from resprune_jax.models.checkpoint import load_parameters, read_config, resolve_dtype
+from resprune_jax.models.families import make_family, module_class, read_model_config
+from resprune_jax.models.hub import resolve_checkpoint
+from resprune_jax.models.sharding import auto_mesh
+
+
+def load_model(
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    dtype: DTypeLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> LVLM:
+    """Load a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL checkpoint (Hugging Face format).
+
+    Args:
+        path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".
+        revision: branch, tag or commit of a Hub id.
+        token: access token of a gated Hub id; default the one that is logged in.
+        dtype: float32, bfloat16 or float16; default the checkpoint's own (float16 becomes bfloat16
+            on TPU and CPU, which is said once).
+        mesh: shard the parameters over these devices (axes "data" and "model", `sharding.py`).
+
+    Returns:
+        The model, its parameters on the devices.
+
+    Raises:
+        CallError: no such folder or id, or an architecture that is not supported.
+        RunError: a checkpoint that is broken; one error names everything that is wrong with it.
+    """
+    folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token)
+    raw = read_config(folder)
+    config = read_model_config(raw)
+    chosen = resolve_dtype(dtype, folder, raw)
+    mesh = None if mesh is None else auto_mesh(mesh)
+    # The cheap parts first: what is wrong with them shows before gigabytes are read.
+    family = make_family(config, folder)
+    encoder = PromptEncoder.from_checkpoint(folder, config)
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
+    state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
+    return LVLM(family, state, path=folder, encoder=encoder, dtype=chosen, mesh=mesh)
