@@ -22,13 +22,17 @@ def growth_sizes(base: Size) -> list[tuple[Size, int]]:
 def features(group: str, row: dict[str, Any]) -> dict[str, float]:
     """What the time of a side can be made of, by name, for one image of a row.
 
-    Algorithm 1 passes over the tokens and over its basis at every pick; every other engine pays a
-    product once, and reads the earlier rows of its factor at every pick.
+    Algorithm 1 passes over the tokens and over its basis at every pick; `lazy` makes a row of the
+    Gram matrix for about every pick, in a store of N rows; every other engine pays a whole product
+    once. These and `lazy` read the earlier rows of their factor at every pick.
     """
     n, d, keep = row["n"], row["d"], row["keep"]
     common = {"K": float(keep), "N K": float(n * keep), "1/B": 1 / row["batch"]}
     if group in ("torch Algorithm 1", "feature"):
         return {"N d K": float(n * d * keep), "d K^2": float(d * keep**2)} | common
+    if group == "lazy":
+        own = {"N d K": float(n * d * keep), "N d": float(n * d), "N^2": float(n * n)}
+        return own | {"N K^2": float(n * keep**2)} | common
     if group in ("Gram product", "auto: prepare"):
         return {"N^2 d": float(n * n * d), "N d": float(n * d), "1/B": common["1/B"]}
     if group == "auto: the picks":

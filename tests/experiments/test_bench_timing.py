@@ -129,16 +129,21 @@ def test_the_machine() -> None:
 
 
 def test_a_fit_finds_what_the_times_are_made_of() -> None:
-    rows, times = {}, {}
+    rows, times, lazily = {}, {}, {}
     for size, batch in [(Size(576, 4096, 128), 1), *bench_fit.growth_sizes(Size(576, 4096, 128))]:
         name = f"{size} {batch}"
         rows[name] = {"n": size.n, "d": size.d, "keep": size.keep, "batch": batch}
         times[name] = 4e-9 * size.n**2 * size.d + 2e-8 * size.n * size.keep**2 + 0.005 * size.keep
+        lazily[name] = 6e-9 * size.n * size.d * size.keep + 3e-7 * size.n**2
     found = bench_fit.fit("gram", rows, times)
     want = {"N^2 d": 4e-9, "N K^2": 2e-8, "K": 0.005}
     strong = {name: value for name, value in found["terms"].items() if name in want}
     assert strong == pytest.approx(want, rel=1e-6)
     assert found["worst_error"] < 1e-6 and found["rows"] == len(rows)
+    found = bench_fit.fit("lazy", rows, lazily)
+    assert found["terms"]["N d K"] == pytest.approx(6e-9, rel=1e-6)
+    assert found["terms"]["N^2"] == pytest.approx(3e-7, rel=1e-6)
+    assert found["worst_error"] < 1e-6
     # A time that nothing explains shows as an error of the row that was left out.
     times[f"{Size(2304, 4096, 128)} 1"] *= 3
     assert bench_fit.fit("gram", rows, times)["worst_row"] == f"{Size(2304, 4096, 128)} 1"
