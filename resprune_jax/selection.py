@@ -18,7 +18,9 @@ from jax.typing import ArrayLike
 from . import engines
 from .engines import lazy
 from .engines.guard import guarded
+from .engines.loop import row
 from .engines.product import Product, gram_product, gram_products, scale, scaled_tokens
+from .engines.visits import visit
 from .errors import CallError
 from .prepared import Prepared, check_tokens
 from .relevance import gate
@@ -209,17 +211,18 @@ def _by_chunks(one: Callable[[Any], Selection], rows: Any, count: int, chunk: in
     if chunk >= count:
         return jax.vmap(one)(rows)
     if chunk == 1:
-        return lax.map(one, rows)
+        alone = lambda rows, i: one(jax.tree.map(lambda x: row(x, i), rows))  # noqa: E731
+        return visit(alone, rows, jnp.arange(count))
     chunks = -(-count // chunk)
     chunk = -(-count // chunks)
     # The last chunk reaches back into the one before it: a shorter one would be a second program.
     starts = np.minimum(np.arange(chunks) * chunk, count - chunk)
 
-    def some(start: jax.Array) -> Selection:
+    def some(rows: Any, start: jax.Array) -> Selection:
         cut = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), rows)
         return jax.vmap(one)(cut)
 
-    made = lax.map(some, jnp.asarray(starts))  # [chunks, chunk, ...]
+    made = visit(some, rows, jnp.asarray(starts))  # [chunks, chunk, ...]
     own = np.arange(count) // chunk  # the chunk of each row
     return jax.tree.map(lambda x: x[own, np.arange(count) - starts[own]], made)
 

@@ -155,6 +155,29 @@ def test_a_batch_beyond_max_bytes_is_done_in_chunks(engine: str):
     assert sizes[1] < sizes[5]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("way", ["lazy", "gram", "prepare", "vmap"])
+def test_more_images_of_a_batch_take_no_more_memory(way: str, dtype: Any):
+    """Beside the result: XLA on a CPU would make a float32 copy of a bfloat16 batch."""
+    n, d, keep = 256, 384, 64
+
+    def work(tokens: jax.Array) -> Any:
+        if way == "prepare":
+            made = prepare(tokens)
+            return made.gram, made.exponent, made.finite
+        if way == "vmap":
+            return jax.vmap(lambda own: select(own, keep, engine="lazy"))(tokens)
+        return select(tokens, keep, engine=way, max_bytes=10**6)
+
+    assert rows_at_once(n, d, keep, 2, "gram", 10**6, prepared=False) == 1
+    taken = [compiled(work, jax.ShapeDtypeStruct((b, n, d), dtype))[0] for b in (2, 10)]
+    each = (taken[1] - taken[0]) / 8 / (4 * n * d)
+    print(
+        f"{way} {np.dtype(dtype).name}: {taken} bytes for 2 and 10 images, {each:.2f} images each"
+    )
+    assert each < 0.05
+
+
 def test_selections_on_one_image_are_chunked_too():
     tokens = image()
     asked = sweep(tokens)

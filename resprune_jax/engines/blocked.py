@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 
 from .gram import Factor, Norms, extend, largest_growth, no_rows, norms_of
 from .loop import CLOSED, Outcome, Progress, begin, best, row, scores, step, steps
 from .product import dot
+from .visits import one_by_one
 
 CANDIDATES = 4
 """Candidates for each pick of a block."""
@@ -117,7 +117,7 @@ def counted(
 
     # One problem after the other: one is large enough for the machine, and the blocks of two
     # problems do not end together.
-    @sequential_vmap
+    @one_by_one
     def alone(gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array) -> Counted:
         def look(
             held: tuple[()], panels: Sequence[jax.Array], progress: Progress, norms: Norms

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 
 from . import feature
 from .gram import MOST_GROWTH
 from .loop import Outcome
 from .product import clean, scale
+from .visits import one_by_one
 
 
 def guarded(
@@ -43,7 +43,7 @@ def guarded(
     """
 
     # One problem after the other: together they would hold a float32 copy of the tokens each.
-    @sequential_vmap
+    @one_by_one
     def decide(
         doubtful: jax.Array, indices: jax.Array, totals: jax.Array, tokens: jax.Array,
         exponent: jax.Array, norms: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array,

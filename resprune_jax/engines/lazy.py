@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 
 from .blocked import BLOCKED_FROM, in_blocks, ranks
 from .gram import (
@@ -34,6 +33,7 @@ from .gram import (
 )
 from .loop import Outcome, Progress, begin, best, row, step
 from .product import dot, exponent_of, scale
+from .visits import one_by_one
 
 
 class Tokens(NamedTuple):
@@ -135,7 +135,7 @@ def counted(
 
     # One problem after the other: one is large enough for the machine, and a row that only some
     # problems of a batch need would be made for all.
-    @sequential_vmap
+    @one_by_one
     def alone(image: Tokens, gate: jax.Array, first: jax.Array, valid: jax.Array) -> Made:
         tokens, squares, exponent = image
         norms = Norms(squares, shares_of(squares))
@@ -270,6 +270,7 @@ def squared_norms(tokens: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid, lax.optimization_barrier(squares), 0.0)
 
 
+@one_by_one
 def norms_in_scale(tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
     """Squared norms of tokens (..., N, d), of which most need not be scaled for that.
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 
 from .loop import row
+from .visits import one_by_one, visit
 
 SMALLEST_TILE = 96
 """Rows of a tile on the CPU: smaller ones run slower than what they save."""
@@ -119,18 +119,18 @@ def tile_bounds(n: int) -> list[tuple[int, int]]:
 
 # The images of a batch one after the other: a product of one keeps all cores busy, and what it
 # needs beside the tokens is then needed once. The same under vmap.
-@sequential_vmap
+@one_by_one
 def _one_by_tiles(tokens: jax.Array, valid: jax.Array) -> Product:
     """`gram_product` by tiles of the lower triangle."""
     return _by_tiles(tokens, valid, 0)
 
 
-@sequential_vmap
+@one_by_one
 def _each_by_tiles(tokens: jax.Array, valid: jax.Array) -> Product:
     """`gram_products` by tiles; every image is read in place."""
     images, n, d = tokens.shape
     rows = tokens.reshape(images * n, d)
-    return lax.map(lambda i: _by_tiles(rows, row(valid, i), i * n), jnp.arange(images))
+    return visit(lambda rows, i: _by_tiles(rows, row(valid, i), i * n), rows, jnp.arange(images))
 
 
 def _by_tiles(rows: jax.Array, valid: jax.Array, offset: jax.Array | int) -> Product:
