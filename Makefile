@@ -6,9 +6,10 @@ BIN = $(VENV)/bin
 TORCH = torch==2.13.0
 # Named, because other tests cannot be collected without torch.
 TPU_TESTS = tests/test_pallas_compiler.py tests/experiments/test_tpu_compiler.py
+TRITON = triton==3.5.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-test demo test test-exact test-memory test-tpu lint format clean
+.PHONY: help setup setup-test demo test test-exact test-memory test-tpu test-triton lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -16,6 +17,7 @@ help:
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
+	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
 	@echo "make lint         ruff and mypy, as CI runs them"
 	@echo "make format       ruff, fixing what it can"
 
@@ -40,6 +42,10 @@ $(VENV)-tpu/.tpu: pyproject.toml
 	$(VENV)-tpu/bin/python -m pip install --quiet -e ".[tpu]" "pytest>=8" "hypothesis>=6.100"
 	@touch $@
 
+$(VENV)-tpu/.triton: $(VENV)-tpu/.tpu
+	$(VENV)-tpu/bin/python -m pip install --quiet $(TRITON)
+	@touch $@
+
 setup: $(VENV)/.base
 
 setup-test: $(VENV)/.test
@@ -48,7 +54,7 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exact and not tpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exact and not tpu and not triton"
 
 test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
@@ -59,6 +65,9 @@ test-memory: setup-test
 
 test-tpu: $(VENV)-tpu/.tpu
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -m tpu $(TPU_TESTS)
+
+test-triton: $(VENV)-tpu/.triton
+	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/test_pallas_triton.py
 
 lint: setup-test
 	$(BIN)/ruff check .
