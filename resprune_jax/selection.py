@@ -211,7 +211,10 @@ def _by_chunks(one: Callable[[Any], Selection], rows: Any, count: int, chunk: in
     if chunk >= count:
         return jax.vmap(one)(rows)
     if chunk == 1:
-        alone = lambda rows, i: one(jax.tree.map(lambda x: row(x, i), rows))  # noqa: E731
+
+        def alone(rows: Any, place: jax.Array) -> Selection:
+            return one(jax.tree.map(lambda x: row(x, place), rows))
+
         return visit(alone, rows, jnp.arange(count))
     chunks = -(-count // chunk)
     chunk = -(-count // chunks)
