@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # Exactly so: the CPU build that the reference tests are measured with.
 TORCH = torch==2.13.0
 # Named, because other tests cannot be collected without torch.
-TPU_TESTS = tests/test_pallas_compiler.py tests/experiments/test_tpu_compiler.py
+TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
 TRITON = triton==3.5.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -60,14 +60,14 @@ test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
 
 test-memory: setup-test
-	$(BIN)/python -m resprune_jax.experiments.memory_check
-	$(BIN)/python -m resprune_jax.experiments.large_image_check
+	$(BIN)/python -m resprune_jax.experiments.memory.loading
+	$(BIN)/python -m resprune_jax.experiments.memory.large_image
 
 test-tpu: $(VENV)-tpu/.tpu
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -m tpu $(TPU_TESTS)
 
 test-triton: $(VENV)-tpu/.triton
-	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/test_pallas_triton.py
+	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/engines/test_pallas_triton.py
 
 lint: setup-test
 	$(BIN)/ruff check .

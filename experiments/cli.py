@@ -18,18 +18,16 @@ from typing import Annotated, Any
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError
-from resprune_jax.experiments import (
-    answer,
-    bench_generate,
-    bench_selection,
-    demo,
-    info,
-    tpu_check,
-    verify,
-)
+from resprune_jax.experiments import demo, info
+from resprune_jax.experiments.answer import command as answer
+from resprune_jax.experiments.bench import generate as bench_generate
+from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.common import Command, reason
+from resprune_jax.experiments.compile_check import command as tpu_check
 from resprune_jax.experiments.pocket import commands as pocket
-from resprune_jax.experiments.pocket import evaluate, train
+from resprune_jax.experiments.pocket.evaluation import command as evaluate
+from resprune_jax.experiments.pocket.training import command as train
+from resprune_jax.experiments.verify import command as verify
 
 COMMANDS: dict[str, Command] = {
     "answer": Command(answer.AnswerOptions, answer.run),

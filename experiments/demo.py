@@ -26,10 +26,10 @@ from resprune_jax.experiments.common import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from resprune_jax.experiments.pocket.parts import Scene
-    from resprune_jax.experiments.pocket.questions import Question
+    from resprune_jax.experiments.pocket.scenes.parts import Scene
+    from resprune_jax.experiments.pocket.scenes.questions import Question
     from resprune_jax.models.api import LVLM
-    from resprune_jax.models.generation import Generation
+    from resprune_jax.models.running.generation import Generation
 
 SCENES = 3
 RATIOS: tuple[Fraction | None, ...] = (None, Fraction(1, 3), Fraction(2, 9), Fraction(1, 9))
@@ -91,8 +91,8 @@ def run(options: DemoOptions, *, say: Callable[..., None] | None = None) -> int:
     folder = checkpoint_of(options.model)
     make_folder(options.out, "--out")
     use_compilation_cache()
-    from resprune_jax.experiments.pocket.frozen import frozen_set
-    from resprune_jax.experiments.pocket.measure import preset_of
+    from resprune_jax.experiments.pocket.evaluation.measure import preset_of
+    from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
     from resprune_jax.models.load import load_model
 
     lvlm = load_model(folder, dtype="float32")
@@ -134,8 +134,8 @@ def answer(lvlm: "LVLM", asked: Sequence[Asked], ratio: Fraction | None) -> Answ
     Raises:
         RunError: a row failed.
     """
-    from resprune_jax.experiments.pocket.measure import NEW_TOKENS
-    from resprune_jax.experiments.pocket.scenes import render
+    from resprune_jax.experiments.pocket.evaluation.measure import NEW_TOKENS
+    from resprune_jax.experiments.pocket.scenes.scene import render
 
     images = [render(one.scene) for one in asked]
     prompts = [one.question.prompt for one in asked]
@@ -160,7 +160,7 @@ def _millions(lvlm: "LVLM") -> str:
 
 def is_right(asked: Asked, text: str) -> bool:
     """Whether an answer is the right one."""
-    from resprune_jax.experiments.pocket.measure import is_right
+    from resprune_jax.experiments.pocket.evaluation.measure import is_right
 
     return is_right(text, asked.question.answer)
 
@@ -256,8 +256,8 @@ def pictures(
     """
     import numpy as np
 
-    from resprune_jax.experiments.overlay import Panel, overlay
-    from resprune_jax.experiments.pocket.scenes import render
+    from resprune_jax.experiments.answer.overlay import Panel, overlay
+    from resprune_jax.experiments.pocket.scenes.scene import render
 
     total = lvlm.config.num_visual_tokens
     grid = lvlm.config.vision.grid

@@ -21,9 +21,9 @@ from resprune_jax.experiments.common import (
 
 if TYPE_CHECKING:
     from resprune_jax.costs import DecoderShape
-    from resprune_jax.models.checkpoint_formats import ModelConfig
-    from resprune_jax.models.families import ImageLayout
-    from resprune_jax.models.qwen_config import QwenVisionConfig
+    from resprune_jax.models.checkpoint.formats import ModelConfig
+    from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
+    from resprune_jax.models.families.registry import ImageLayout
 
 # The paper's budgets, as shares: 192, 128 and 64 of LLaVA-1.5's 576 visual tokens.
 PAPER_BUDGETS = (1 / 3, 2 / 9, 1 / 9)
@@ -115,7 +115,7 @@ def count_parameters(config: "ModelConfig") -> dict[str, int]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from resprune_jax.models.families import module_class
+    from resprune_jax.models.families.registry import module_class
 
     made = module_class(config)
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
@@ -152,7 +152,7 @@ def describe(
         (visual tokens only, `costs.py`).
     """
     from resprune_jax import costs
-    from resprune_jax.models import budgets as resolving
+    from resprune_jax.models.prompts import budgets as resolving
 
     (size, first), total = images[0], images[0][1].tokens
     shape = decoder_shape(config, bytes_per_number)
@@ -195,7 +195,7 @@ def describe(
 
 def family_name(config: "ModelConfig") -> str:
     """The family as users know it."""
-    from resprune_jax.models.families import family_class
+    from resprune_jax.models.families.registry import family_class
 
     return str(family_class(config).name)
 
@@ -205,9 +205,9 @@ def vision_facts(
 ) -> dict[str, Any]:
     """How an image of this (width, height) is cut, and what its tower and projector cost."""
     from resprune_jax import costs
-    from resprune_jax.models.anyres import num_tiles
-    from resprune_jax.models.llava_next_config import LlavaNextConfig
-    from resprune_jax.models.qwen_config import Qwen25VLConfig
+    from resprune_jax.models.families.llava_next.anyres import num_tiles
+    from resprune_jax.models.families.llava_next.config import LlavaNextConfig
+    from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 
     if isinstance(config, Qwen25VLConfig):
         assert layout.grid is not None
@@ -273,10 +273,10 @@ def run(options: InfoOptions) -> int:
     budgets = tuple(parse_keep(text) for text in options.keep) or PAPER_BUDGETS
     sizes = tuple(parse_size(text) for text in options.size)
 
-    from resprune_jax.models.checkpoint import read_config, resolve_dtype
-    from resprune_jax.models.config import LlavaConfig
-    from resprune_jax.models.families import layout_of, read_model_config
-    from resprune_jax.models.hub import resolve_checkpoint
+    from resprune_jax.models.checkpoint.hub import resolve_checkpoint
+    from resprune_jax.models.checkpoint.reading import read_config, resolve_dtype
+    from resprune_jax.models.families.llava.config import LlavaConfig
+    from resprune_jax.models.families.registry import layout_of, read_model_config
 
     folder = resolve_checkpoint(
         checkpoint_of(options.model), revision=options.revision, weights=False

@@ -12,23 +12,23 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError, one_of
 from resprune_jax.methods import Method, VisualTokens, get_method
 from resprune_jax.methods.base import NEWLINE
-from resprune_jax.models import budgets
-from resprune_jax.models.budgets import Keep
-from resprune_jax.models.chat import PromptEncoder
-from resprune_jax.models.encoded import Encoded, Images, media_of, rows_of
-from resprune_jax.models.families import Family, ImageLayout, Layouts
-from resprune_jax.models.generate import EMPTY, Newline, Positions
-from resprune_jax.models.generation import (
+from resprune_jax.models.families.llava.images import ImageAspect
+from resprune_jax.models.families.registry import Family, ImageLayout, Layouts
+from resprune_jax.models.prompts import budgets
+from resprune_jax.models.prompts.budgets import Keep
+from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.running.encoded import Encoded, Images, media_of, rows_of
+from resprune_jax.models.running.generation import (
     Call,
     Generation,
     check_sampling,
     first_rows,
     row_errors,
 )
-from resprune_jax.models.plan import Planned, Prompts, make_plan, planned, read_prompts
-from resprune_jax.models.processing import ImageAspect
-from resprune_jax.models.runner import Runner
-from resprune_jax.models.warm_up import Sizes, warm_up
+from resprune_jax.models.running.plan import Planned, Prompts, make_plan, planned, read_prompts
+from resprune_jax.models.running.programs import EMPTY, Newline, Positions
+from resprune_jax.models.running.runner import Runner
+from resprune_jax.models.running.warm_up import Sizes, warm_up
 from resprune_jax.prompts import NounExtractor, OcrLine, TextSource
 from resprune_jax.selection import SMALLEST_TOLERANCE
 

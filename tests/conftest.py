@@ -20,7 +20,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random LLaVA-1.5 checkpoint, as transformers saves it."""
-    from tests.fixtures import tiny_llava
+    from tests.checkpoints.llava import tiny_llava
 
     return tiny_llava(tmp_path_factory.mktemp("llava"))
 
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reference(checkpoint: Path) -> Any:
     """The same checkpoint in torch."""
-    from tests.fixtures import reference_model
+    from tests.checkpoints.llava import reference_model
 
     return reference_model(checkpoint)
 

@@ -42,7 +42,7 @@ def export_run(options: ExportOptions) -> int:
         CallError: no such run, or a folder that cannot be made.
     """
     from resprune_jax.experiments.pocket.export import export
-    from resprune_jax.experiments.pocket.train import newest
+    from resprune_jax.experiments.pocket.training.command import newest
 
     stage, step, model = newest(options.run, options.preset)
     out = options.out or options.run / "export"
@@ -85,8 +85,8 @@ def scenes(options: ScenesOptions) -> int:
     """
     check_number("--count", options.count, 1, 200)
     check_target(options.out, "--out", _PICTURES)
-    from resprune_jax.experiments.pocket.frozen import balanced_set
-    from resprune_jax.experiments.pocket.sheet import contact_sheet
+    from resprune_jax.experiments.pocket.scenes.frozen import balanced_set
+    from resprune_jax.experiments.pocket.scenes.sheet import contact_sheet
 
     items = list(islice(balanced_set(options.preset, options.split), options.count))
     path = contact_sheet(items, options.out, outlined=options.patches)

@@ -7,7 +7,7 @@ every other checkpoint's.
 
 from typing import Any
 
-from resprune_jax.experiments.pocket.words import CHARACTERS, COLOURS, SHAPES, SIZES, WORDS
+from resprune_jax.experiments.pocket.scenes.words import CHARACTERS, COLOURS, SHAPES, SIZES, WORDS
 
 SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 UNKNOWN, START, END, PAD, IMAGE = range(len(SPECIALS))

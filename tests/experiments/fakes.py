@@ -28,7 +28,7 @@ class FakeLVLM:
         self.kill_at = kill_at
 
     def generate(self, images: Sequence[Path], prompts: Sequence[str], **options: Any) -> Any:
-        from resprune_jax.models.images import open_image
+        from resprune_jax.models.images.files import open_image
 
         self.calls.append(options)
         if self.kill_at == len(self.batches):

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from resprune_jax.errors import CallError, RunError
-from resprune_jax.experiments import answer, cli, common
+from resprune_jax.experiments import cli, common
+from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.common import Command, parse_keep
 from tests.experiments.fakes import FakeLVLM, picture
 

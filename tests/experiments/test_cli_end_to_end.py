@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from resprune_jax.errors import RunError
-from resprune_jax.experiments import answer, cli
-from resprune_jax.experiments.overlay import overlay
+from resprune_jax.experiments import cli
+from resprune_jax.experiments.answer import command as answer
+from resprune_jax.experiments.answer.overlay import overlay
 from resprune_jax.models import load
 
 N = 16  # visual tokens of the tiny checkpoint

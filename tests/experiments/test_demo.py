@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from resprune_jax.experiments import cli, demo
-from resprune_jax.experiments.pocket.frozen import frozen_set
-from tests.experiments.pocket_export import SMALL, small_export
+from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
+from tests.experiments.pocket.pocket_export import SMALL, small_export
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_whole_demo(
 def test_the_pictures_show_one_question_of_each_scene(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resprune_jax.experiments import overlay
+    from resprune_jax.experiments.answer.command import overlay
     from resprune_jax.models import load_model
 
     drawn: list[Any] = []

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from resprune_jax.errors import CallError
-from resprune_jax.experiments import answer, cli
+from resprune_jax.experiments import cli
+from resprune_jax.experiments.answer import command as answer
+from resprune_jax.experiments.answer.rows import read_rows
 from resprune_jax.experiments.info import parse_size
-from resprune_jax.experiments.large_image_check import PROCESSOR, main
-from resprune_jax.experiments.rows import read_rows
+from resprune_jax.experiments.memory.large_image import PROCESSOR, main
 from resprune_jax.models import LVLM, load_model
 from tests.parity import qwen_pairs
 from tests.parity.next_pairs import picture

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.info import bytes_text, flops_text
-from tests.models.hub_server import StandInHub
+from tests.models.checkpoint.hub_server import StandInHub
 
 MIB = 2**20
 

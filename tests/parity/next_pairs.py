@@ -14,13 +14,13 @@ import torch
 from flax import nnx
 from PIL import Image
 
-from resprune_jax.models.anyres import AnyresTables, packing
-from resprune_jax.models.checkpoint import load_parameters, read_config
-from resprune_jax.models.llava_next import LlavaNext
-from resprune_jax.models.llava_next_config import LlavaNextConfig
-from resprune_jax.models.next_processing import NextProcessor, TiledImage, stack_tiles
-from tests.fixtures import IMAGE_TOKEN_ID
-from tests.fixtures_next import reference_model, tiny_next
+from resprune_jax.models.checkpoint.reading import load_parameters, read_config
+from resprune_jax.models.families.llava_next.anyres import AnyresTables, packing
+from resprune_jax.models.families.llava_next.config import LlavaNextConfig
+from resprune_jax.models.families.llava_next.images import NextProcessor, TiledImage, stack_tiles
+from resprune_jax.models.families.llava_next.module import LlavaNext
+from tests.checkpoints.llava import IMAGE_TOKEN_ID
+from tests.checkpoints.llava_next import reference_model, tiny_next
 
 # (height, width) of a batch of different sizes: five tiles; three; a column of newlines only;
 # four tiles with padding on either side. And one that unpads to no row.
@@ -53,7 +53,7 @@ def read_port(directory: Path, config: LlavaNextConfig) -> tuple[Any, nnx.State]
 
 @lru_cache(maxsize=4)
 def pair(variant: str) -> Pair:
-    """One of `fixtures_next.VARIANTS`, made once a run."""
+    """One of `llava_next.VARIANTS`, made once a run."""
     directory = tiny_next(Path(mkdtemp()), variant=variant)
     config = LlavaNextConfig.from_hf(read_config(directory))
     processor = NextProcessor.from_checkpoint(directory, config)

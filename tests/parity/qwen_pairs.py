@@ -15,13 +15,13 @@ from flax import nnx
 from safetensors import safe_open
 
 from resprune_jax.methods import VisualTokens
-from resprune_jax.models.checkpoint_keys_qwen import canonical_key, source_of
-from resprune_jax.models.mrope import Grid, RopeIndex, rope_index, token_kinds
-from resprune_jax.models.qwen2_5_vl import Qwen25VL
-from resprune_jax.models.qwen_config import Qwen25VLConfig
-from resprune_jax.models.qwen_processing import VisionInput, pack
-from resprune_jax.models.qwen_tables import VisionTables
-from tests.fixtures_qwen import (
+from resprune_jax.models.decoder.mrope import Grid, RopeIndex, rope_index, token_kinds
+from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
+from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
+from resprune_jax.models.families.qwen_vl.module import Qwen25VL
+from resprune_jax.models.families.qwen_vl.names import canonical_key, source_of
+from resprune_jax.models.families.qwen_vl.tables import VisionTables
+from tests.checkpoints.qwen_vl import (
     IMAGE_TOKEN_ID,
     PAD_ID,
     VIDEO_TOKEN_ID,
@@ -54,7 +54,7 @@ class Pair:
 
 @lru_cache(maxsize=2)
 def pair(variant: str) -> Pair:
-    """One of `fixtures_qwen.VARIANTS`, made once a run."""
+    """One of `qwen_vl.VARIANTS`, made once a run."""
     directory = tiny_qwen(Path(mkdtemp()), variant=variant)
     reference = reference_model(directory)
     config = Qwen25VLConfig.from_hf(reference.config.to_dict())

@@ -14,7 +14,7 @@ from resprune_jax import select
 from resprune_jax.certificate import certify
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.relevance import cosines, relevance
-from tests.fixtures import DIALECTS, NUM_VISUAL_TOKENS, rename_dialect
+from tests.checkpoints.llava import DIALECTS, NUM_VISUAL_TOKENS, rename_dialect
 
 QUESTIONS = [
     "What is on the table next to the window?",
@@ -52,7 +52,7 @@ def features(checkpoint: Path, reference: Any, photographs: list[Image.Image]) -
 
 
 def test_ids_and_pixels_are_the_processors(checkpoint, lvlm, photographs, texts):
-    from resprune_jax.models.chat import expand
+    from resprune_jax.models.prompts.chat import expand
 
     want = processed(checkpoint, photographs[:3], texts)
     np.testing.assert_array_equal(

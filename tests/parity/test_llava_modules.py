@@ -13,12 +13,12 @@ import pytest
 import torch
 from flax import nnx
 
-from resprune_jax.models import attention
-from resprune_jax.models.config import LlavaConfig
-from resprune_jax.models.generate import assemble
-from resprune_jax.models.llava import Llava
-from resprune_jax.models.rope import inverse_frequencies
-from tests.fixtures import (
+from resprune_jax.models.decoder import attention
+from resprune_jax.models.decoder.rope import inverse_frequencies
+from resprune_jax.models.families.llava.config import LlavaConfig
+from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.running.programs import assemble
+from tests.checkpoints.llava import (
     IMAGE_SIZE,
     IMAGE_TOKEN_ID,
     NUM_VISUAL_TOKENS,

@@ -14,14 +14,14 @@ from flax import nnx
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from resprune_jax.methods.base import NEWLINE, PATCH
-from resprune_jax.models.anyres import AnyresTables, make_tables, packing
-from resprune_jax.models.checkpoint import read_config, save_checkpoint
-from resprune_jax.models.llava_next_config import LlavaNextConfig
-from resprune_jax.models.next_processing import stack_tiles
+from resprune_jax.models.checkpoint.reading import read_config, save_checkpoint
+from resprune_jax.models.families.llava_next.anyres import AnyresTables, make_tables, packing
+from resprune_jax.models.families.llava_next.config import LlavaNextConfig
+from resprune_jax.models.families.llava_next.images import stack_tiles
+from tests.checkpoints.llava import IMAGE_TOKEN_ID, VOCABULARY
+from tests.checkpoints.llava_next import DIALECTS, reference_model, rename_dialect
 from tests.compiles import backend_compiles
-from tests.fixtures import IMAGE_TOKEN_ID, VOCABULARY
-from tests.fixtures_next import DIALECTS, reference_model, rename_dialect
-from tests.models.test_anyres import EXTREME, PUBLISHED, random_sizes
+from tests.models.families.test_anyres import EXTREME, PUBLISHED, random_sizes
 from tests.parity.next_pairs import (
     NO_ROW,
     SIZES,

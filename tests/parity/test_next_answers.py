@@ -12,8 +12,8 @@ from PIL import Image
 
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models import LVLM, load_model
-from tests.fixtures import IMAGE_TOKEN_ID
-from tests.fixtures_next import DIALECTS, rename_dialect, tiny_processor
+from tests.checkpoints.llava import IMAGE_TOKEN_ID
+from tests.checkpoints.llava_next import DIALECTS, rename_dialect, tiny_processor
 from tests.parity.next_pairs import NO_ROW, SIZES, Pair, pair, picture
 from tests.parity.whole_path import (
     LONG,

@@ -4,12 +4,17 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from resprune_jax.experiments.pocket.evaluation.measure import (
+    NEW_TOKENS,
+    is_right,
+    measure,
+    settings,
+)
 from resprune_jax.experiments.pocket.export import shipped
-from resprune_jax.experiments.pocket.frozen import frozen_set
-from resprune_jax.experiments.pocket.measure import NEW_TOKENS, is_right, measure, settings
-from resprune_jax.experiments.pocket.scenes import render
+from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
+from resprune_jax.experiments.pocket.scenes.scene import render
 from resprune_jax.models import load_model
-from tests.fixtures import reference_model
+from tests.checkpoints.llava import reference_model
 
 
 def test_torch_gives_the_same_answers() -> None:

@@ -12,10 +12,10 @@ import torch
 from flax import nnx
 from transformers.vision_utils import get_vision_window_index
 
-from resprune_jax.models import layers
-from resprune_jax.models.mrope import pruned_positions
-from resprune_jax.models.qwen_config import Qwen25VLConfig
-from tests.fixtures_qwen import DIALECTS, rename_dialect
+from resprune_jax.models.decoder import layers
+from resprune_jax.models.decoder.mrope import pruned_positions
+from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
+from tests.checkpoints.qwen_vl import DIALECTS, rename_dialect
 from tests.parity.qwen_pairs import (
     LARGE,
     LENGTH,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from resprune_jax.models import LVLM, Video, load_model
-from resprune_jax.models.chat import expand
-from tests.fixtures_qwen import (
+from resprune_jax.models.prompts.chat import expand
+from tests.checkpoints.qwen_vl import (
     DIALECTS,
     IMAGE_TOKEN_ID,
     VIDEO_TOKEN_ID,
@@ -65,7 +65,7 @@ def processor(variant: str) -> Any:
 
 def torch_inputs(variant: str, row: list[Any], question: str) -> dict[str, torch.Tensor]:
     """By transformers' own processor; where there are videos, which it cannot read here, by hand
-    from patches that equal its own (tests/models/test_qwen_processing.py)."""
+    from patches that equal its own (tests/models/families/test_qwen_processing.py)."""
     model = lvlm(variant)
     media = tuple("video" if isinstance(own, Video) else "image" for own in row)
     prompt = model.encoder.encode(question, media)

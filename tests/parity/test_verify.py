@@ -17,14 +17,16 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from resprune_jax.experiments import cli, verify, verify_findings
-from resprune_jax.experiments.verify_checks import STEPS, Check, run_checks
-from resprune_jax.experiments.verify_ours import Ours
-from resprune_jax.experiments.verify_reference import Continued, Reference
-from resprune_jax.experiments.verify_torch import make_reference
-from tests.fixtures import tiny_llava
-from tests.fixtures_next import tiny_next
-from tests.fixtures_qwen import tiny_qwen
+from resprune_jax.experiments import cli
+from resprune_jax.experiments.verify import command as verify
+from resprune_jax.experiments.verify import findings as verify_findings
+from resprune_jax.experiments.verify.checks import STEPS, Check, run_checks
+from resprune_jax.experiments.verify.ours import Ours
+from resprune_jax.experiments.verify.reference import Continued, Reference
+from resprune_jax.experiments.verify.theirs import make_reference
+from tests.checkpoints.llava import tiny_llava
+from tests.checkpoints.llava_next import tiny_next
+from tests.checkpoints.qwen_vl import tiny_qwen
 
 FAMILIES = {"llava": tiny_llava, "next": tiny_next, "qwen": tiny_qwen}
 QUESTION = "What colour is the dog near the window?"

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from resprune_jax.models import load_model
-from tests.random_checkpoint import write_checkpoint
+from tests.checkpoints.random import write_checkpoint
 
 QUESTION = "What is the woman in the photograph wearing on her head?"
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from resprune_jax.models import LVLM
-from resprune_jax.models.generation import Generation
+from resprune_jax.models.running.generation import Generation
 
 NEW = 32
 QUESTIONS = [

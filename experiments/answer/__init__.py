@@ -1,0 +1,1 @@
+"""`resprune answer`: questions about images, one or a file of them."""

@@ -1,0 +1,1 @@
+"""`resprune bench`: what choosing costs, and what it saves."""

@@ -1,0 +1,1 @@
+"""`resprune tpu-check`: programs through a real compiler, without its device."""

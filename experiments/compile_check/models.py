@@ -1,0 +1,287 @@
+"""Models of 7 billion parameters as shapes alone, through every program that an answer runs.
+
+The programs are those of `LVLM.generate`, laid out by its own host code. What each gives, shardings
+included, is what the next one is compiled for: the compiler's own choices are followed from the
+image to the last token, as they would be on the chips.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from resprune_jax.experiments.compile_check.compiler import (
+    Row,
+    bytes_per_chip,
+    compile_abstract,
+    traced_for,
+)
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from resprune_jax.models.families.registry import Family
+    from resprune_jax.models.prompts.budgets import Keep
+    from resprune_jax.models.running.plan import Plan
+
+TEXT_TOKENS = 48
+"""Of the prompts: a system turn and a question."""
+
+NEW_TOKENS = 64
+"""Of an answer, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A published model and what it is asked.
+
+    Attributes:
+        hf: its `config.json`, as far as sizes go.
+        cells: rows and columns of visual tokens of an image.
+        keep: the budget of pruned prompts.
+    """
+
+    hf: dict[str, Any]
+    cells: tuple[int, int]
+    keep: int | float
+
+
+CASES: dict[str, Case] = {
+    # llava-hf/llava-1.5-7b-hf; the class defaults give what its file leaves out.
+    "llava-1.5-7b": Case(
+        {
+            "model_type": "llava",
+            "text_config": {
+                "model_type": "llama",
+                "rms_norm_eps": 1e-5,
+                "vocab_size": 32064,
+                "max_position_embeddings": 4096,
+            },
+        },
+        cells=(24, 24),
+        keep=128,
+    ),
+    # Qwen/Qwen2.5-VL-7B-Instruct, an image of 1024x1024 pixels, a third of its tokens kept.
+    "qwen2.5-vl-7b": Case(
+        {
+            "model_type": "qwen2_5_vl",
+            "vision_config": {
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "num_heads": 16,
+                "out_hidden_size": 3584,
+                "tokens_per_second": 2,
+            },
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 128000,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        },
+        cells=(37, 37),
+        keep=1 / 3,
+    ),
+}
+
+
+def abstract_state(config: Any, mesh: "Mesh", dtype: Any) -> Any:
+    """The parameters of a model as shapes, laid on the mesh as `load_model` lays them."""
+    from flax import nnx
+
+    from resprune_jax.models.checkpoint.reading import abstract_parameters
+    from resprune_jax.models.families.registry import module_class
+
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=dtype))
+    return abstract_parameters(abstract, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A batch of prompts with an image each, laid out as `LVLM.generate` would.
+
+    Attributes:
+        family: the host's half of the model, without the processor of a checkpoint.
+        images: inputs of `Programs.encode`: images of zeros.
+        batched: whether the first axis of `images` runs over them.
+        plan: the prompts.
+    """
+
+    family: "Family"
+    images: Any
+    batched: bool
+    plan: "Plan"
+
+
+def make_workload(
+    config: Any,
+    cells: tuple[int, int],
+    batch: int,
+    text_tokens: int,
+    *,
+    keep: "Keep" = None,
+    new_tokens: int = NEW_TOKENS,
+) -> Workload:
+    """Lay out a batch.
+
+    Args:
+        config: the architecture, of LLaVA-1.5 or Qwen2.5-VL.
+        cells: rows and columns of visual tokens of an image.
+        batch: prompts, each with an image.
+        text_tokens: of a prompt, half of them in front of the image.
+        keep: budget; None for all visual tokens.
+        new_tokens: of an answer, at most.
+    """
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from resprune_jax.models.families.llava.config import LlavaConfig
+    from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
+    from resprune_jax.models.families.registry import ImageLayout, LlavaFamily, QwenFamily
+    from resprune_jax.models.prompts import buckets
+    from resprune_jax.models.prompts.chat import EncodedPrompt
+    from resprune_jax.models.running.plan import Prompts, make_plan
+
+    # A family is made with a checkpoint's processor; nothing here needs one.
+    kind: Any = LlavaFamily if isinstance(config, LlavaConfig) else QwenFamily
+    family = kind.__new__(kind)
+    family.config = config
+    size = buckets.batch_bucket(batch)
+    images: dict[str, Any]
+    if kind is LlavaFamily:
+        side = config.vision.image_size
+        images = {"pixels": np.zeros((size, config.vision.num_channels, side, side), np.float32)}
+        layout, slots = ImageLayout(cells[0] * cells[1]), config.num_visual_tokens
+    else:
+        merge = config.vision.spatial_merge_size
+        grid = (1, cells[0] * merge, cells[1] * merge)
+        patches = np.zeros((grid[1] * grid[2], config.vision.patch_values), np.float32)
+        image = VisionInput(patches, grid)
+        numbers = [[number] for number in range(batch)]
+        packed, tables = pack([image] * batch, config.vision, rows=numbers, batch=size)
+        images = {"patches": packed, "tables": tables}
+        layout = ImageLayout(cells[0] * cells[1], grid=image.cells(config.vision))
+        slots = tables.tokens.shape[1]
+    ids = np.zeros(text_tokens + 1, np.int32)
+    ids[text_tokens // 2] = config.image_token_id
+    prompt = EncodedPrompt("", ids, ("",) * len(ids), np.zeros((len(ids), 2), np.int32), 0, "")
+    encoder: Any = SimpleNamespace(placeholders={"image": (config.image_token_id, "")})
+    plan = make_plan(
+        family, encoder, Prompts([prompt] * batch, [[]] * batch, ""), ((layout,),) * batch,
+        [keep] * batch, slots=slots, per_image=False, lines=False, max_new_tokens=new_tokens,
+    )  # fmt: skip
+    return Workload(family, images, kind is LlavaFamily, plan)
+
+
+def model_rows(
+    name: str,
+    config: Any,
+    mesh: "Mesh",
+    *,
+    cells: tuple[int, int],
+    keep: "Keep",
+    batch: int,
+    limit: int,
+    dtype: Any = "bfloat16",
+    text_tokens: int = TEXT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+) -> Iterator[Row]:
+    """Compile what an answer runs: the tower, the selection, prefill and decode, full and pruned.
+
+    Args:
+        name: of the model.
+        config: its architecture.
+        mesh: the devices, axes "data" and "model".
+        cells: rows and columns of visual tokens of an image.
+        keep: the budget of the pruned prompts.
+        batch: prompts.
+        limit: bytes of a chip that programs may use.
+        dtype: of the parameters.
+        text_tokens: of a prompt.
+        new_tokens: of an answer, at most.
+
+    Yields:
+        A row a program, as soon as it is compiled.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from resprune_jax.methods import get_method
+    from resprune_jax.models.checkpoint.sharding import batch_sharding
+    from resprune_jax.models.prompts import buckets
+    from resprune_jax.models.running.programs import programs
+
+    dtype = jnp.dtype(dtype)
+    run: Any = programs(config, dtype)  # the protocol of `Programs` has no `lower`
+    state = abstract_state(config, mesh, dtype)
+    parameters = bytes_per_chip(state)
+    works = [
+        make_workload(config, cells, batch, text_tokens, keep=budget, new_tokens=new_tokens)
+        for budget in (None, keep)
+    ]
+    family = works[0].family
+    slots = buckets.new_token_bucket(new_tokens)
+
+    def put(x: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.shape))
+
+    def row(
+        program: str, plan: "Plan", length: int, lower: Any, *args: Any, donated: Any = ()
+    ) -> Row:
+        tokens = int(plan.limits[0])
+        held = parameters + bytes_per_chip(args)
+        with traced_for(mesh.devices.flat[0].platform, mesh.size):
+            made = compile_abstract(lower, state, *args)
+        setting = {"batch": batch, "visual_tokens": tokens, "length": length}
+        return Row(name, program, setting, made, limit, held, bytes_per_chip(donated))
+
+    images = jax.tree.map(put, works[0].images) if works[0].batched else works[0].images
+    encoded = row("encode", works[0].plan, 0, run.encode.lower, images)
+    yield encoded
+    if (visual := encoded.compiled.result) is None:
+        return
+    for work in works:
+        plan = work.plan
+        kept: Any = np.zeros(visual.valid.shape, bool)
+        if not plan.full.all():
+            method = get_method("resprune", **family.resprune)
+            choose = partial(run.prune.lower, keep=plan.picks, newline="candidate")
+            of_prompts = (plan.rows, plan.noun_ids, plan.noun_valid, plan.full, plan.limits)
+            chosen = row(
+                "prune", plan, 0, choose, visual, *map(put, of_prompts), np.float32(-1), method,
+                None,
+            )  # fmt: skip
+            yield chosen
+            if chosen.compiled.result is None:
+                continue
+            kept = chosen.compiled.result[1]
+        lay_out = partial(run.assemble.lower, length=plan.length, positions=family.positions)
+        prompt = map(put, (plan.ids, plan.visual_index, plan.valid, plan.rows))
+        rope = jax.tree.map(put, plan.rope)
+        laid = row("assemble", plan, plan.length, lay_out, *prompt, visual.embeddings, kept, rope)
+        yield laid
+        if laid.compiled.result is None:
+            continue
+        x, places, count, position = laid.compiled.result
+        fill = partial(run.prefill.lower, slots=slots)
+        filled = row("prefill", plan, plan.length, fill, x, places, count)
+        yield filled
+        if filled.compiled.result is None:
+            continue
+        logits, cache = filled.compiled.result
+        answer = (
+            np.int32(new_tokens), np.zeros(1, np.int32), np.uint32(0), np.float32(1), np.float32(1)
+        )  # fmt: skip
+        yield row(
+            "decode", plan, plan.length + slots,
+            partial(run.decode.lower, slots=slots, greedy=True),
+            cache, logits, position, *answer, donated=cache,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The pocket model's accuracy, full and pruned, with intervals."""

@@ -1,0 +1,193 @@
+"""`resprune pocket eval`: accuracy on the frozen test set, full, blind and pruned, in figures.
+
+The module is light: JAX comes in when something is measured.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from resprune_jax.errors import CallError, RunError
+from resprune_jax.experiments.common import (
+    Checkpoint,
+    check_file,
+    check_number,
+    check_target,
+    checkpoint_of,
+    console,
+    model_name,
+    use_compilation_cache,
+)
+
+Asked = Literal["full", "blank", "resprune", "alpha0", "random", "oracle"]
+MOST = 2500
+EACH = 5  # questions about a scene, one of every family
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+def _arg(metavar: str, default: str | None = None) -> Any:
+    hint = f"(default: {default})" if default else default
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Measure a model on pocket scenes: accuracy with all tokens, with none to see, and pruned."""
+
+    model: Checkpoint = "pocket"
+    """Checkpoint folder, Hub id, or pocket for the one that comes with the package."""
+    split: Literal["test", "validation"] = "test"
+    """Scenes of the frozen test set, or others of the same kind, to choose settings by."""
+    questions: Annotated[int, _arg("N")] = MOST
+    """How many questions, the first ones; a multiple of five, which each scene has."""
+    methods: tuple[Asked, ...] = ("full", "blank", "resprune", "alpha0", "random", "oracle")
+    """What to ask with; full is always among them."""
+    ratios: Annotated[tuple[str, ...], _arg("RATIO")] = ("1/3", "2/9", "1/9")
+    """Shares of the visual tokens that pruning methods keep."""
+    rng_seed: Annotated[int, _arg("N")] = 0
+    """Seed of random tokens and of the intervals."""
+    output: Annotated[Path | None, _arg("OUT.json", "none")] = None
+    """Write the figures to this file."""
+    figure: Annotated[Path | None, _arg("OUT.png", "none")] = None
+    """Draw accuracy against the tokens kept in this picture."""
+    card: Annotated[Path | None, _arg("OUT.md", "none")] = None
+    """Write a model card with the figures to this file."""
+    results: Annotated[Path | None, _arg("FILE.json", "measure now")] = None
+    """Show the figures of this file, written by --output, in place of measuring."""
+    markdown: bool = False
+    """Print Markdown in place of tables."""
+    debug: bool = False
+    """Show the traceback when something fails."""
+
+
+def run(options: EvalOptions) -> int:
+    """Carry out `resprune pocket eval`.
+
+    Args:
+        options: the command's options.
+
+    Returns:
+        0.
+
+    Raises:
+        CallError: a wrong call.
+        RunError: a checkpoint or a results file that is broken, or a row that failed.
+    """
+    check_number("--questions", options.questions, EACH, MOST)
+    if options.questions % EACH:
+        raise CallError(
+            f"--questions {options.questions}: every scene has {EACH}, give a multiple of {EACH}"
+        )
+    check_number("--rng-seed", options.rng_seed, 0, 2**32 - 1)
+    ratios_of(options.ratios)
+    for path, name, suffixes in (
+        (options.output, "--output", (".json",)),
+        (options.figure, "--figure", _PICTURES),
+        (options.card, "--card", (".md",)),
+    ):
+        if path is not None:
+            check_target(path, name, suffixes)
+    figures = measured(options) if options.results is None else read_figures(options.results)
+    if options.output is not None:
+        text = json.dumps(figures, indent=1) + "\n"
+        options.output.write_text(text, encoding="utf-8")
+    if options.figure is not None:
+        from resprune_jax.experiments.pocket.evaluation.figures import accuracy_figure
+
+        accuracy_figure(figures, options.figure)
+    if options.card is not None:
+        from resprune_jax.experiments.pocket.evaluation.card import card
+
+        options.card.write_text(card(figures), encoding="utf-8")
+    from resprune_jax.experiments.pocket.evaluation.tables import markdown, show
+
+    if options.markdown:
+        print(markdown(figures), end="")
+    else:
+        show(figures, console())
+    return 0
+
+
+def ratios_of(words: Sequence[str]) -> list[Fraction]:
+    """Read `--ratios`.
+
+    Raises:
+        CallError: a word that is no fraction between 0 and 1, or one given twice.
+    """
+    ratios: list[Fraction] = []
+    for word in words:
+        try:
+            ratio = Fraction(word)
+        except (ValueError, ZeroDivisionError):
+            ratio = Fraction(0)
+        if not 0 < ratio < 1 or ratio in ratios:
+            raise CallError(f"--ratios {word}: give different shares between 0 and 1, such as 2/9")
+        ratios.append(ratio)
+    return ratios
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """Figures that `--output` wrote.
+
+    Raises:
+        CallError: no such file.
+        RunError: a file that holds something else.
+    """
+    check_file(path, "--results")
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}") from None
+    needed = {"settings", "comparisons", "relevance_auc", "slice", "visual_tokens", "questions"}
+    missing = needed - set(figures) if isinstance(figures, dict) else needed
+    if missing:
+        raise RunError(f"{path} has no {', '.join(sorted(missing))}: give what --output wrote")
+    return figures
+
+
+def measured(options: EvalOptions) -> dict[str, Any]:
+    """Measure as the options say."""
+    folder = checkpoint_of(options.model)
+    use_compilation_cache()
+    from resprune_jax.experiments.pocket.evaluation.measure import measure, preset_of, settings
+    from resprune_jax.experiments.pocket.evaluation.summary import summary
+    from resprune_jax.experiments.pocket.scenes.frozen import balanced_set
+    from resprune_jax.models.load import load_model
+
+    chosen = settings(options.methods, ratios_of(options.ratios))
+    lvlm = load_model(folder, dtype="float32")
+    preset = preset_of(lvlm)
+    items = list(islice(balanced_set(preset, options.split), options.questions // EACH))
+    total = len(chosen) * sum(len(questions) for _, questions in items)
+    with _progress(total) as step:
+        said = measure(lvlm, items, chosen, rng_seed=options.rng_seed, step=step)
+    name = Path(model_name(options.model)).name
+    return summary(lvlm, said, model=name, split=options.split, rng_seed=options.rng_seed)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error where that is a terminal; yields its step."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    screen = console(stderr=True)
+    with Progress(
+        TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), console=screen, disable=not screen.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("answering", total=total)
+        yield lambda questions: bar.advance(task, questions)

@@ -1,0 +1,300 @@
+"""Ask a model every question of a test set under every setting.
+
+Settings: all visual tokens; a blank image (what the words alone give away); and at each ratio the
+tokens that `resprune` keeps, that it keeps without the text (alpha 0), random ones, and the patches
+of what the question is about, which the generator knows (`orders.oracle_order` has the rule).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import jax
+import numpy as np
+
+from resprune_jax.errors import CallError, RunError
+from resprune_jax.experiments.pocket.evaluation.intervals import auc
+from resprune_jax.experiments.pocket.scenes.labels import named_patches
+from resprune_jax.experiments.pocket.scenes.orders import given_order, oracle_order, random_order
+from resprune_jax.experiments.pocket.scenes.parts import PRESETS, Scene
+from resprune_jax.experiments.pocket.scenes.questions import Question
+from resprune_jax.experiments.pocket.scenes.scene import render
+from resprune_jax.experiments.pocket.scenes.words import SHAPES
+from resprune_jax.models.api import LVLM
+from resprune_jax.models.running.encoded import Encoded
+from resprune_jax.models.running.generation import Generation
+from resprune_jax.models.running.plan import noun_tokens, read_prompts
+from resprune_jax.prompts import Noun, NounExtractor, OcrLine
+from resprune_jax.relevance import relevance
+
+Item = tuple[Scene, list[Question]]
+
+RATIOS = (Fraction(1, 3), Fraction(2, 9), Fraction(1, 9))
+"""The paper's budgets, as shares of the visual tokens."""
+WHOLE = ("full", "blank")
+PRUNED = ("resprune", "alpha0", "random", "oracle")
+METHODS = (*WHOLE, *PRUNED)
+
+NEW_TOKENS = 6
+_TOGETHER = 8  # scenes that run together
+_GREY = 127
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in (*SHAPES, "object", "word", "number")},
+    "text": ("word", "number"),
+}
+"""What a noun names in a scene, in the words of `named_patches`."""
+_DIGITS = {"zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to answer; `ratio` is None where every token stays."""
+
+    method: str
+    ratio: Fraction | None = None
+
+    @property
+    def name(self) -> str:
+        """For tables and files: "full", "resprune 2/9"."""
+        return self.method if self.ratio is None else f"{self.method} {self.ratio}"
+
+
+def settings(
+    methods: Sequence[str] = METHODS, ratios: Sequence[Fraction] = RATIOS
+) -> list[Setting]:
+    """The settings of some methods; "full" is always among them, as what others are held against.
+
+    Raises:
+        CallError: an unknown method, or a ratio outside (0, 1).
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise CallError(f"method {unknown[0]!r} is unknown: choose of {', '.join(METHODS)}")
+    if bad := [ratio for ratio in ratios if not 0 < ratio < 1]:
+        raise CallError(f"ratio {bad[0]} is not between 0 and 1")
+    whole = [Setting(name) for name in WHOLE if name in methods or name == "full"]
+    return whole + [Setting(name, r) for r in ratios for name in PRUNED if name in methods]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model said.
+
+    Attributes:
+        items: scenes and questions.
+        texts: by setting's name, the answer to every question, scene by scene.
+        kept: by setting's name, (Q,) visual tokens that entered the LLM.
+        aucs: (Q,) how well text relevance finds the patches of what the question's nouns name; NaN
+            where they name nothing in the scene.
+        settings: the settings asked, "full" first.
+        noun_backend: which tagger found the nouns.
+        seconds: all in all, compiling included.
+    """
+
+    items: list[Item]
+    texts: dict[str, list[str]]
+    kept: dict[str, np.ndarray]
+    aucs: np.ndarray
+    settings: list[Setting]
+    noun_backend: str
+    seconds: float
+
+    def right(self, name: str) -> np.ndarray:
+        """(Q,) bool, which answers of a setting are right."""
+        asked = [question for _, questions in self.items for question in questions]
+        pairs = zip(self.texts[name], asked, strict=True)
+        return np.array([is_right(text, question.answer) for text, question in pairs])
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Whether an answer is the right one: case and blanks aside, and "two" is "2"."""
+    said = text.strip().lower()
+    return _DIGITS.get(said, said) == answer
+
+
+def preset_of(lvlm: LVLM) -> str:
+    """The preset whose scenes have the size of a model's images.
+
+    Raises:
+        CallError: there is none.
+    """
+    side = lvlm.config.vision.image_size
+    for name, config in PRESETS.items():
+        if config.side == side:
+            return name
+    sides = ", ".join(f"{config.side} ({name})" for name, config in PRESETS.items())
+    raise CallError(
+        f"the model takes images of {side} pixels a side, pocket scenes have {sides}: choose a"
+        " model of one of these sizes"
+    )
+
+
+class RememberingExtractor(NounExtractor):
+    """A noun extractor that reads each prompt once, however many settings ask it again."""
+
+    def __init__(self, extractor: NounExtractor) -> None:
+        self.backend = extractor.backend
+        self._extractor = extractor
+        self._known: dict[tuple[str, OcrLine], list[Noun]] = {}
+
+    def extract(self, prompt: str, *, ocr_line: OcrLine = "strip") -> list[Noun]:
+        """See `NounExtractor.extract`."""
+        key = prompt, ocr_line
+        if key not in self._known:
+            self._known[key] = self._extractor.extract(prompt, ocr_line=ocr_line)
+        return self._known[key]
+
+
+def remembering(lvlm: LVLM) -> LVLM:
+    """The same model with a `RememberingExtractor`."""
+    return LVLM(
+        lvlm.family, lvlm.state, path=lvlm.path, encoder=lvlm.encoder, dtype=lvlm.dtype,
+        mesh=lvlm.mesh, extractor=RememberingExtractor(lvlm.extractor()),
+    )  # fmt: skip
+
+
+def spread(encoded: Encoded, rows: Sequence[int]) -> Encoded:
+    """One row of visual tokens for each question, from rows of images encoded once.
+
+    Args:
+        encoded: the images.
+        rows: (Q,) which of them each question is about.
+    """
+    which = np.asarray(rows, np.int32)
+    visual = jax.tree.map(lambda x: x[which], encoded.visual)
+    return Encoded(visual, tuple(encoded.layouts[row] for row in rows))
+
+
+def answer(
+    lvlm: LVLM, images: Encoded, asked: Sequence[tuple[Scene, int, Question]], setting: Setting,
+    rng_seed: int = 0,
+) -> Generation:  # fmt: skip
+    """Answer a batch of questions under one setting.
+
+    Args:
+        lvlm: the model.
+        images: a row for each question; for "blank" they must be of blank images.
+        asked: for each question its scene, its number among the scene's, and the question.
+        setting: which tokens to keep.
+        rng_seed: of random tokens.
+
+    Raises:
+        RunError: a row failed.
+    """
+    prompts = [question.prompt for _, _, question in asked]
+    options: dict[str, Any] = {"method": "none"}
+    if setting.ratio is not None:
+        options = {"method": "resprune", "keep": float(setting.ratio)}
+    if setting.method == "alpha0":
+        options["alpha"] = 0.0
+    elif setting.method in ("random", "oracle"):
+        orders = [
+            random_order(scene, number, rng_seed)
+            if setting.method == "random"
+            else oracle_order(scene, question, number, rng_seed)
+            for scene, number, question in asked
+        ]
+        options["method"] = given_order(orders, images.visual.valid.shape[1])
+    made = lvlm.generate(images, prompts, max_new_tokens=NEW_TOKENS, **options)
+    if failed := [why for why in made.errors if why]:
+        raise RunError(f"{setting.name}: {failed[0]}")
+    return made
+
+
+@jax.jit
+def _relevance(table: jax.Array, ids: jax.Array, valid: jax.Array, images: Any) -> jax.Array:
+    return relevance(images.embeddings, table[ids], text_valid=valid, valid=images.valid)
+
+
+def named(scene: Scene, nouns: Sequence[str]) -> np.ndarray:
+    """(N,) bool, the patches of everything in a scene that one of these nouns names."""
+    patches = np.zeros(scene.config.grid**2, bool)
+    for noun in nouns:
+        word = noun.lower()
+        for name in _NAMES.get(word) or _NAMES.get(word.removesuffix("s"), ()):
+            patches |= named_patches(scene, name)
+    return patches
+
+
+def relevance_aucs(
+    lvlm: LVLM, images: Encoded, asked: Sequence[tuple[Scene, int, Question]]
+) -> np.ndarray:
+    """How well the relevance that guides ResPrune tells the patches of what a question names.
+
+    Args:
+        lvlm: the model.
+        images: a row for each question.
+        asked: as for `answer`.
+
+    Returns:
+        (B,) areas under the ROC curve; NaN where the question's nouns name nothing in its scene.
+    """
+    read = read_prompts(
+        lvlm.encoder, [question.prompt for _, _, question in asked], [("image",)] * len(asked),
+        text="nouns", extractor=lvlm.extractor(), ocr_line="strip", chat_template=True,
+    )  # fmt: skip
+    ids, valid = noun_tokens(read.encoded, read.nouns)
+    table = lvlm.state["language_model"]["embed_tokens"]["embedding"].get_value()
+    scores = np.asarray(_relevance(table, ids, valid, images.visual))
+    out = np.full(len(asked), np.nan)
+    for row, ((scene, _, _), nouns) in enumerate(zip(asked, read.nouns, strict=True)):
+        members = named(scene, [noun.text for noun in nouns])
+        if members.any() and not members.all():
+            out[row] = auc(scores[row], members)
+    return out
+
+
+def measure(
+    lvlm: LVLM,
+    items: Sequence[Item],
+    chosen: Sequence[Setting],
+    *,
+    rng_seed: int = 0,
+    step: Callable[[int], None] | None = None,
+) -> Measured:
+    """Ask a model everything; each image is encoded once, each question's nouns are found once.
+
+    Args:
+        lvlm: the model.
+        items: scenes and their questions, the same number for each scene.
+        chosen: the settings, see `settings`.
+        rng_seed: of random tokens.
+        step: told how many questions were answered, setting by setting.
+
+    Raises:
+        CallError: no scene.
+        RunError: an answer that failed.
+    """
+    if not items:
+        raise CallError("no scene was given: measure at least one")
+    begin = time.perf_counter()
+    lvlm = remembering(lvlm)
+    side = lvlm.config.vision.image_size
+    blank = lvlm.encode(np.full((side, side, 3), _GREY, np.uint8))
+    texts: dict[str, list[str]] = {setting.name: [] for setting in chosen}
+    kept: dict[str, list[int]] = {setting.name: [] for setting in chosen}
+    aucs: list[float] = []
+    size = min(_TOGETHER, len(items))
+    for start in range(0, len(items), size):
+        batch = list(items[start : start + size])
+        # The last batch is filled up, so that it runs in the others' shapes.
+        batch += items[: size - len(batch)]
+        real = sum(len(questions) for _, questions in items[start : start + size])
+        rows = [row for row, (_, questions) in enumerate(batch) for _ in questions]
+        asked = [(scene, i, q) for scene, questions in batch for i, q in enumerate(questions)]
+        pictures = lvlm.encode([render(scene) for scene, _ in batch])
+        images, empty = spread(pictures, rows), spread(blank, [0] * len(rows))
+        aucs += relevance_aucs(lvlm, images, asked)[:real].tolist()
+        for setting in chosen:
+            seen = empty if setting.method == "blank" else images
+            made = answer(lvlm, seen, asked, setting, rng_seed)
+            texts[setting.name] += made.texts[:real]
+            kept[setting.name] += made.kept[:real]
+            if step is not None:
+                step(real)
+    return Measured(
+        list(items), texts, {name: np.array(row) for name, row in kept.items()}, np.array(aucs),
+        list(chosen), lvlm.extractor().backend, time.perf_counter() - begin,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`resprune verify`: a checkpoint against the installed torch and transformers."""

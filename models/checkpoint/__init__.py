@@ -1,0 +1,1 @@
+"""Hugging Face files to (sharded) parameters and back."""

@@ -1,0 +1,1 @@
+"""The decoder that all families share: attention, rotary positions, cache, head."""

@@ -1,0 +1,1 @@
+"""The model families: a folder and a row in the registry each."""

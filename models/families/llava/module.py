@@ -1,0 +1,119 @@
+"""LLaVA-1.5: images to visual tokens, prompts to hidden states and logits.
+
+Nothing here is jitted and nothing is mutated: the caller splits the module once, passes its state
+as an argument, merges inside its own jitted function and calls these methods there. Activations
+take the dtype of the parameters in that state.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from resprune_jax.methods.base import VisualTokens
+from resprune_jax.models.decoder.causal_lm import CausalLM
+from resprune_jax.models.decoder.layers import ACTIVATIONS
+from resprune_jax.models.families.llava.config import LlavaConfig
+from resprune_jax.models.towers.clip import ClipVision
+
+
+class Projector(nnx.Module):
+    """Two layers from the vision tower's width into the LLM's embedding space."""
+
+    def __init__(self, config: LlavaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+
+        def linear(width_in: int, width_out: int) -> nnx.Linear:
+            return nnx.Linear(
+                width_in,
+                width_out,
+                use_bias=config.projector_bias,
+                param_dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.linear_1 = linear(config.vision.hidden_size, config.text.hidden_size)
+        self.linear_2 = linear(config.text.hidden_size, config.text.hidden_size)
+        self.activation = config.projector_act
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """(B, N, v) to (B, N, d)."""
+        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(features)))
+
+
+class Llava(CausalLM):
+    """A LLaVA-1.5 model; parameter paths are the canonical checkpoint names."""
+
+    def __init__(
+        self, config: LlavaConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> None:
+        """Make the parameters at random; under `nnx.eval_shape` only their shapes.
+
+        Args:
+            config: the architecture.
+            rngs: for the random initial values.
+            dtype: dtype of the parameters; softmax, norms and rotations are float32 inside.
+        """
+        self.config = config
+        self.vision_tower = ClipVision(
+            config.vision, config.num_vision_blocks, rngs=rngs, dtype=dtype
+        )
+        self.multi_modal_projector = Projector(config, rngs=rngs, dtype=dtype)
+        self._make_language_model(
+            config.text, tied=config.tie_word_embeddings, rngs=rngs, dtype=dtype
+        )
+
+    def encode_images(
+        self, pixels: jax.Array, *, saliency: bool = False, features: bool = False
+    ) -> VisualTokens:
+        """Turn images into visual tokens.
+
+        Args:
+            pixels: (B, 3, H, W), normalised by the checkpoint's processor.
+            saliency: also give the CLS attention (`VisualTokens.saliency`).
+            features: also give the vision tower's output (`VisualTokens.features`).
+
+        Returns:
+            N = grid^2 tokens an image, in raster order, all valid; coords are (row, column) in
+            patches.
+
+        Raises:
+            CallError: pixels of another shape than the tower's.
+        """
+        encoded, row = self.vision_tower(pixels, saliency=saliency)
+        with jax.named_scope("projector"):
+            embeddings = self.multi_modal_projector(encoded)
+        batch, count = embeddings.shape[:2]
+        rows, columns = jnp.divmod(jnp.arange(count), self.config.vision.grid)
+        coords = jnp.stack([rows, columns], axis=-1).astype(jnp.float32)  # [N, 2]
+        return VisualTokens(
+            embeddings=embeddings,
+            valid=jnp.ones((batch, count), bool),
+            features=encoded if features else None,
+            saliency=row,
+            coords=jnp.broadcast_to(coords, (batch, count, 2)),
+        )
+
+    def visual_tokens(self, inputs: dict[str, jax.Array]) -> VisualTokens:
+        """`encode_images` of what `LlavaFamily.read` gives, the images of a row side by side.
+
+        Args:
+            inputs: "pixels" (I, 3, H, W); where rows hold several images, "rows" (B, R) int32
+                numbers them, -1 for none.
+
+        Returns:
+            B rows of R * N tokens.
+        """
+        visual = self.encode_images(inputs["pixels"], saliency=True)
+        if (rows := inputs.get("rows")) is None:
+            return visual
+
+        def joined(values: jax.Array) -> jax.Array:
+            taken = values[rows]  # [B, R, N, ...]
+            return taken.reshape(taken.shape[0], -1, *taken.shape[3:])
+
+        side_by_side = jax.tree.map(joined, visual)
+        there = jnp.repeat(rows >= 0, visual.valid.shape[1], axis=1)
+        return dataclasses.replace(side_by_side, valid=there)

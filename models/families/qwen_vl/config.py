@@ -1,0 +1,287 @@
+"""Configurations of Qwen2.5-VL: frozen dataclasses read from a Hugging Face `config.json`.
+
+As for LLaVA-1.5, a silent field takes the default of its Hugging Face class, and a setting that
+the port does not implement is refused by name. Two layouts are in the wild: the text model's fields
+at the top of the file (the published repositories) or nested under `text_config`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resprune_jax.errors import CallError
+from resprune_jax.models.families.llava.config import (
+    DecoderConfig,
+    _divides,
+    _number,
+    _one_of,
+    _section,
+    _side,
+    _size,
+    _whole,
+)
+
+_VISION_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")  # the second in files before version 5
+_TEXT_TYPES = ("qwen2_5_vl_text", "qwen2_5_vl")
+
+
+@dataclass(frozen=True)
+class QwenVisionConfig:
+    """The vision tower of Qwen2.5-VL.
+
+    Attributes:
+        hidden_size: width v of the features.
+        intermediate_size: width of the gated MLP.
+        num_layers: blocks.
+        num_heads: attention heads.
+        out_hidden_size: width d of the visual tokens, that of the language model.
+        patch_size: side of a patch, in pixels.
+        temporal_patch_size: frames that one patch spans; an image is repeated that often.
+        spatial_merge_size: side of a merged cell, in patches; a cell becomes one visual token.
+        window_size: side of an attention window, in pixels.
+        full_attention_blocks: indices of the blocks that attend to the whole frame.
+        tokens_per_second: steps of the temporal position in a second of video.
+        num_channels: colour channels.
+        rope_theta: base of the rotary frequencies.
+        rms_norm_eps: epsilon of every norm; fixed in the reference, not in the file.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    out_hidden_size: int
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    window_size: int = 112
+    full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)
+    tokens_per_second: float = 4.0
+    num_channels: int = 3
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one flattened patch (channels, frames, rows, columns)."""
+        return self.num_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches of one merged cell."""
+        return self.spatial_merge_size**2
+
+    @property
+    def window_cells(self) -> int:
+        """Merged cells along one side of a window."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of a window that no edge cuts."""
+        return self.window_cells**2 * self.merge_unit
+
+    @property
+    def pixel_factor(self) -> int:
+        """Side of a merged cell in pixels: image sides are multiples of it."""
+        return self.patch_size * self.spatial_merge_size
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "QwenVisionConfig":
+        """Read the `vision_config` of a Qwen2.5-VL file.
+
+        Args:
+            hf: the parsed section.
+
+        Returns:
+            The configuration, silent fields filled with Hugging Face's class defaults.
+
+        Raises:
+            CallError: a model type, activation, RoPE type or size that the port does not support.
+        """
+        _one_of("vision model type", hf.get("model_type", _VISION_TYPES[0]), _VISION_TYPES)
+        _one_of("vision hidden_act", hf.get("hidden_act", "silu"), ("silu",))
+        rope = _rope(hf, "vision", ("axial", "default"))
+        config = cls(
+            hidden_size=_size("vision hidden_size", hf.get("hidden_size", 3584)),
+            intermediate_size=_size("vision intermediate_size", hf.get("intermediate_size", 3420)),
+            num_layers=_size("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
+            num_heads=_size(
+                "vision num_heads", _either(hf, "num_heads", "num_attention_heads", 16)
+            ),
+            out_hidden_size=_size("vision out_hidden_size", hf.get("out_hidden_size", 3584)),
+            patch_size=_side("vision patch_size", hf.get("patch_size", 14)),
+            temporal_patch_size=_side(
+                "vision temporal_patch_size", hf.get("temporal_patch_size", 2)
+            ),
+            # Buckets of patches hold whole merged cells of these sides.
+            spatial_merge_size=_one_of(
+                "vision spatial_merge_size", hf.get("spatial_merge_size", 2), (1, 2, 4)
+            ),
+            window_size=_size("vision window_size", hf.get("window_size", 112)),
+            full_attention_blocks=_blocks(hf.get("fullatt_block_indexes", (7, 15, 23, 31))),
+            tokens_per_second=_number("vision tokens_per_second", hf.get("tokens_per_second", 4)),
+            num_channels=_size("vision in_channels", hf.get("in_channels", 3)),
+            rope_theta=_number("vision rope_theta", rope.get("rope_theta", 10000.0)),
+        )
+        _divides("vision hidden_size", config.hidden_size, "attention heads", config.num_heads)
+        _divides("vision head width", config.head_dim, "parts of the 2-D rotation", 4)
+        if config.window_cells < 1:
+            raise CallError(
+                f"vision window_size {config.window_size} is smaller than one merged cell of "
+                f"{config.pixel_factor} pixels: config.json is broken"
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class Qwen25VLConfig:
+    """A Qwen2.5-VL model: vision tower with its merger, and language model.
+
+    Attributes:
+        vision: the vision tower.
+        text: the language model; its query, key and value projections carry biases.
+        mrope_section: how many of the rotary frequencies of a head turn with the temporal, the row
+            and the column position, in this order.
+        image_token_id: id of the placeholder of an image's visual tokens.
+        video_token_id: id of the placeholder of a video's visual tokens.
+        vision_start_token_id: id in front of each image or video.
+        vision_end_token_id: id behind it.
+        tie_word_embeddings: logits come from the embedding table; there is no `lm_head`.
+    """
+
+    vision: QwenVisionConfig
+    text: DecoderConfig
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    tie_word_embeddings: bool = False
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "Qwen25VLConfig":
+        """Read the `config.json` of a Qwen2.5-VL checkpoint.
+
+        Args:
+            hf: the parsed file, with the text model's fields nested or at the top.
+
+        Returns:
+            The configuration, silent fields filled with Hugging Face's class defaults.
+
+        Raises:
+            CallError: a setting that the port does not support, named with what is supported.
+        """
+        _one_of("model type", hf.get("model_type", "qwen2_5_vl"), ("qwen2_5_vl",))
+        vision = QwenVisionConfig.from_hf(_section(hf, "vision_config", {}))
+        text_hf = _section(hf, "text_config", hf)
+        text = _text_config(text_hf)
+        if vision.out_hidden_size != text.hidden_size:
+            raise CallError(
+                f"vision out_hidden_size {vision.out_hidden_size} is not the language model's "
+                f"hidden_size {text.hidden_size}: config.json is broken"
+            )
+        return cls(
+            vision=vision,
+            text=text,
+            mrope_section=_mrope_section(text_hf, text.head_dim),
+            image_token_id=_whole("image_token_id", hf.get("image_token_id", 151655)),
+            video_token_id=_whole("video_token_id", hf.get("video_token_id", 151656)),
+            vision_start_token_id=_whole(
+                "vision_start_token_id", hf.get("vision_start_token_id", 151652)
+            ),
+            vision_end_token_id=_whole(
+                "vision_end_token_id", hf.get("vision_end_token_id", 151653)
+            ),
+            # Files before version 5 keep the flag with the text model only.
+            tie_word_embeddings=bool(
+                hf.get("tie_word_embeddings") or text_hf.get("tie_word_embeddings")
+            ),
+        )
+
+
+def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """The language model, from the section or the file that holds its fields."""
+    _one_of("text model type", hf.get("model_type", _TEXT_TYPES[0]), _TEXT_TYPES)
+    _one_of("text hidden_act", hf.get("hidden_act", "silu"), ("silu",))
+    hidden = _size("text hidden_size", hf.get("hidden_size", 8192))
+    heads = _size("text num_attention_heads", hf.get("num_attention_heads", 64))
+    kv_heads = hf.get("num_key_value_heads", 8)
+    kv_heads = heads if kv_heads is None else _size("text num_key_value_heads", kv_heads)
+    layers = _size("text num_hidden_layers", hf.get("num_hidden_layers", 80))
+    _divides("text hidden_size", hidden, "attention heads", heads)
+    _divides("text num_attention_heads", heads, "key/value heads", kv_heads)
+    head_dim = hidden // heads
+    _divides("text head_dim", head_dim, "rotary halves", 2)
+    # The reference's attention ignores a head width of its own.
+    _one_of("text head_dim", hf.get("head_dim", None), (None, head_dim))
+    _check_windows(hf, layers)
+    rope = _rope(hf, "text", ("default", "mrope"))
+    return DecoderConfig(
+        vocab_size=_size("text vocab_size", hf.get("vocab_size", 152064)),
+        hidden_size=hidden,
+        intermediate_size=_size("text intermediate_size", hf.get("intermediate_size", 29568)),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=_number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-5)),
+        rope_theta=_number("text rope_theta", rope.get("rope_theta", 1e6)),
+        max_position_embeddings=_size(
+            "text max_position_embeddings", hf.get("max_position_embeddings", 32768)
+        ),
+        qkv_bias=True,
+    )
+
+
+def _check_windows(hf: Mapping[str, Any], layers: int) -> None:
+    """Refuse a file in which some layers have a sliding window: the published ones have none."""
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        windowed = bool(hf.get("use_sliding_window")) and hf.get("sliding_window", 4096) is not None
+        first = _whole("max_window_layers", hf.get("max_window_layers", 80)) if windowed else layers
+        kinds = ["sliding_attention"] * (layers - min(layers, first))
+    if other := sorted({str(kind) for kind in kinds} - {"full_attention"}):
+        raise CallError(
+            f"text layers with {', '.join(other)} are not supported; supported: full_attention "
+            "(use_sliding_window false)"
+        )
+
+
+def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The RoPE settings, nested or flat, as one mapping without entries that are not set."""
+    nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    _one_of(f"{what} RoPE type", nested.get("rope_type", nested.get("type", kinds[0])), kinds)
+    merged = {"rope_theta": hf.get("rope_theta"), **nested}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def _mrope_section(hf: Mapping[str, Any], head_dim: int) -> tuple[int, int, int]:
+    """How the frequencies are shared out between time, rows and columns."""
+    section = _rope(hf, "text", ("default", "mrope")).get("mrope_section", (16, 24, 24))
+    if not isinstance(section, Sequence) or isinstance(section, str) or len(section) != 3:
+        raise CallError(f"mrope_section is {section!r}, expected three numbers")
+    time, rows, columns = (_size("mrope_section", part) for part in section)
+    if time + rows + columns != head_dim // 2:
+        raise CallError(
+            f"mrope_section {list(section)} shares out {time + rows + columns} frequencies, but a "
+            f"head of {head_dim} has {head_dim // 2}: config.json is broken"
+        )
+    return time, rows, columns
+
+
+def _either(hf: Mapping[str, Any], name: str, other: str, default: int) -> Any:
+    """A field under one of its two names."""
+    return hf.get(name, hf.get(other, default))
+
+
+def _blocks(indices: Any) -> tuple[int, ...]:
+    """Block indices as a sorted tuple."""
+    if not isinstance(indices, Sequence) or isinstance(indices, str):
+        raise CallError(f"vision fullatt_block_indexes is {indices!r}, expected a list of numbers")
+    return tuple(sorted(_whole("vision fullatt_block_indexes", index) for index in indices))

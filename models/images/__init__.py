@@ -1,0 +1,1 @@
+"""Image files and the processors' files, before any family reads them."""

@@ -1,0 +1,1 @@
+"""Questions to token ids: chat templates, budgets, static sizes."""

@@ -1,0 +1,380 @@
+"""Prompts to token ids: chat template, tokenizer, image placeholders, padding.
+
+A prompt is tokenized once, with one placeholder id an image, as the exact text that the language
+model sees; `expand` repeats the placeholders afterwards. So character offsets stay valid, and the
+place of the user's question in the text is known from how the text was made, not from a search.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resprune_jax.errors import CallError, RunError, say_once
+from resprune_jax.models.families.registry import ModelConfig
+from resprune_jax.models.prompts.chat_files import one_line, read_eos_ids, read_json, read_template
+
+# Stands for the question while the text around it is found. Letters and digits only: whatever a
+# template does to ordinary words, it does to this.
+_SENTINEL = "resprune0question5f1c7d2e9b"
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+# What a template may have trimmed from a question.
+_TRIMMED: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the language model reads it, image placeholders not yet expanded.
+
+    Attributes:
+        text: the whole text, chat template included.
+        ids: (S,) int32 token ids, one for each placeholder.
+        pieces: the S tokens as the tokenizer's vocabulary spells them.
+        offsets: (S, 2) int32 start and end of each token in `text`, in characters; (0, 0) for
+            tokens that the tokenizer added.
+        question_start: where the question begins in `text`, in characters.
+        question: the question as it stands in `text`; templates may trim blanks around it.
+    """
+
+    text: str
+    ids: np.ndarray
+    pieces: tuple[str, ...]
+    offsets: np.ndarray
+    question_start: int
+    question: str
+
+
+class PromptEncoder:
+    """Turns questions into token ids with a checkpoint's tokenizer and chat template.
+
+    Made by `from_checkpoint`. Ids equal those of `transformers`' processor for the same text, with
+    one exception: a text that already begins with the BOS token never gets a second one, also with
+    `chat_template=False` (`transformers` doubles it there).
+
+    Attributes:
+        tokenizer: the fast tokenizer of `transformers`.
+        placeholders: by kind of media ("image", "video"), the placeholder's id and text.
+        eos_ids: (E,) int32, the ids that end an answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_token_id: int,
+        video_token_id: int | None = None,
+        template: str | None,
+        eos_ids: Sequence[int],
+        name: str = "this checkpoint",
+        vicuna: bool = True,
+    ) -> None:
+        """Wrap a tokenizer that is already loaded.
+
+        Args:
+            tokenizer: a fast tokenizer of `transformers`.
+            image_token_id: id of the image placeholder.
+            video_token_id: id of the video placeholder, for a model that takes videos.
+            template: a Jinja chat template, or None.
+            eos_ids: the ids that end an answer.
+            name: what messages call the checkpoint.
+            vicuna: without a template, use Vicuna's; False refuses plain questions then.
+
+        Raises:
+            CallError: a slow tokenizer, or one that does not know the placeholder.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise CallError(
+                f"the tokenizer of {name} is a slow one ({type(tokenizer).__name__}), which gives "
+                "no character offsets: add its tokenizer.json"
+            )
+        self.placeholders: dict[str, tuple[int, str]] = {}
+        for media, token_id in (("image", image_token_id), ("video", video_token_id)):
+            if token_id is None:
+                continue
+            text = tokenizer.convert_ids_to_tokens(token_id)
+            # An ordinary piece of the vocabulary would melt into the text around it.
+            if tokenizer.get_added_vocab().get(text) != token_id:
+                raise CallError(
+                    f"the tokenizer of {name} has no {media} placeholder with the id {token_id} "
+                    f"that config.json names ({media}_token_index): they belong to different models"
+                )
+            self.placeholders[media] = token_id, text
+        self.tokenizer = tokenizer
+        self.eos_ids = np.asarray(list(dict.fromkeys(eos_ids)), np.int32)
+        self._template = template
+        self._name = name
+        self._vicuna = vicuna
+
+    @property
+    def image_token_id(self) -> int:
+        """The id of the image placeholder."""
+        return self.placeholders["image"][0]
+
+    @classmethod
+    def from_checkpoint(
+        cls, directory: str | os.PathLike[str], config: ModelConfig
+    ) -> "PromptEncoder":
+        """Load tokenizer, chat template and end-of-sequence ids of a checkpoint.
+
+        `chat_files.py` says where the template and the ids come from.
+
+        Args:
+            directory: the checkpoint's folder.
+            config: its configuration.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            CallError: no tokenizer, a slow one, or one that does not know the placeholder.
+            RunError: a file that cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        folder = Path(directory)
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            raise CallError(f"{folder} has no tokenizer: copy its tokenizer.json there")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as problem:  # transformers raises many kinds
+            raise RunError(
+                f"the tokenizer in {folder} cannot be loaded: {one_line(problem)}"
+            ) from problem
+        model = read_json(folder / "config.json")
+        text = model.get("text_config") or {}
+        return cls(
+            tokenizer,
+            image_token_id=config.image_token_id,
+            video_token_id=getattr(config, "video_token_id", None),
+            template=read_template(folder, tokenizer),
+            eos_ids=read_eos_ids(folder, tokenizer, model),
+            name=str(folder),
+            vicuna=str(model.get("model_type", "llava")).startswith("llava")
+            and text.get("model_type", "llama") == "llama",
+        )
+
+    def encode(
+        self, question: str, media: Sequence[str] = ("image",), *, chat_template: bool = True
+    ) -> EncodedPrompt:
+        """Turn a question about images and videos into token ids.
+
+        Args:
+            question: a plain question; with `chat_template=False`, the whole text with its image
+                placeholders.
+            media: what it is about, "image" or "video" each, in this order.
+            chat_template: put the question into the checkpoint's chat template, images first.
+                LLaVA-1.5 without one gets Vicuna's, which is said once:
+                "USER: <image>\\n{question} ASSISTANT:".
+
+        Returns:
+            The encoded prompt; without a template, its question is the whole text.
+
+        Raises:
+            CallError: an empty or blank question, text that is not valid Unicode, placeholders in
+                a plain question, another number of placeholders than images, or a chat template
+                that cannot be used.
+        """
+        if not isinstance(question, str):
+            raise CallError(f"a prompt is a text, got {type(question).__name__}")
+        if not question.strip():
+            raise CallError("the prompt is empty: ask a question")
+        try:
+            question.encode()
+        except UnicodeEncodeError as problem:
+            raise CallError(f"the prompt is not valid Unicode: {problem.reason}") from problem
+        if chat_template:
+            for kind, (_, token) in self.placeholders.items():
+                if token in question:
+                    raise CallError(
+                        f"the question holds the {kind} placeholder {token}, which the chat "
+                        "template adds: leave it out, or give the whole text with "
+                        "chat_template=False"
+                    )
+            text, start, question = self._place(question, tuple(media))
+        else:
+            text, start = question, 0
+        for kind, (_, token) in self.placeholders.items():
+            found, given = text.count(token), list(media).count(kind)
+            if found != given:
+                raise CallError(
+                    f"the prompt has {found} {kind} placeholders ({token}) for {given} {kind}s: "
+                    "they must be as many"
+                )
+        ids, offsets = self._tokenize(text)
+        kinds = {token_id: kind for kind, (token_id, _) in self.placeholders.items()}
+        order = [kinds[token] for token in ids.tolist() if token in kinds]
+        if order != list(media):
+            raise CallError(
+                f"the prompt's placeholders stand for {', '.join(order)}, but what was given is "
+                f"{', '.join(media)}: bring them into one order"
+            )
+        pieces = tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
+        return EncodedPrompt(text, ids, pieces, offsets, start, question)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of generated ids, special tokens left out, blanks around it stripped."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+
+    def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (S,) and character offsets (S, 2) of a whole prompt."""
+        bos = self.tokenizer.bos_token
+        # The processors of transformers add BOS through the tokenizer unless the text has it.
+        given = bos is not None and text.startswith(bos)
+        tokens = self.tokenizer(
+            text, add_special_tokens=not given, return_offsets_mapping=True, verbose=False
+        )
+        ids = np.asarray(tokens["input_ids"], np.int32)
+        for token_id, token in self.placeholders.values():
+            marks, wanted = int((ids == token_id).sum()), text.count(token)
+            if marks != wanted:
+                raise RunError(
+                    f"the tokenizer of {self._name} gives {marks} placeholder ids for {wanted} "
+                    f"placeholders {token}: its tokenizer.json is broken"
+                )
+        return ids, np.asarray(tokens["offset_mapping"], np.int32).reshape(-1, 2)
+
+    def _place(self, question: str, media: tuple[str, ...]) -> tuple[str, int, str]:
+        """The text around a question, where the question starts, and the question as it stands."""
+        parts = self._parts
+        try:
+            around = self._render(_SENTINEL, media, parts).split(_SENTINEL)
+            text = self._render(question, media, parts)
+        except Exception as problem:  # a template may raise anything
+            raise self._unusable(one_line(problem)) from problem
+        if len(around) != 2:
+            raise self._unusable(f"it repeats the question or drops it ({len(media)} images)")
+        before, after = around
+        for trim in _TRIMMED:
+            if text == before + trim(question) + after:
+                return text, len(before), trim(question)
+        raise self._unusable("it changes the question, so its place in the text is not known")
+
+    @cached_property
+    def _parts(self) -> bool:
+        """Whether the template takes a message as a list of parts; else as one string."""
+        if self._template is None:
+            if not self._vicuna:
+                raise self._unusable("there is none, and its language model is not Vicuna's kind")
+            say_once(
+                f"chat template {self._name}",
+                f"{self._name} has no chat template: Vicuna's is used (USER: ... ASSISTANT:)",
+            )
+            return False
+        reasons = []
+        for parts in (True, False):
+            try:
+                text = self._render(_SENTINEL, ("image",), parts)
+            except Exception as problem:  # a template may raise anything
+                reasons.append(one_line(problem))
+                continue
+            counts = text.count(_SENTINEL), text.count(self.placeholders["image"][1])
+            if counts == (1, 1):
+                return parts
+            reasons.append(f"it gives {counts[1]} placeholders and the question {counts[0]} times")
+        raise self._unusable(f"as parts, {reasons[0]}; as a string, {reasons[1]}")
+
+    def _render(self, question: str, media: tuple[str, ...], parts: bool) -> str:
+        """The template's text for one question, images first."""
+        whole = "".join(f"{self.placeholders[kind][1]}\n" for kind in media) + question
+        if self._template is None:
+            return f"USER: {whole} ASSISTANT:"
+        content = [{"type": kind} for kind in media] + [{"type": "text", "text": question}]
+        message = {"role": "user", "content": content if parts else whole}
+        return self.tokenizer.apply_chat_template(
+            [message],
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
+    def _unusable(self, reason: str) -> CallError:
+        """The error for a chat template that does not work here."""
+        return CallError(
+            f"the chat template of {self._name} cannot be used: {reason}; give the whole text with "
+            "chat_template=False"
+        )
+
+
+def expand(
+    ids: np.ndarray, placeholders: int | Sequence[int], counts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Repeat each image placeholder once for every visual token of its image.
+
+    Args:
+        ids: (S,) token ids with one placeholder an image.
+        placeholders: the placeholder's id, or those of every kind of media.
+        counts: visual tokens of each image, in the order of the placeholders.
+
+    Returns:
+        (ids (P,) int32, visual_index (P,) int32): the index of a position's token among the row's
+        visual tokens, all images in one run, or -1 for text.
+
+    Raises:
+        CallError: another number of counts than placeholders, or a negative count.
+    """
+    here = np.isin(ids, placeholders)
+    if here.sum() != len(counts):
+        raise CallError(f"{here.sum()} image placeholders for {len(counts)} images")
+    if any(count < 0 for count in counts):
+        raise CallError(f"an image gives 0 visual tokens or more, got {list(counts)}")
+    repeats = np.ones(len(ids), np.int64)
+    repeats[here] = counts
+    expanded = np.repeat(ids, repeats).astype(np.int32)
+    visual = np.isin(expanded, placeholders)
+    index = np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32)
+    return expanded, index
+
+
+def pad_batch(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad_id: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stack expanded prompts, padded on the right to one static length.
+
+    Args:
+        rows: B pairs (ids, visual_index) as `expand` gives them.
+        length: of the result, S, in tokens.
+        pad_id: the id in padded positions; its value has no effect where `valid` is honoured.
+
+    Returns:
+        (ids (B, S) int32, visual_index (B, S) int32 with -1 in padding, valid (B, S) bool).
+
+    Raises:
+        CallError: a row longer than `length`.
+    """
+    ids = np.full((len(rows), length), pad_id, np.int32)
+    visual_index = np.full((len(rows), length), -1, np.int32)
+    valid = np.zeros((len(rows), length), bool)
+    for row, (own, index) in enumerate(rows):
+        if len(own) > length:
+            raise CallError(f"a prompt of {len(own)} tokens does not fit the length {length}")
+        ids[row, : len(own)] = own
+        visual_index[row, : len(own)] = index
+        valid[row, : len(own)] = True
+    return ids, visual_index, valid
+
+
+def check_context(prompt_tokens: int, new_tokens: int, max_positions: int) -> None:
+    """Refuse a prompt that leaves no room for its answer.
+
+    Args:
+        prompt_tokens: text and visual tokens that enter the language model.
+        new_tokens: the most tokens to generate.
+        max_positions: the model's context, in tokens.
+
+    Raises:
+        CallError: they do not fit together.
+    """
+    if prompt_tokens + new_tokens > max_positions:
+        raise CallError(
+            f"a prompt of {prompt_tokens} tokens (text and visual) and {new_tokens} new tokens "
+            f"exceed the model's context of {max_positions}: shorten the prompt, keep fewer visual "
+            "tokens or generate fewer tokens"
+        )

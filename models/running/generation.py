@@ -1,0 +1,116 @@
+"""What a call gives back, and the checks of how its tokens are drawn."""
+
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from resprune_jax.errors import CallError
+from resprune_jax.methods import Method, VisualTokens
+from resprune_jax.models.running.plan import Plan, Prompts
+from resprune_jax.models.running.programs import Newline, Positions
+from resprune_jax.selection import Selection
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `LVLM.generate` gives, one entry a prompt.
+
+    Attributes:
+        texts: the answers, special tokens left out, surrounding blanks stripped.
+        tokens: new token ids, up to and with the end-of-sequence id.
+        selections: the batch's `Selection`, `None` if every row kept all tokens. A row with
+            keep=None inside a pruned batch holds the whole image: read `kept`, not its row here.
+            With budget="per_image", one for each image: arrays are (B, R, ...).
+        kept: visual tokens that entered the LLM.
+        visual_tokens: visual tokens that the images gave.
+        nouns: the nouns that conditioned the choice.
+        noun_backend: which part-of-speech tagger found them.
+        errors: why a row failed, else `None`; a failed row has an empty text.
+        prompts: the texts that the model saw, before the image placeholder was expanded.
+        timings: seconds for "encode", "select", "prefill", "decode" and "total", the devices
+            waited for after each; compiles count where they happen.
+    """
+
+    texts: list[str]
+    tokens: list[np.ndarray]
+    selections: Selection | None
+    kept: list[int]
+    visual_tokens: list[int]
+    nouns: list[list[str]]
+    noun_backend: str
+    errors: list[str | None]
+    prompts: list[str]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of `generate`, checked and laid out, its images encoded.
+
+    Attributes:
+        prompts: the questions.
+        plan: their static shapes.
+        visual: the visual tokens of their images.
+        positions: how position ids are counted.
+        newline: whether newline tokens compete.
+        method: what chooses the tokens; `None` keeps them all.
+        tolerance: where a row's selection stops early, or None.
+    """
+
+    prompts: Prompts
+    plan: Plan
+    visual: VisualTokens
+    positions: Positions
+    newline: Newline
+    method: Method | None
+    tolerance: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the devices made of a call, rows that fill the batch's bucket included.
+
+    Attributes:
+        selection: see `Generation.selections`.
+        kept: (B, N) bool, the visual tokens that entered the LLM.
+        finite: (B,) bool, whether the first logits are.
+        tokens: (B, T) int32, `programs.EMPTY` where nothing was generated.
+        timings: seconds for "select", "prefill" and "decode".
+    """
+
+    selection: Selection | None
+    kept: jax.Array | np.ndarray
+    finite: np.ndarray
+    tokens: np.ndarray
+    timings: dict[str, float]
+
+
+def first_rows(selection: Selection, size: int) -> Selection:
+    return jax.tree.map(lambda x: np.asarray(x)[:size], selection)
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float, rng_seed: int) -> None:
+    if max_new_tokens < 1:
+        raise CallError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise CallError(f"temperature must be finite and at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise CallError(f"top_p must lie in (0, 1], got {top_p}")
+    if not 0 <= rng_seed < 2**32:
+        raise CallError(f"rng_seed must lie in [0, 2^32), got {rng_seed}")
+
+
+def row_errors(selection: Selection | None, finite: np.ndarray, size: int) -> list[str | None]:
+    """Why each row failed, or None."""
+    failed = np.zeros(size, bool)
+    if selection is not None:
+        failed = np.isnan(np.asarray(selection.energy)[:size]).reshape(size, -1).any(axis=1)
+    return [
+        "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"
+        if bad
+        else None
+        if good
+        else "the model's logits are not finite (NaN or infinite)"
+        for bad, good in zip(failed, finite, strict=False)
+    ]

@@ -1,0 +1,272 @@
+"""A call laid out on the host: prompts, nouns and budgets as padded arrays; nothing runs yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resprune_jax.models.families.registry import Family, ImageLayout, Layouts, pad_rows
+from resprune_jax.models.prompts import buckets, budgets
+from resprune_jax.models.prompts.budgets import Keep
+from resprune_jax.models.prompts.chat import (
+    EncodedPrompt,
+    PromptEncoder,
+    check_context,
+    expand,
+    pad_batch,
+)
+from resprune_jax.prompts import (
+    Noun,
+    NounExtractor,
+    OcrLine,
+    TextSource,
+    conditioning_spans,
+    noun_token_ids,
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a prompt's images give and what its budget leaves of them, known before anything runs.
+
+    Attributes:
+        images: visual tokens of each image.
+        kept: how many of them all enter the LLM; a tolerance can leave fewer.
+    """
+
+    images: tuple[int, ...]
+    kept: int
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The questions of a call: checked and tokenized, before any image is read.
+
+    Attributes:
+        encoded: one for each question.
+        nouns: what conditions the choice of each, spans included.
+        backend: which part-of-speech tagger found them.
+    """
+
+    encoded: list[EncodedPrompt]
+    nouns: list[list[Noun]]
+    backend: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch as the compiled functions take it, made on the host before anything runs.
+
+    Arrays are padded to their buckets: rows beyond `size` repeat row 0.
+    """
+
+    size: int  # real rows
+    noun_ids: np.ndarray  # [B, M]
+    noun_valid: np.ndarray  # [B, M]
+    rows: np.ndarray  # [B] which row of visual tokens each prompt asks about
+    ids: np.ndarray  # [B, S]
+    visual_index: np.ndarray  # [B, S]
+    valid: np.ndarray  # [B, S]
+    rope: Any  # the family's positions of the unpruned prompts, or None
+    totals: np.ndarray  # [B] visual tokens of the row's images
+    full: np.ndarray  # [B] bool, rows that keep them all
+    limits: np.ndarray  # [B] visual tokens that each row may keep, or [B, R] for each of its images
+    images: tuple[tuple[int, ...], ...]  # visual tokens of each image, for the B prompts
+    length: int  # P, slots of the pruned prompts
+    picks: int  # K, slots of a selection
+
+    def owner(self, tokens: int) -> np.ndarray:
+        """Which of its row's images each of `tokens` slots belongs to, [B, tokens]; -1: none."""
+        table = np.full((len(self.rows), tokens), -1, np.int32)
+        for row, counts in enumerate(self.images):
+            own = np.repeat(np.arange(len(counts)), counts)
+            table[row, : len(own)] = own
+        return table
+
+
+def read_prompts(
+    encoder: PromptEncoder,
+    questions: list[str],
+    media: list[tuple[str, ...]],
+    *,
+    text: TextSource | None,
+    extractor: NounExtractor | None,
+    ocr_line: OcrLine,
+    chat_template: bool,
+) -> Prompts:
+    """Tokenize the questions and find their nouns.
+
+    Args:
+        encoder: makes prompts of questions.
+        questions: B of them.
+        media: what each is about, see `PromptEncoder.encode`.
+        text: what conditions the choice, or None for nothing.
+        extractor: finds the nouns where `text` is "nouns".
+        ocr_line: whether a line of reference OCR tokens counts.
+        chat_template: whether questions go into the checkpoint's template.
+
+    Raises:
+        CallError: a prompt that cannot be used.
+    """
+    pairs = zip(questions, media, strict=True)
+    encoded = [encoder.encode(q, about, chat_template=chat_template) for q, about in pairs]
+    nouns: list[list[Noun]] = [[] for _ in encoded]
+    if text is not None:
+        nouns = [
+            conditioning_spans(prompt.question, extractor, text=text, ocr_line=ocr_line)
+            for prompt in encoded
+        ]
+    backend = {None: "none", "prompt": "whole prompt"}.get(text, "")
+    return Prompts(encoded, nouns, extractor.backend if extractor is not None else backend)
+
+
+def make_plan(
+    family: Family,
+    encoder: PromptEncoder,
+    prompts: Prompts,
+    layouts: Layouts,
+    budget: list[Keep],
+    *,
+    slots: int,
+    per_image: bool,
+    lines: bool,
+    max_new_tokens: int,
+) -> Plan:
+    """Lay a batch of questions out.
+
+    Static sizes follow the bucket of visual tokens, not the tokens themselves: images of one bucket
+    under one budget give prompts of one size, whatever the budget.
+
+    Args:
+        family: for positions and the context's length.
+        encoder: for the ids of placeholders.
+        prompts: B of them.
+        layouts: of the rows of images: one that all prompts share, or one for each.
+        budget: one for each prompt.
+        slots: N, the bucket of a row's visual tokens.
+        per_image: each image of a prompt gets the budget, not all of them together.
+        lines: newline tokens are kept beside the budget.
+        max_new_tokens: room to leave in the context.
+
+    Returns:
+        The plan.
+
+    Raises:
+        CallError: a prompt that is longer than the context.
+    """
+    encoded, count = prompts.encoded, len(prompts.encoded)
+    noun_ids, noun_valid = noun_tokens(encoded, prompts.nouns)
+    rows = np.zeros(count, np.int32) if len(layouts) == 1 else np.arange(count, dtype=np.int32)
+    own = [layouts[row] for row in rows]
+    images = tuple(tuple(image.tokens for image in row) for row in own)
+    placeholders = [token_id for token_id, _ in encoder.placeholders.values()]
+    expanded = [
+        expand(prompt.ids, placeholders, counts)
+        for prompt, counts in zip(encoded, images, strict=True)
+    ]
+    totals = np.asarray([sum(counts) for counts in images])
+    words = np.asarray([len(ids) for ids, _ in expanded]) - totals
+    room = buckets.length_bucket(int(words.max()))
+    ids, visual_index, valid = pad_batch(expanded, slots + room)
+    width = max(map(len, images)) if per_image else 1
+    limits = resolve_limits(images, budget, per_image=per_image)
+    extra = [_newlines(row) if lines else 0 for row in own]
+    most = [each.kept for each in planned(own, budget, per_image=per_image, lines=lines)]
+    longest = int(np.max(words + most))
+    check_context(longest, max_new_tokens, family.config.text.max_position_embeddings)
+    picks = [budgets.ceiling(keep, slots) for keep in budget if keep is not None]
+    visual = _room(budget, slots, images=width) + buckets.step(max(extra))
+    size = buckets.batch_bucket(count)
+    ids, visual_index, valid = (pad_rows(x, size) for x in (ids, visual_index, valid))
+    spare = size - count
+    return Plan(
+        size=count,
+        noun_ids=pad_rows(noun_ids, size),
+        noun_valid=pad_rows(noun_valid, size),
+        rows=pad_rows(rows, size),
+        ids=ids,
+        visual_index=visual_index,
+        valid=valid,
+        rope=family.rope(ids, valid, (*own, *own[:1] * spare)),
+        totals=pad_rows(totals, size),
+        full=pad_rows(np.asarray([k is None for k in budget]), size),
+        limits=pad_rows(limits, size),
+        images=images + images[:1] * spare,
+        length=room + buckets.step(min(visual, slots)),
+        picks=min(slots, buckets.step(max(picks, default=0))),
+    )
+
+
+def planned(
+    layouts: Sequence[Sequence[ImageLayout]],
+    budget: list[Keep],
+    *,
+    per_image: bool,
+    lines: bool,
+) -> list[Planned]:
+    """What each prompt's images give and what is kept of them; arguments as for `make_plan`.
+
+    Args:
+        layouts: of each prompt's images.
+        budget: one for each prompt.
+        per_image: each image of a prompt gets the budget.
+        lines: newline tokens are kept beside the budget.
+    """
+    images = [tuple(image.tokens for image in row) for row in layouts]
+    limits = resolve_limits(images, budget, per_image=per_image)
+    most = limits.sum(axis=1) if per_image else limits
+    made = []
+    for row, counts, kept in zip(layouts, images, most.tolist(), strict=True):
+        made.append(Planned(counts, min(kept + (_newlines(row) if lines else 0), sum(counts))))
+    return made
+
+
+def resolve_limits(
+    images: Sequence[Sequence[int]], budget: list[Keep], *, per_image: bool
+) -> np.ndarray:
+    """Visual tokens that each prompt may choose, (B,), or (B, R) for each of its images."""
+    if not per_image:
+        return budgets.resolve(budget, [sum(counts) for counts in images])
+    limits = np.zeros((len(images), buckets.image_bucket(max(map(len, images)))), np.int32)
+    for row, (keep, counts) in enumerate(zip(budget, images, strict=True)):
+        limits[row, : len(counts)] = budgets.resolve([keep] * len(counts), counts)
+    return limits
+
+
+def _newlines(row: Sequence[ImageLayout]) -> int:
+    return sum(image.newlines for image in row)
+
+
+def _room(budget: list[Keep], slots: int, *, images: int) -> int:
+    """The most visual tokens that a row of this bucket keeps, each of its images by the budget."""
+    if images == 1:
+        return max(budgets.ceiling(keep, slots) for keep in budget)
+    # Each image's share of a ratio is rounded, and at least one token.
+    return max(
+        slots
+        if keep is None
+        else round(keep * slots) + images
+        if isinstance(keep, float)
+        else keep * images
+        for keep in budget
+    )
+
+
+def noun_tokens(
+    prompts: list[EncodedPrompt], nouns: list[list[Noun]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the tokens that spell each question's nouns (B, M), and their validity."""
+    ids = [
+        noun_token_ids(
+            [noun.span(prompt.question_start) for noun in own], prompt.offsets, prompt.ids,
+            prompt.text, pieces=prompt.pieces,
+        )
+        for prompt, own in zip(prompts, nouns, strict=True)
+    ]  # fmt: skip
+    width = buckets.noun_bucket(max(len(row) for row in ids))
+    table = np.zeros((len(ids), width), np.int32)
+    valid = np.zeros((len(ids), width), bool)
+    for row, own in enumerate(ids):
+        table[row, : len(own)], valid[row, : len(own)] = own, True
+    return table, valid

@@ -1,0 +1,310 @@
+"""From embeddings to tokens: prompt assembly, prefill and decode, each one compiled function.
+
+Every function here is pure and jitted by `programs`; shapes come from `buckets.py`, so a second
+call inside the same buckets compiles nothing. The decoder's programs see the length of the pruned
+prompts alone: the sizes of images reach no further than `assemble`, which compiles in no time.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from resprune_jax.methods import Method, PromptContext, VisualTokens
+from resprune_jax.methods.base import NEWLINE
+from resprune_jax.models.decoder.cache import KVCache
+from resprune_jax.models.decoder.causal_lm import CausalLM
+from resprune_jax.models.families.registry import ModelConfig, module_class
+from resprune_jax.selection import Selection
+
+Positions = Literal["reindex", "original"]
+"""Position ids after pruning: consecutive again (LLaVA's way), or those of the unpruned prompt.
+
+On Qwen2.5-VL's three axes, "reindex" closes up behind the outermost token kept of each image."""
+
+Newline = Literal["candidate", "always"]
+"""Whether newline tokens compete for the budget, or are kept beside it."""
+
+EMPTY = -1
+"""What the token buffer holds where nothing was generated."""
+
+
+def compact(keep: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """Where each kept entry of a row goes when the others leave, order unchanged.
+
+    Args:
+        keep: (B, S) bool.
+        length: P, the static length of the result, at least the longest row's count.
+
+    Returns:
+        (index (B, P) int32 into S, S where a row has ended; count (B,) int32).
+    """
+    batch, size = keep.shape
+    target = jnp.where(keep, jnp.cumsum(keep, axis=1) - 1, length)  # [B, S]
+    source = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
+    index = jnp.full((batch, length), size, jnp.int32)
+    index = jax.vmap(lambda row, at, what: row.at[at].set(what, mode="drop"))(index, target, source)
+    return index, jnp.sum(keep, axis=1, dtype=jnp.int32)
+
+
+def _take(values: jax.Array, index: jax.Array, fill: int) -> jax.Array:
+    """values (B, S) at index (B, P), `fill` where the index lies outside."""
+    return jnp.take_along_axis(values, index, axis=1, mode="fill", fill_value=fill)
+
+
+def assemble(
+    model: CausalLM,
+    ids: jax.Array,
+    visual_index: jax.Array,
+    valid: jax.Array,
+    embeddings: jax.Array,
+    kept: jax.Array,
+    rope: Any,
+    *,
+    length: int,
+    positions: Positions,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Input embeddings of the pruned prompts: text and kept visual tokens in prompt order.
+
+    Args:
+        model: for its embedding table and its rule of positions.
+        ids: (B, S) int32, the unpruned prompts, right padded, one id for each visual token.
+        visual_index: (B, S) int32, which visual token of the row stands here, -1 for text.
+        valid: (B, S) bool.
+        embeddings: (B, N, d), the row's visual tokens.
+        kept: (B, N) bool, which of them stay.
+        rope: the family's knowledge of the unpruned prompts' positions.
+        length: P, static.
+        positions: how position ids are counted.
+
+    Returns:
+        (x (B, P, d), position ids (B, P) or (B, P, 3) int32, count (B,) int32, the position of the
+        first generated token (B,) int32), rows right padded.
+    """
+    visual = visual_index >= 0
+    stays = jnp.take_along_axis(kept, jnp.maximum(visual_index, 0), axis=1)  # [B, S]
+    keep = valid & (~visual | stays)
+    index, count = compact(keep, length)
+    at = _take(visual_index, index, -1)  # [B, P]
+    text = model.embed(_take(ids, index, 0))  # [B, P, d]
+    chosen = jnp.take_along_axis(embeddings, jnp.maximum(at, 0)[..., None], axis=1)
+    x = jnp.where((at >= 0)[..., None], chosen.astype(text.dtype), text)
+    places, following = model.place(rope, keep, index, count, reindex=positions == "reindex")
+    return x, places, count, following
+
+
+def choose(
+    logits: jax.Array,
+    rng: jax.Array,
+    step: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    *,
+    greedy: bool,
+) -> jax.Array:
+    """The next token of every row: the most likely, or drawn from the nucleus of mass `top_p`.
+
+    Args:
+        logits: (B, V) float32.
+        rng: a random key; each row and step draws from its own fold of it.
+        step: () int32.
+        temperature: () float32, above 0.
+        top_p: () float32 in (0, 1]; tokens beyond that cumulative probability are left out, the
+            most likely one always stays.
+        greedy: static; ignores the four above.
+
+    Returns:
+        (B,) int32.
+    """
+    if greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(row: jax.Array, scores: jax.Array) -> jax.Array:
+        order = jnp.argsort(-scores)
+        ranked = scores[order] / temperature
+        probability = jax.nn.softmax(ranked)
+        before = jnp.cumsum(probability) - probability
+        ranked = jnp.where((before < top_p).at[0].set(True), ranked, -jnp.inf)
+        return order[jax.random.categorical(jax.random.fold_in(row, step), ranked)]
+
+    rows = jax.vmap(partial(jax.random.fold_in, rng))(jnp.arange(logits.shape[0]))
+    return jax.vmap(draw)(rows, logits).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The compiled functions of one architecture; `state` is the split parameters of the model.
+
+    Attributes:
+        encode: (state, inputs of the family) -> VisualTokens.
+        prune: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), full (B,), limit (B,),
+            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N)). With `owner`
+            (B, N) int32, the image of each token, limits are (B, R), one for each image, and the
+            selections (B, R, ...).
+        assemble: (state, ids, visual_index, valid, rows, embeddings, kept, rope, *, length,
+            positions) -> what `assemble` gives, for `prefill` and `score`.
+        prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
+            last token, cache).
+        decode: (state, cache, logits, position, last (), eos (E,), rng_seed (), temperature (),
+            top_p (), *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache is donated
+            and returned, so that it is updated where it lies.
+        score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
+    """
+
+    encode: Callable[..., VisualTokens]
+    prune: Callable[..., tuple[Selection, jax.Array]]
+    assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+    prefill: Callable[..., tuple[jax.Array, KVCache]]
+    decode: Callable[..., tuple[jax.Array, KVCache]]
+    score: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+@lru_cache(maxsize=8)
+def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
+    """The jitted functions for an architecture and dtype, shared by every model that has them."""
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=dtype))
+    graph = nnx.graphdef(abstract)
+
+    def model(state: Any) -> Any:
+        return nnx.merge(graph, state)
+
+    @jax.jit
+    def encode(state: Any, inputs: Any) -> VisualTokens:
+        return model(state).visual_tokens(inputs)
+
+    @partial(jax.jit, static_argnames=("keep", "newline"))
+    def prune(
+        state: Any,
+        visual: VisualTokens,
+        rows: jax.Array,
+        noun_ids: jax.Array,
+        noun_valid: jax.Array,
+        full: jax.Array,
+        limit: jax.Array,
+        tolerance: jax.Array,
+        method: Method,
+        owner: jax.Array | None = None,
+        *,
+        keep: int,
+        newline: Newline = "candidate",
+    ) -> tuple[Selection, jax.Array]:
+        visual = jax.tree.map(lambda x: x[rows], visual)
+        prompt = PromptContext(model(state).embed(noun_ids), noun_valid)
+        real = visual.valid
+        always = jnp.zeros_like(real)
+        if newline == "always" and visual.kind is not None:
+            always = real & (visual.kind == NEWLINE)
+        count = real.shape[1]
+
+        def choose_among(candidates: jax.Array, limit: jax.Array) -> Selection:
+            offered = dataclasses.replace(visual, valid=candidates)
+            return method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
+
+        if owner is None:
+            selection = choose_among(real & ~always, limit)
+            chosen = selection.mask(count)
+        else:
+            each = []
+            chosen = jnp.zeros_like(real)
+            for image in range(limit.shape[1]):
+                there = limit[:, image] > 0
+                own = real & ~always & (owner == image)
+                # An image that a row does not have: any tokens will do, none of them stays.
+                own = jnp.where(there[:, None], own, real)
+                one = choose_among(own, jnp.maximum(limit[:, image], 1))
+                chosen |= one.mask(count) & there[:, None]
+                each.append(one)
+            selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
+        return selection, jnp.where(full[:, None], real, chosen | always)
+
+    @partial(jax.jit, static_argnames=("length", "positions"))
+    def lay_out(
+        state: Any,
+        ids: jax.Array,
+        visual_index: jax.Array,
+        valid: jax.Array,
+        rows: jax.Array,
+        embeddings: jax.Array,
+        kept: jax.Array,
+        rope: Any = None,
+        *,
+        length: int,
+        positions: Positions = "reindex",
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        return assemble(
+            model(state), ids, visual_index, valid, embeddings[rows], kept, rope,
+            length=length, positions=positions,
+        )  # fmt: skip
+
+    @partial(jax.jit, static_argnames=("slots",))
+    def prefill(
+        state: Any, x: jax.Array, places: jax.Array, count: jax.Array, *, slots: int
+    ) -> tuple[jax.Array, KVCache]:
+        lvlm = model(state)
+        real = jnp.arange(x.shape[1]) < count[:, None]
+        hidden, cache = lvlm.prefill(x, places, real, x.shape[1] + slots)
+        last = (count - 1)[:, None, None]
+        final = jnp.take_along_axis(hidden, last, axis=1)  # [B, 1, d]
+        return lvlm.project_logits(final)[:, 0].astype(jnp.float32), cache
+
+    @partial(jax.jit, static_argnames=("slots", "greedy"), donate_argnames=("cache",))
+    def decode(
+        state: Any,
+        cache: KVCache,
+        logits: jax.Array,
+        position: jax.Array,
+        last: jax.Array,
+        eos: jax.Array,
+        rng_seed: jax.Array,
+        temperature: jax.Array,
+        top_p: jax.Array,
+        *,
+        slots: int,
+        greedy: bool,
+    ) -> tuple[jax.Array, KVCache]:
+        lvlm = model(state)
+        rng = jax.random.key(rng_seed)
+        start = cache.length - slots  # prompt slots come first
+        pick = partial(choose, rng=rng, temperature=temperature, top_p=top_p, greedy=greedy)
+        ends = partial(jnp.isin, test_elements=eos)
+
+        first = pick(logits, step=jnp.int32(0))
+        buffer = jnp.full((logits.shape[0], slots + 1), EMPTY, jnp.int32).at[:, 0].set(first)
+
+        def unfinished(carry: Any) -> jax.Array:
+            step, _, done, *_ = carry
+            return (step < last) & ~jnp.all(done)
+
+        def advance(carry: Any) -> Any:
+            step, token, done, buffer, cache = carry
+            hidden, cache = lvlm.decode_step(
+                lvlm.embed(token[:, None]),
+                (position + step - 1)[:, None],
+                start + step - 1,
+                cache,
+            )
+            scores = lvlm.project_logits(hidden)[:, 0].astype(jnp.float32)
+            token = pick(scores, step=step)
+            buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, token))
+            return step + 1, token, done | ends(token), buffer, cache
+
+        carry = (jnp.int32(1), first, ends(first), buffer, cache)
+        *_, buffer, cache = lax.while_loop(unfinished, advance, carry)
+        return buffer, cache
+
+    @jax.jit
+    def score(
+        state: Any, x: jax.Array, places: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        lvlm = model(state)
+        real = jnp.arange(x.shape[1]) < count[:, None]
+        return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
+
+    return Programs(encode, prune, lay_out, prefill, decode, score)

@@ -1,0 +1,137 @@
+"""The devices' half of an `LVLM`: parameters and compiled functions, on laid-out arrays."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from resprune_jax.models.checkpoint.sharding import batch_sharding
+from resprune_jax.models.families.registry import Family, Pictures
+from resprune_jax.models.prompts import buckets
+from resprune_jax.models.running.encoded import Encoded
+from resprune_jax.models.running.generation import Call, Outcome
+from resprune_jax.models.running.programs import Programs, programs
+from resprune_jax.selection import Selection
+
+
+class Runner:
+    """Runs what the host laid out; nothing of a call is kept.
+
+    Attributes:
+        family: the model family: its processor, layouts and positions.
+        state: the parameters, split from the Flax module.
+        eos_ids: (E,) int32, the ids that end an answer.
+        dtype: of the parameters.
+        mesh: the device mesh, or None.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        state: Any,
+        *,
+        eos_ids: np.ndarray,
+        dtype: DTypeLike,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> None:
+        self.family = family
+        self.state = state
+        self.eos_ids = eos_ids
+        self.dtype = jnp.dtype(dtype)
+        self.mesh = mesh
+
+    @property
+    def config(self) -> Any:
+        """The architecture."""
+        return self.family.config
+
+    @property
+    def programs(self) -> Programs:
+        """The compiled functions of this architecture."""
+        return programs(self.config, self.dtype)
+
+    def run_tower(self, pictures: Pictures) -> Encoded:
+        """Run the vision tower and projector on what `Family.read` gave."""
+        inputs = pictures.inputs
+        if self.mesh is not None:
+            batched = pictures.batched
+            inputs = jax.tree.map(lambda x: self._put(x)[0] if batched else x, inputs)
+        return Encoded(self.programs.encode(self.state, inputs), pictures.layouts)
+
+    def run(
+        self,
+        call: Call,
+        *,
+        max_new_tokens: int,
+        last: int,
+        temperature: float,
+        top_p: float,
+        rng_seed: int,
+    ) -> Outcome:
+        """Select, prefill and decode what is laid out: the devices' part of `generate`.
+
+        Args:
+            call: from `lay_out`.
+            max_new_tokens: room for tokens, see `generate`; as are the three below.
+            last: stop after so many, at most `max_new_tokens`.
+            temperature: of drawing.
+            top_p: of drawing.
+            rng_seed: of drawing.
+        """
+        marks = [time.perf_counter()]
+        selection, kept = self.select(call)
+        jax.block_until_ready(kept)
+        marks.append(time.perf_counter())
+        slots = buckets.new_token_bucket(max_new_tokens)
+        x, places, count, position = self.assemble(call, kept)
+        logits, cache = self.programs.prefill(self.state, x, places, count, slots=slots)
+        finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
+        marks.append(time.perf_counter())
+        buffer, _ = self.programs.decode(
+            self.state, cache, logits, position, np.int32(last), self.eos_ids,
+            np.uint32(rng_seed), np.float32(max(temperature, 1e-6)), np.float32(top_p),
+            slots=slots, greedy=temperature == 0,
+        )  # fmt: skip
+        tokens = np.asarray(buffer)
+        marks.append(time.perf_counter())
+        laps = np.diff(marks).tolist()
+        timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
+        return Outcome(selection, kept, finite, tokens, timings)
+
+    def select(self, call: Call) -> tuple[Selection | None, jax.Array | np.ndarray]:
+        """The selection, and which visual tokens of each row (B, N) enter the LLM."""
+        plan, visual = call.plan, call.visual
+        most = visual.valid.shape[1]
+        if call.method is None or plan.full.all():
+            # An array of the devices, as a selection gives: one program for both.
+            everything = np.arange(most) < plan.totals[:, None]
+            return None, jax.device_put(self._put(everything)[0])
+        per_image = plan.limits.ndim == 2
+        full = plan.full[:, None] if per_image else plan.full
+        # A row that keeps everything needs no picks: it must not stretch the loop of the others.
+        limits = np.where(full, np.minimum(plan.limits, 1), plan.limits).astype(np.int32)
+        stop = np.float32(-1 if call.tolerance is None else call.tolerance)
+        owner = self._put(plan.owner(most))[0] if per_image else None
+        return self.programs.prune(
+            self.state, visual,
+            *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
+            call.method, owner, keep=plan.picks, newline=call.newline,
+        )  # fmt: skip
+
+    def assemble(self, call: Call, kept: jax.Array | np.ndarray) -> Any:
+        """The pruned prompts as the decoder takes them."""
+        plan = call.plan
+        rope = jax.tree.map(lambda x: self._put(x)[0], plan.rope)
+        return self.programs.assemble(
+            self.state, *self._put(plan.ids, plan.visual_index, plan.valid, plan.rows),
+            call.visual.embeddings, kept, rope, length=plan.length, positions=call.positions,
+        )  # fmt: skip
+
+    def _put(self, *arrays: np.ndarray) -> list[Any]:
+        """Host arrays as the compiled functions take them: over the data axis if there is one."""
+        if self.mesh is None:
+            return list(arrays)
+        return [jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in arrays]

@@ -1,0 +1,195 @@
+"""The CLIP vision tower, up to the block that feeds the projector.
+
+Attribute names are the checkpoint's (`pre_layrnorm` is spelt so there). Blocks behind the last one
+that runs, and the final norm of the class token, are not parameters of this module.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from resprune_jax.errors import CallError
+from resprune_jax.models.decoder.attention import attend, attention_rows
+from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm
+from resprune_jax.models.families.llava.config import ClipConfig
+
+
+class ClipEmbeddings(nnx.Module):
+    """Patches, the class token in front of them, and learned positions."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width = config.hidden_size
+        patch = config.num_channels * config.patch_size**2
+        self.config = config
+        self.class_embedding = nnx.Param(jax.random.normal(rngs.params(), (width,), dtype))
+        self.patch_embedding = nnx.Linear(
+            patch, width, use_bias=False, param_dtype=dtype, rngs=rngs
+        )
+        self.position_embedding = nnx.Embed(
+            config.num_patches + 1, width, param_dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Embed images.
+
+        Args:
+            pixels: (B, C, H, W), normalised.
+
+        Returns:
+            (B, 1 + N, v); the class token is row 0, patches follow in raster order.
+        """
+        batch = pixels.shape[0]
+        channels, grid, side = self.config.num_channels, self.config.grid, self.config.patch_size
+        used = grid * side  # a stride of one patch leaves a narrower rest unread
+        patches = pixels[:, :, :used, :used].reshape(batch, channels, grid, side, grid, side)
+        patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [B, rows, columns, C, side, side]
+        patches = patches.reshape(batch, grid * grid, channels * side * side)
+        x = self.patch_embedding(patches)  # [B, N, v]
+        first = jnp.broadcast_to(self.class_embedding[...], (batch, 1, x.shape[-1]))
+        x = jnp.concatenate([first, x], axis=1)
+        return x + self.position_embedding.embedding[...]
+
+
+class ClipAttention(nnx.Module):
+    """Full self-attention, every projection with a bias."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+
+        def linear() -> nnx.Linear:
+            return nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
+
+        self.q_proj, self.k_proj = linear(), linear()
+        self.v_proj, self.out_proj = linear(), linear()
+
+    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Attend.
+
+        Args:
+            x: (B, 1 + N, v), normalised.
+            saliency: also return the class token's attention to the patches.
+
+        Returns:
+            (B, 1 + N, v), and (B, N) float32 (mean over heads) or `None`.
+        """
+
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], self.num_heads, -1)
+
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        mixed = self.out_proj(attend(q, k, v).reshape(x.shape))
+        if not saliency:
+            return mixed, None
+        rows = attention_rows(q[:, :1], k)  # [B, H, 1, 1 + N]
+        return mixed, jnp.mean(rows[:, :, 0, 1:], axis=1)
+
+
+class ClipMlp(nnx.Module):
+    """Two layers with CLIP's activation between."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width, inner = config.hidden_size, config.intermediate_size
+        self.fc1 = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(inner, width, param_dtype=dtype, rngs=rngs)
+        self.activation = config.hidden_act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, 1 + N, v) to the same shape."""
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class ClipBlock(nnx.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width, epsilon = config.hidden_size, config.layer_norm_eps
+        self.layer_norm1 = LayerNorm(width, epsilon, dtype=dtype)
+        self.self_attn = ClipAttention(config, rngs=rngs, dtype=dtype)
+        self.layer_norm2 = LayerNorm(width, epsilon, dtype=dtype)
+        self.mlp = ClipMlp(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Run the block; arguments and results as in `ClipAttention`, x not normalised."""
+        mixed, row = self.self_attn(self.layer_norm1(x), saliency=saliency)
+        x = x + mixed
+        return x + self.mlp(self.layer_norm2(x)), row
+
+
+class ClipEncoder(nnx.Module):
+    """The blocks that run."""
+
+    def __init__(
+        self, config: ClipConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+    ) -> None:
+        """Make `num_blocks` blocks; `config` gives every size."""
+        self.layers = nnx.List(
+            [ClipBlock(config, rngs=rngs, dtype=dtype) for _ in range(num_blocks)]
+        )
+
+
+class ClipVision(nnx.Module):
+    """The vision tower of LLaVA-1.5."""
+
+    def __init__(
+        self, config: ClipConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+    ) -> None:
+        """Make the parameters.
+
+        Args:
+            config: every size.
+            num_blocks: blocks to hold and run; the output of the last one is the result.
+            rngs: for the random initial values.
+            dtype: dtype of the parameters.
+        """
+        self.config = config
+        self.embeddings = ClipEmbeddings(config, rngs=rngs, dtype=dtype)
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype=dtype)
+        self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, pixels: jax.Array, *, saliency: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Encode images.
+
+        Args:
+            pixels: (B, C, H, W), normalised, at the tower's own size.
+            saliency: also return the attention of the class token in the last block that runs (one
+                row beside the fused attention): what the pruning papers call CLS attention.
+
+        Returns:
+            features: (B, N, v) in raster order, without the class token.
+            saliency: (B, N) float32, mean over heads; not renormalised after the class token's own
+                share was dropped. `None` unless asked for.
+
+        Raises:
+            CallError: pixels of another shape.
+        """
+        x, row = self.encode(pixels, saliency=saliency)
+        return x[:, 1:], row
+
+    def encode(
+        self, pixels: jax.Array, *, saliency: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
+        config = self.config
+        expected = (config.num_channels, config.image_size, config.image_size)
+        if pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise CallError(
+                f"pixels have shape {pixels.shape}, expected (B, {', '.join(map(str, expected))}): "
+                "resize images with the checkpoint's own processor"
+            )
+        with jax.named_scope("vision_tower"):
+            x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))
+            x = self.pre_layrnorm(x)  # [B, 1 + N, v]
+            row = None
+            last = len(self.encoder.layers) - 1
+            for index, block in enumerate(self.encoder.layers):
+                with jax.named_scope(f"block_{index}"):
+                    x, row = block(x, saliency=saliency and index == last)
+        return x, row

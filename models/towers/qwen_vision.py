@@ -1,0 +1,200 @@
+"""The vision tower of Qwen2.5-VL on a packed batch of patches.
+
+Attribute names are the checkpoint's. Shapes: P patches (a bucket), v width, H heads, hd head width,
+W rows of L window slots, c patches of a merged cell. The patches stay in the processor's order from
+end to end: where a block attends inside windows, queries, keys and values are gathered into window
+rows and the result is gathered back, so no S x S score array is ever made and the merged cells come
+out in raster order.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from resprune_jax.errors import CallError
+from resprune_jax.models.decoder.attention import attend
+from resprune_jax.models.decoder.layers import ACTIVATIONS, RMSNorm
+from resprune_jax.models.decoder.rope import apply_rope, axial_tables
+from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
+from resprune_jax.models.families.qwen_vl.tables import VisionTables
+
+
+class QwenPatchEmbed(nnx.Module):
+    """A convolution whose stride is its kernel: one matrix for flattened patches, without bias."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        self.proj = nnx.Linear(
+            config.patch_values, config.hidden_size, use_bias=False, param_dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """(P, channels * frames * side * side) to (P, v)."""
+        return self.proj(patches.astype(self.proj.kernel.dtype))
+
+
+class QwenVisionAttention(nnx.Module):
+    """Self-attention inside frames or inside windows, with the 2-D rotation."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.qkv = nnx.Linear(width, 3 * width, param_dtype=dtype, rngs=rngs)
+        self.proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        tables: VisionTables,
+        *,
+        windowed: bool,
+    ) -> jax.Array:
+        """Attend.
+
+        Args:
+            x: (P, v), normalised.
+            rope: cosines and sines of the patches.
+            tables: where the patches sit.
+            windowed: inside windows; else inside whole frames.
+
+        Returns:
+            (P, v).
+        """
+        size = x.shape[0]
+        qkv = self.qkv(x).reshape(1, size, 3, self.num_heads, -1)  # [1, P, 3, H, hd]
+        q, k, v = apply_rope(qkv[:, :, 0], *rope), apply_rope(qkv[:, :, 1], *rope), qkv[:, :, 2]
+        if windowed:
+            mixed = self._in_windows(q[0], k[0], v[0], tables)
+        else:
+            segments = jnp.asarray(tables.segments)[None]  # [1, P]
+            mixed = attend(q, k, v, segments=segments)[0]
+        return self.proj(mixed.reshape(x.shape))
+
+    @staticmethod
+    def _in_windows(q: jax.Array, k: jax.Array, v: jax.Array, tables: VisionTables) -> jax.Array:
+        """(P, H, hd) each to (P, H, hd): gathered to windows, attended to there, gathered back."""
+        rows = jnp.stack([q, k, v], axis=1)  # [P, 3, H, hd]
+        rows = jnp.take(rows, tables.windows, axis=0, mode="fill", fill_value=0)
+        segments = jnp.asarray(tables.window_segments)  # [W, L]
+        mixed = attend(
+            rows[:, :, 0], rows[:, :, 1], rows[:, :, 2], segments=segments, engine="xla"
+        )  # [W, L, H, hd]
+        flat = mixed.reshape(-1, *q.shape[1:])
+        # Padding sits in no window; nothing is added to it.
+        return jnp.take(flat, tables.window_slot, axis=0, mode="fill", fill_value=0)
+
+
+class QwenVisionMlp(nnx.Module):
+    """The gated MLP; unlike the decoder's, every layer has a bias."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
+        self.up_proj = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
+        self.down_proj = nnx.Linear(inner, width, param_dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(P, v) to the same shape."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class QwenVisionBlock(nnx.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width, epsilon = config.hidden_size, config.rms_norm_eps
+        self.norm1 = RMSNorm(width, epsilon, dtype=dtype)
+        self.attn = QwenVisionAttention(config, rngs=rngs, dtype=dtype)
+        self.norm2 = RMSNorm(width, epsilon, dtype=dtype)
+        self.mlp = QwenVisionMlp(config, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        tables: VisionTables,
+        *,
+        windowed: bool,
+    ) -> jax.Array:
+        """Run the block; arguments as in `QwenVisionAttention`, x not normalised."""
+        x = x + self.attn(self.norm1(x), rope, tables, windowed=windowed)
+        return x + self.mlp(self.norm2(x))
+
+
+class QwenMerger(nnx.Module):
+    """The patches of a merged cell to one visual token of the language model's width."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        joined = config.hidden_size * config.merge_unit
+        self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        # The checkpoint numbers the layers of a sequence; its layer 1 is the activation.
+        self.mlp = nnx.Dict(
+            {
+                "0": nnx.Linear(joined, joined, param_dtype=dtype, rngs=rngs),
+                "2": nnx.Linear(joined, config.out_hidden_size, param_dtype=dtype, rngs=rngs),
+            }
+        )
+        self.joined = joined
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(P, v) to (P / c, d)."""
+        cells = self.ln_q(x).reshape(-1, self.joined)  # [P / c, c v]
+        return self.mlp["2"](ACTIVATIONS["gelu"](self.mlp["0"](cells)))
+
+
+class QwenVision(nnx.Module):
+    """The vision tower of Qwen2.5-VL with its merger."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters.
+
+        Args:
+            config: every size.
+            rngs: for the random initial values.
+            dtype: dtype of the parameters.
+        """
+        self.config = config
+        self.patch_embed = QwenPatchEmbed(config, rngs=rngs, dtype=dtype)
+        self.blocks = nnx.List(
+            [QwenVisionBlock(config, rngs=rngs, dtype=dtype) for _ in range(config.num_layers)]
+        )
+        self.merger = QwenMerger(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, patches: jax.Array, tables: VisionTables) -> tuple[jax.Array, jax.Array]:
+        """Encode a packed batch.
+
+        Args:
+            patches: (P, channels * frames * side * side), normalised, in the processor's order;
+                finite values in the padding.
+            tables: `make_tables` of the batch.
+
+        Returns:
+            features: (P, v), the last block's output.
+            cells: (P / c, d), the merged cells in the packed order; those of padding mean nothing.
+
+        Raises:
+            CallError: patches of another shape.
+        """
+        expected = (tables.segments.shape[0], self.config.patch_values)
+        if patches.shape != expected:
+            raise CallError(
+                f"patches have shape {patches.shape}, expected {expected}: pack them with "
+                "qwen_processing.pack"
+            )
+        config = self.config
+        with jax.named_scope("vision_tower"):
+            x = self.patch_embed(patches)
+            coords = jnp.asarray(tables.coords)
+            rope = axial_tables(coords, config.head_dim, config.rope_theta)
+            for index, block in enumerate(self.blocks):
+                with jax.named_scope(f"block_{index}"):
+                    windowed = index not in config.full_attention_blocks
+                    x = block(x, rope, tables, windowed=windowed)
+        with jax.named_scope("merger"):
+            return x, self.merger(x)

@@ -1,0 +1,100 @@
+"""The picture of the kept tokens: what the model sees, and which patches stay clear."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resprune_jax.errors import CallError, RunError
+from resprune_jax.experiments.answer.overlay import Panel, dim, overlay, patch_mask, seen_by_model
+from resprune_jax.models.families.llava.images import ImageProcessor
+
+
+def noise(width: int, height: int, rng_seed: int = 0) -> Image.Image:
+    """A smooth random colour image."""
+    rng = np.random.default_rng(rng_seed)
+    small = rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(80, 60), (60, 81), (56, 56), (301, 100), (20, 33), (57, 400)])
+@pytest.mark.parametrize("aspect", ["processor", "pad"])
+def test_the_drawn_square_is_what_the_model_sees(
+    checkpoint: Path, size: tuple[int, int], aspect: str
+) -> None:
+    image = noise(*size)
+    side = 56
+    processor = ImageProcessor.from_checkpoint(checkpoint, side)
+    pixels = processor([image], image_aspect=aspect)[0]  # type: ignore[arg-type]
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = np.array([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    truth = (pixels * std + mean).transpose(1, 2, 0) * 255
+    drawn = seen_by_model(image, image_aspect=aspect, image_size=side, side=side)  # type: ignore[arg-type]
+    # Another filter, and the crop before the resize: the same to a few grey levels.
+    difference = np.abs(drawn - truth)
+    shifted = np.abs(np.roll(drawn, 3, axis=0) - truth).mean()
+    shifted = min(shifted, np.abs(np.roll(drawn, 3, axis=1) - truth).mean())
+    print(f"{size} {aspect}: mean {difference.mean():.2f}, shifted by 3 pixels {shifted:.2f}")
+    assert difference.mean() < 1.0 < shifted
+
+
+def test_kept_patches_are_untouched_and_dropped_ones_grey() -> None:
+    pixels = np.asarray(noise(48, 36))
+    mask = patch_mask([5, 0, 11], (3, 4))
+    assert mask.sum() == 3 and mask[0, 0] and mask[1, 1] and mask[2, 3]
+    dimmed = dim(pixels, mask)
+    for row in range(3):
+        for column in range(4):
+            part = np.s_[12 * row : 12 * row + 12, 12 * column : 12 * column + 12]
+            if mask[row, column]:
+                np.testing.assert_array_equal(dimmed[part], pixels[part])
+            else:
+                assert (dimmed[part] == dimmed[part][..., :1]).all()  # no colour
+                assert dimmed[part].min() >= 255 * 0.69  # near the paper
+
+
+def test_an_index_outside_the_grid_is_refused() -> None:
+    for kept in ([16], [-1]):
+        with pytest.raises(CallError, match="outside the grid of 4x4"):
+            patch_mask(kept, (4, 4))
+    assert patch_mask(None, (4, 4)).all() and not patch_mask([], (4, 4)).any()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg"])
+def test_a_picture_is_written(tmp_path: Path, suffix: str) -> None:
+    # Dollar signs and markup are words here, not formulas.
+    question = "Does it cost $5 or $6, and is [bold]this[/bold] <b>it</b>? " * 5
+    panels: list[Panel] = [("full", None), ("3 of $16$", np.array([5, 2, 9])), ("none", [])]
+    path = tmp_path / f"out.{suffix}"
+    for order in (False, True):
+        written = overlay(
+            noise(80, 60), panels, (4, 4), question=question, image_aspect="processor",
+            image_size=56, path=path, order=order,
+        )  # fmt: skip
+    assert written == path and path.stat().st_size > 5000
+
+
+def test_every_panel_shows_its_own_budget(tmp_path: Path) -> None:
+    red = Image.new("RGB", (56, 56), (255, 0, 0))
+    budgets: list[Panel] = [
+        ("all", None), ("8", range(8)), ("4", range(4)), ("2", range(2)), ("1", [0])
+    ]  # fmt: skip
+    path = overlay(
+        red, budgets, (4, 4), question=None, image_aspect="pad", image_size=56,
+        path=tmp_path / "out.png",
+    )  # fmt: skip
+    seen = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    is_red = (seen[..., 0] > 200) & (seen[..., 1:].max(axis=-1) < 40)
+    each = (is_red.sum() / 160**2 / 9) * 16  # a panel is 3 inches at 160 dots an inch
+    assert abs(each - (16 + 8 + 4 + 2 + 1)) < 1.0, each  # the rings take a little
+
+
+def test_bad_calls_are_refused(tmp_path: Path) -> None:
+    arguments = {"question": "?", "image_aspect": "pad", "image_size": 56}
+    with pytest.raises(CallError, match="no panel"):
+        overlay(noise(9, 9), [], (4, 4), path=tmp_path / "o.png", **arguments)  # type: ignore[arg-type]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"broken\.png"):
+        overlay(broken, [("a", None)], (4, 4), path=tmp_path / "o.png", **arguments)  # type: ignore[arg-type]

@@ -1,0 +1,32 @@
+"""Published models with few layers, each as wide as in the original."""
+
+from typing import Any
+
+from resprune_jax.experiments.compile_check.models import CASES
+
+
+def shallow(name: str, layers: int, blocks: int = 2) -> dict[str, Any]:
+    """A configuration.
+
+    Args:
+        name: of a model of `tpu-check`.
+        layers: of its decoder.
+        blocks: of its vision tower.
+    """
+    hf = CASES[name].hf
+    if name.startswith("llava"):
+        return hf | {
+            "text_config": hf["text_config"] | {"num_hidden_layers": layers},
+            # What the published file leaves out is not the tower's own default.
+            "vision_config": {
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_hidden_layers": blocks,
+                "image_size": 336,
+                "patch_size": 14,
+                "projection_dim": 768,
+            },
+        }
+    tower = hf["vision_config"] | {"depth": blocks, "fullatt_block_indexes": [1]}
+    return hf | {"num_hidden_layers": layers, "vision_config": tower}
