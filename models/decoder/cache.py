@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resprune_jax.models.families.llava.config import DecoderConfig
+from resprune_jax.models.decoder.config import DecoderConfig
 
 
 @jax.tree_util.register_dataclass

@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.models.decoder.cache import KVCache
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.decoder.decoder import Decoder
-from resprune_jax.models.families.llava.config import DecoderConfig
 
 
 class CausalLM(nnx.Module):

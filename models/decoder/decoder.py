@@ -11,9 +11,9 @@ from jax.typing import DTypeLike
 
 from resprune_jax.models.decoder.attention import attend
 from resprune_jax.models.decoder.cache import KVCache
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.decoder.layers import RMSNorm
 from resprune_jax.models.decoder.rope import apply_rope, rope_tables
-from resprune_jax.models.families.llava.config import DecoderConfig
 
 
 class DecoderAttention(nnx.Module):

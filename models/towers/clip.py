@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.attention import attend, attention_rows
 from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm
-from resprune_jax.models.families.llava.config import ClipConfig
+from resprune_jax.models.towers.config import ClipConfig
 
 
 class ClipEmbeddings(nnx.Module):

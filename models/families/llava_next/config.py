@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from resprune_jax.errors import CallError
+from resprune_jax.models.checkpoint.fields import one_of, section, size, whole
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava.config import (
-    _LLAVA_VISION,
+    LLAVA_VISION,
     PROJECTOR_ACTIVATIONS,
-    ClipConfig,
-    DecoderConfig,
     LlavaConfig,
-    _one_of,
-    _section,
-    _size,
-    _vision_blocks,
-    _whole,
 )
+from resprune_jax.models.towers.config import ClipConfig, vision_blocks
 
 Pinpoint = tuple[int, int]
 """(height, width) in pixels that a picture may be cut into tiles at."""
@@ -90,19 +86,19 @@ class LlavaNextConfig:
         Raises:
             CallError: a setting that the port does not support, named with what is supported.
         """
-        _one_of("model type", hf.get("model_type", "llava_next"), ("llava_next",))
-        vision = ClipConfig.from_hf(_section(hf, "vision_config", _LLAVA_VISION))
+        one_of("model type", hf.get("model_type", "llava_next"), ("llava_next",))
+        vision = ClipConfig.from_hf(section(hf, "vision_config", LLAVA_VISION))
         # "full" would leave the class token among the patches, which fill no rectangle then.
         strategy = hf.get("vision_feature_select_strategy", "default")
-        _one_of("vision_feature_select_strategy", strategy, ("default",))
+        one_of("vision_feature_select_strategy", strategy, ("default",))
         image_token = hf.get("image_token_index", hf.get("image_token_id", 32000))
         return cls(
             vision=vision,
-            text=DecoderConfig.from_hf(_section(hf, "text_config", {})),
-            num_vision_blocks=_vision_blocks(hf.get("vision_feature_layer", -2), vision.num_layers),
+            text=DecoderConfig.from_hf(section(hf, "text_config", {})),
+            num_vision_blocks=vision_blocks(hf.get("vision_feature_layer", -2), vision.num_layers),
             image_grid_pinpoints=_pinpoints(hf.get("image_grid_pinpoints"), vision.image_size),
-            image_token_id=_whole("image_token_index", image_token),
-            projector_act=_one_of(
+            image_token_id=whole("image_token_index", image_token),
+            projector_act=one_of(
                 "projector_hidden_act",
                 hf.get("projector_hidden_act", "gelu"),
                 PROJECTOR_ACTIVATIONS,
@@ -126,7 +122,7 @@ def _pinpoints(value: Any, tile: int) -> tuple[Pinpoint, ...]:
             "broken"
         )
     what = "image_grid_pinpoints"
-    pins = tuple((_size(what, height), _size(what, width)) for height, width in value)
+    pins = tuple((size(what, height), size(what, width)) for height, width in value)
     for pin in pins:
         if pin[0] % tile or pin[1] % tile:
             raise CallError(

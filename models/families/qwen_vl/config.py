@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.families.llava.config import (
-    DecoderConfig,
-    _divides,
-    _number,
-    _one_of,
-    _section,
-    _side,
-    _size,
-    _whole,
+from resprune_jax.models.checkpoint.fields import (
+    divides,
+    number,
+    one_of,
+    section,
+    side,
+    size,
+    whole,
 )
+from resprune_jax.models.decoder.config import DecoderConfig
 
 _VISION_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")  # the second in files before version 5
 _TEXT_TYPES = ("qwen2_5_vl_text", "qwen2_5_vl")
@@ -104,33 +104,31 @@ class QwenVisionConfig:
         Raises:
             CallError: a model type, activation, RoPE type or size that the port does not support.
         """
-        _one_of("vision model type", hf.get("model_type", _VISION_TYPES[0]), _VISION_TYPES)
-        _one_of("vision hidden_act", hf.get("hidden_act", "silu"), ("silu",))
+        one_of("vision model type", hf.get("model_type", _VISION_TYPES[0]), _VISION_TYPES)
+        one_of("vision hidden_act", hf.get("hidden_act", "silu"), ("silu",))
         rope = _rope(hf, "vision", ("axial", "default"))
         config = cls(
-            hidden_size=_size("vision hidden_size", hf.get("hidden_size", 3584)),
-            intermediate_size=_size("vision intermediate_size", hf.get("intermediate_size", 3420)),
-            num_layers=_size("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
-            num_heads=_size(
-                "vision num_heads", _either(hf, "num_heads", "num_attention_heads", 16)
-            ),
-            out_hidden_size=_size("vision out_hidden_size", hf.get("out_hidden_size", 3584)),
-            patch_size=_side("vision patch_size", hf.get("patch_size", 14)),
-            temporal_patch_size=_side(
+            hidden_size=size("vision hidden_size", hf.get("hidden_size", 3584)),
+            intermediate_size=size("vision intermediate_size", hf.get("intermediate_size", 3420)),
+            num_layers=size("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
+            num_heads=size("vision num_heads", _either(hf, "num_heads", "num_attention_heads", 16)),
+            out_hidden_size=size("vision out_hidden_size", hf.get("out_hidden_size", 3584)),
+            patch_size=side("vision patch_size", hf.get("patch_size", 14)),
+            temporal_patch_size=side(
                 "vision temporal_patch_size", hf.get("temporal_patch_size", 2)
             ),
             # Buckets of patches hold whole merged cells of these sides.
-            spatial_merge_size=_one_of(
+            spatial_merge_size=one_of(
                 "vision spatial_merge_size", hf.get("spatial_merge_size", 2), (1, 2, 4)
             ),
-            window_size=_size("vision window_size", hf.get("window_size", 112)),
+            window_size=size("vision window_size", hf.get("window_size", 112)),
             full_attention_blocks=_blocks(hf.get("fullatt_block_indexes", (7, 15, 23, 31))),
-            tokens_per_second=_number("vision tokens_per_second", hf.get("tokens_per_second", 4)),
-            num_channels=_size("vision in_channels", hf.get("in_channels", 3)),
-            rope_theta=_number("vision rope_theta", rope.get("rope_theta", 10000.0)),
+            tokens_per_second=number("vision tokens_per_second", hf.get("tokens_per_second", 4)),
+            num_channels=size("vision in_channels", hf.get("in_channels", 3)),
+            rope_theta=number("vision rope_theta", rope.get("rope_theta", 10000.0)),
         )
-        _divides("vision hidden_size", config.hidden_size, "attention heads", config.num_heads)
-        _divides("vision head width", config.head_dim, "parts of the 2-D rotation", 4)
+        divides("vision hidden_size", config.hidden_size, "attention heads", config.num_heads)
+        divides("vision head width", config.head_dim, "parts of the 2-D rotation", 4)
         if config.window_cells < 1:
             raise CallError(
                 f"vision window_size {config.window_size} is smaller than one merged cell of "
@@ -177,9 +175,9 @@ class Qwen25VLConfig:
         Raises:
             CallError: a setting that the port does not support, named with what is supported.
         """
-        _one_of("model type", hf.get("model_type", "qwen2_5_vl"), ("qwen2_5_vl",))
-        vision = QwenVisionConfig.from_hf(_section(hf, "vision_config", {}))
-        text_hf = _section(hf, "text_config", hf)
+        one_of("model type", hf.get("model_type", "qwen2_5_vl"), ("qwen2_5_vl",))
+        vision = QwenVisionConfig.from_hf(section(hf, "vision_config", {}))
+        text_hf = section(hf, "text_config", hf)
         text = _text_config(text_hf)
         if vision.out_hidden_size != text.hidden_size:
             raise CallError(
@@ -190,14 +188,12 @@ class Qwen25VLConfig:
             vision=vision,
             text=text,
             mrope_section=_mrope_section(text_hf, text.head_dim),
-            image_token_id=_whole("image_token_id", hf.get("image_token_id", 151655)),
-            video_token_id=_whole("video_token_id", hf.get("video_token_id", 151656)),
-            vision_start_token_id=_whole(
+            image_token_id=whole("image_token_id", hf.get("image_token_id", 151655)),
+            video_token_id=whole("video_token_id", hf.get("video_token_id", 151656)),
+            vision_start_token_id=whole(
                 "vision_start_token_id", hf.get("vision_start_token_id", 151652)
             ),
-            vision_end_token_id=_whole(
-                "vision_end_token_id", hf.get("vision_end_token_id", 151653)
-            ),
+            vision_end_token_id=whole("vision_end_token_id", hf.get("vision_end_token_id", 151653)),
             # Files before version 5 keep the flag with the text model only.
             tie_word_embeddings=bool(
                 hf.get("tie_word_embeddings") or text_hf.get("tie_word_embeddings")
@@ -207,32 +203,32 @@ class Qwen25VLConfig:
 
 def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The language model, from the section or the file that holds its fields."""
-    _one_of("text model type", hf.get("model_type", _TEXT_TYPES[0]), _TEXT_TYPES)
-    _one_of("text hidden_act", hf.get("hidden_act", "silu"), ("silu",))
-    hidden = _size("text hidden_size", hf.get("hidden_size", 8192))
-    heads = _size("text num_attention_heads", hf.get("num_attention_heads", 64))
+    one_of("text model type", hf.get("model_type", _TEXT_TYPES[0]), _TEXT_TYPES)
+    one_of("text hidden_act", hf.get("hidden_act", "silu"), ("silu",))
+    hidden = size("text hidden_size", hf.get("hidden_size", 8192))
+    heads = size("text num_attention_heads", hf.get("num_attention_heads", 64))
     kv_heads = hf.get("num_key_value_heads", 8)
-    kv_heads = heads if kv_heads is None else _size("text num_key_value_heads", kv_heads)
-    layers = _size("text num_hidden_layers", hf.get("num_hidden_layers", 80))
-    _divides("text hidden_size", hidden, "attention heads", heads)
-    _divides("text num_attention_heads", heads, "key/value heads", kv_heads)
+    kv_heads = heads if kv_heads is None else size("text num_key_value_heads", kv_heads)
+    layers = size("text num_hidden_layers", hf.get("num_hidden_layers", 80))
+    divides("text hidden_size", hidden, "attention heads", heads)
+    divides("text num_attention_heads", heads, "key/value heads", kv_heads)
     head_dim = hidden // heads
-    _divides("text head_dim", head_dim, "rotary halves", 2)
+    divides("text head_dim", head_dim, "rotary halves", 2)
     # The reference's attention ignores a head width of its own.
-    _one_of("text head_dim", hf.get("head_dim", None), (None, head_dim))
+    one_of("text head_dim", hf.get("head_dim", None), (None, head_dim))
     _check_windows(hf, layers)
     rope = _rope(hf, "text", ("default", "mrope"))
     return DecoderConfig(
-        vocab_size=_size("text vocab_size", hf.get("vocab_size", 152064)),
+        vocab_size=size("text vocab_size", hf.get("vocab_size", 152064)),
         hidden_size=hidden,
-        intermediate_size=_size("text intermediate_size", hf.get("intermediate_size", 29568)),
+        intermediate_size=size("text intermediate_size", hf.get("intermediate_size", 29568)),
         num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=_number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-5)),
-        rope_theta=_number("text rope_theta", rope.get("rope_theta", 1e6)),
-        max_position_embeddings=_size(
+        rms_norm_eps=number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-5)),
+        rope_theta=number("text rope_theta", rope.get("rope_theta", 1e6)),
+        max_position_embeddings=size(
             "text max_position_embeddings", hf.get("max_position_embeddings", 32768)
         ),
         qkv_bias=True,
@@ -244,7 +240,7 @@ def _check_windows(hf: Mapping[str, Any], layers: int) -> None:
     kinds = hf.get("layer_types")
     if kinds is None:
         windowed = bool(hf.get("use_sliding_window")) and hf.get("sliding_window", 4096) is not None
-        first = _whole("max_window_layers", hf.get("max_window_layers", 80)) if windowed else layers
+        first = whole("max_window_layers", hf.get("max_window_layers", 80)) if windowed else layers
         kinds = ["sliding_attention"] * (layers - min(layers, first))
     if other := sorted({str(kind) for kind in kinds} - {"full_attention"}):
         raise CallError(
@@ -256,7 +252,7 @@ def _check_windows(hf: Mapping[str, Any], layers: int) -> None:
 def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     """The RoPE settings, nested or flat, as one mapping without entries that are not set."""
     nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
-    _one_of(f"{what} RoPE type", nested.get("rope_type", nested.get("type", kinds[0])), kinds)
+    one_of(f"{what} RoPE type", nested.get("rope_type", nested.get("type", kinds[0])), kinds)
     merged = {"rope_theta": hf.get("rope_theta"), **nested}
     return {key: value for key, value in merged.items() if value is not None}
 
@@ -266,7 +262,7 @@ def _mrope_section(hf: Mapping[str, Any], head_dim: int) -> tuple[int, int, int]
     section = _rope(hf, "text", ("default", "mrope")).get("mrope_section", (16, 24, 24))
     if not isinstance(section, Sequence) or isinstance(section, str) or len(section) != 3:
         raise CallError(f"mrope_section is {section!r}, expected three numbers")
-    time, rows, columns = (_size("mrope_section", part) for part in section)
+    time, rows, columns = (size("mrope_section", part) for part in section)
     if time + rows + columns != head_dim // 2:
         raise CallError(
             f"mrope_section {list(section)} shares out {time + rows + columns} frequencies, but a "
@@ -284,4 +280,4 @@ def _blocks(indices: Any) -> tuple[int, ...]:
     """Block indices as a sorted tuple."""
     if not isinstance(indices, Sequence) or isinstance(indices, str):
         raise CallError(f"vision fullatt_block_indexes is {indices!r}, expected a list of numbers")
-    return tuple(sorted(_whole("vision fullatt_block_indexes", index) for index in indices))
+    return tuple(sorted(whole("vision fullatt_block_indexes", index) for index in indices))

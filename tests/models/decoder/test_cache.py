@@ -7,7 +7,7 @@ import pytest
 
 from resprune_jax.models.decoder.attention import attend
 from resprune_jax.models.decoder.cache import KVCache
-from resprune_jax.models.families.llava.config import DecoderConfig
+from resprune_jax.models.decoder.config import DecoderConfig
 
 CONFIG = DecoderConfig(
     vocab_size=11,

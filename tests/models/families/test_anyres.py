@@ -16,7 +16,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from resprune_jax.errors import CallError
 from resprune_jax.methods.base import NEWLINE, PATCH
-from resprune_jax.models.families.llava.config import ClipConfig, DecoderConfig
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava_next.anyres import (
     NO_PATCH,
     Packing,
@@ -30,6 +30,7 @@ from resprune_jax.models.families.llava_next.anyres import (
     token_bucket,
 )
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
+from resprune_jax.models.towers.config import ClipConfig
 from tests.checkpoints.llava import tiny_tokenizer
 
 TEXT = DecoderConfig(31, 16, 24, 1, 2, 2, 8)

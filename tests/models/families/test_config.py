@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.families.llava.config import ClipConfig, DecoderConfig, LlavaConfig
+from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.families.llava.config import LlavaConfig
+from resprune_jax.models.towers.config import ClipConfig
 
 # Shaped like the published LLaVA-1.5-7B file, which leaves out most fields.
 HUB = {

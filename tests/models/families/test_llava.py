@@ -12,8 +12,10 @@ from flax import nnx
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.cache import KVCache
-from resprune_jax.models.families.llava.config import ClipConfig, DecoderConfig, LlavaConfig
+from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.towers.config import ClipConfig
 
 CONFIG = LlavaConfig(
     vision=ClipConfig(16, 24, 3, 2, image_size=29, patch_size=7),

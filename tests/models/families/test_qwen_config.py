@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.families.llava.config import DecoderConfig
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig, QwenVisionConfig
 
 # Shaped like the published Qwen2.5-VL-7B file: the text model's fields lie at the top.

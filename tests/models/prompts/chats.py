@@ -16,8 +16,10 @@ from tokenizers import (
 from transformers import LlamaTokenizer, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from resprune_jax.models.families.llava.config import ClipConfig, DecoderConfig, LlavaConfig
+from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.towers.config import ClipConfig
 
 SENTENCES = [
     "USER: what is on the table next to the window? ASSISTANT: a red cup and two books.",

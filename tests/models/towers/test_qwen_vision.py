@@ -13,7 +13,7 @@ from jax.extend.core import jaxprs_in_params
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder import attention
-from resprune_jax.models.families.llava.config import DecoderConfig
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig, QwenVisionConfig
 from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL

@@ -1,0 +1,110 @@
+"""The language model's configuration, read from the text part of a `config.json`.
+
+A field that the file leaves out takes the default of its Hugging Face configuration class, not a
+default of ours: the published LLaVA-1.5 files leave out most of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from resprune_jax.models.checkpoint.fields import divides, number, one_of, size
+
+# What a text configuration holds when its file is silent: (intermediate_size,
+# num_key_value_heads, max_position_embeddings, sliding_window). `None` key/value heads mean as many
+# as query heads.
+_TEXT_DEFAULTS: dict[str, tuple[int, int | None, int, int | None]] = {
+    "llama": (11008, None, 2048, None),
+    "mistral": (14336, 8, 4096 * 32, 4096),
+}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model: a Llama-style decoder.
+
+    Attributes:
+        vocab_size: rows of the embedding table.
+        hidden_size: width d of the residual stream.
+        intermediate_size: width of the gated MLP.
+        num_layers: decoder layers.
+        num_heads: query heads H.
+        num_kv_heads: key and value heads; query head h reads head h // (H / num_kv_heads).
+        head_dim: width of one head.
+        rms_norm_eps: epsilon of every RMS norm.
+        rope_theta: base of the rotary frequencies.
+        max_position_embeddings: longest context the checkpoint was made for, in tokens.
+        sliding_window: a query sees at most this many tokens, its own included; `None`: all.
+        qkv_bias: whether the query, key and value projections carry a bias (Qwen2 does).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 2048
+    sliding_window: int | None = None
+    qkv_bias: bool = False
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "DecoderConfig":
+        """Read a `llama` or `mistral` configuration.
+
+        Args:
+            hf: the parsed `text_config`; RoPE settings may be nested under `rope_parameters` or
+                flat (`rope_theta`, `rope_scaling`).
+
+        Returns:
+            The configuration, silent fields filled with Hugging Face's class defaults. A missing
+            Mistral `sliding_window` is 4096, a null one is no window.
+
+        Raises:
+            CallError: a model type, activation, bias or RoPE type that the port does not support.
+        """
+        model_type = one_of("text model type", hf.get("model_type", "llama"), tuple(_TEXT_DEFAULTS))
+        intermediate, kv_default, positions, window = _TEXT_DEFAULTS[model_type]
+        one_of("text hidden_act", hf.get("hidden_act", "silu"), ("silu",))
+        for key in ("attention_bias", "mlp_bias"):
+            one_of(f"text {key}", bool(hf.get(key, False)), (False,))
+        hidden = size("text hidden_size", hf.get("hidden_size", 4096))
+        heads = size("text num_attention_heads", hf.get("num_attention_heads", 32))
+        kv_heads = hf.get("num_key_value_heads", kv_default)
+        kv_heads = heads if kv_heads is None else size("text num_key_value_heads", kv_heads)
+        head_dim = hf.get("head_dim")
+        if head_dim is None:
+            divides("text hidden_size", hidden, "attention heads", heads)
+            head_dim = hidden // heads
+        divides("text num_attention_heads", heads, "key/value heads", kv_heads)
+        divides("text head_dim", size("text head_dim", head_dim), "rotary halves", 2)
+        if model_type == "mistral":
+            window = hf.get("sliding_window", window)
+        return cls(
+            vocab_size=size("text vocab_size", hf.get("vocab_size", 32000)),
+            hidden_size=hidden,
+            intermediate_size=size(
+                "text intermediate_size", hf.get("intermediate_size", intermediate)
+            ),
+            num_layers=size("text num_hidden_layers", hf.get("num_hidden_layers", 32)),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-6)),
+            rope_theta=_rope_theta(hf),
+            max_position_embeddings=size(
+                "text max_position_embeddings", hf.get("max_position_embeddings", positions)
+            ),
+            sliding_window=None if window is None else size("text sliding_window", window),
+        )
+
+
+def _rope_theta(hf: Mapping[str, Any]) -> float:
+    """The rotary base, from nested or flat settings; refuses every kind of scaling."""
+    nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    kind = nested.get("rope_type", nested.get("type", "default"))
+    one_of("RoPE type", kind, ("default",))
+    return number("rope_theta", nested.get("rope_theta", hf.get("rope_theta", 10000.0)))
