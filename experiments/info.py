@@ -22,14 +22,11 @@ from resprune_jax.experiments.common import (
 if TYPE_CHECKING:
     from resprune_jax.costs import DecoderShape
     from resprune_jax.models.checkpoint.formats import ModelConfig
-    from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
-    from resprune_jax.models.families.registry import ImageLayout
+    from resprune_jax.models.families.base import ImageLayout
 
 # The paper's budgets, as shares: 192, 128 and 64 of LLaVA-1.5's 576 visual tokens.
 PAPER_BUDGETS = (1 / 3, 2 / 9, 1 / 9)
 
-# Pictures to count visual tokens of where their number depends on the size: width, height.
-USUAL_SIZES = ((640, 480), (336, 336), (1024, 768), (1920, 1080))
 LARGEST_SIDE = 100_000
 
 PARTS = {
@@ -204,57 +201,15 @@ def vision_facts(
     config: "ModelConfig", size: tuple[int, int], layout: "ImageLayout"
 ) -> dict[str, Any]:
     """How an image of this (width, height) is cut, and what its tower and projector cost."""
-    from resprune_jax import costs
-    from resprune_jax.models.families.llava_next.anyres import num_tiles
-    from resprune_jax.models.families.llava_next.config import LlavaNextConfig
-    from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
+    from resprune_jax.models.families.registry import family_class
 
-    if isinstance(config, Qwen25VLConfig):
-        assert layout.grid is not None
-        rows, columns = layout.grid.rows, layout.grid.columns
-        return {
-            "grid": [rows, columns],
-            "vision_tower_flops": qwen_tower_flops(config.vision, rows * columns),
-            "projector_flops": costs.projector_flops(
-                layout.tokens,
-                vision_hidden=config.vision.hidden_size * config.vision.merge_unit,
-                hidden=config.text.hidden_size,
-            ),
-        }
-    vision = config.vision
-    tiles = num_tiles(size[1], size[0], config) if isinstance(config, LlavaNextConfig) else 1
-    tower = costs.vision_tower_flops(
-        vision.num_patches,
-        layers=config.num_vision_blocks,
-        hidden=vision.hidden_size,
-        intermediate=vision.intermediate_size,
-        patch_values=vision.num_channels * vision.patch_size**2,
-    )
+    costs = family_class(config).vision_costs(config, size[::-1], layout)
     return {
-        "image_size": vision.image_size,
-        "grid": [vision.grid, vision.grid],
-        "tiles": tiles,
-        "vision_tower_flops": tiles * tower,
-        "projector_flops": costs.projector_flops(
-            layout.tokens - layout.newlines,
-            vision_hidden=vision.hidden_size,
-            hidden=config.text.hidden_size,
-        ),
+        "grid": list(costs.grid),
+        "tiles": costs.tiles,
+        "vision_tower_flops": costs.tower_flops,
+        "projector_flops": costs.projector_flops,
     }
-
-
-def qwen_tower_flops(vision: "QwenVisionConfig", cells: int) -> float:
-    """FLOPs of Qwen2.5-VL's tower for an image of so many merged cells, without the merger.
-
-    Four square matrices and a gated MLP a block; attention over the image in some blocks, over
-    windows of `window_patches` in the others. 2 a multiply-add.
-    """
-    patches, width = cells * vision.merge_unit, vision.hidden_size
-    matrices = 4 * width**2 + 3 * width * vision.intermediate_size
-    whole = sum(block < vision.num_layers for block in vision.full_attention_blocks)
-    seen = whole * patches + (vision.num_layers - whole) * min(vision.window_patches, patches)
-    linear = vision.num_layers * matrices + vision.patch_values * width
-    return 2.0 * patches * (linear + 2 * width * seen)
 
 
 def run(options: InfoOptions) -> int:
@@ -274,19 +229,18 @@ def run(options: InfoOptions) -> int:
     sizes = tuple(parse_size(text) for text in options.size)
 
     from resprune_jax.models.checkpoint.hub import resolve_checkpoint
-    from resprune_jax.models.checkpoint.reading import read_config, resolve_dtype
-    from resprune_jax.models.families.llava.config import LlavaConfig
-    from resprune_jax.models.families.registry import layout_of, read_model_config
+    from resprune_jax.models.checkpoint.reading import resolve_dtype
+    from resprune_jax.models.families.registry import family_class, read_config, read_model_config
 
     folder = resolve_checkpoint(
         checkpoint_of(options.model), revision=options.revision, weights=False
     )
     raw = read_config(folder)
     config = read_model_config(raw)
-    fixed = isinstance(config, LlavaConfig)
+    family = family_class(config)
     if not sizes:
-        sizes = ((config.vision.image_size,) * 2,) if fixed else USUAL_SIZES  # type: ignore[union-attr]
-    layout = layout_of(config, folder)
+        sizes = tuple((width, height) for height, width in family.usual_sizes(config))
+    layout = family.layouts(config, folder)
     images = [(size, layout(size[1], size[0])) for size in sizes]
     dtype = resolve_dtype(options.dtype, folder, raw)
     facts = {

@@ -12,8 +12,7 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError, one_of
 from resprune_jax.methods import Method, VisualTokens, get_method
 from resprune_jax.methods.base import NEWLINE
-from resprune_jax.models.families.llava.images import ImageAspect
-from resprune_jax.models.families.registry import Family, ImageLayout, Layouts
+from resprune_jax.models.families.base import Family, ImageAspect, ImageLayout, Layouts
 from resprune_jax.models.prompts import budgets
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder

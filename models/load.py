@@ -8,9 +8,14 @@ from jax.typing import DTypeLike
 
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.checkpoint.hub import resolve_checkpoint
-from resprune_jax.models.checkpoint.reading import load_parameters, read_config, resolve_dtype
+from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
 from resprune_jax.models.checkpoint.sharding import auto_mesh
-from resprune_jax.models.families.registry import make_family, module_class, read_model_config
+from resprune_jax.models.families.registry import (
+    make_family,
+    module_class,
+    read_config,
+    read_model_config,
+)
 from resprune_jax.models.prompts.chat import PromptEncoder
 
 

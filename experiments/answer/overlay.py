@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from resprune_jax.errors import CallError
 
@@ -21,46 +20,8 @@ if TYPE_CHECKING:
 Panel = tuple[str, Sequence[int] | np.ndarray | None]
 """A title, and the kept patches in order of choice, or None for all of them."""
 
-PAD_COLOUR = (122, 116, 104)  # CLIP's mean colour, with which the pad pipeline fills the square
 SIDE = 672  # pixels a panel's image is drawn with
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#1b1e23", "#6b7280", "#ff4f1f"
-
-
-def seen_by_model(
-    image: Image.Image,
-    *,
-    image_aspect: Literal["processor", "pad"],
-    image_size: int,
-    side: int = SIDE,
-) -> np.ndarray:
-    """The square part of an image that enters the vision tower, drawn larger than it enters.
-
-    Args:
-        image: RGB, upright.
-        image_aspect: "processor": the shortest edge fills the square, the rest is cropped evenly;
-            "pad": the whole image on a square of CLIP's mean colour.
-        image_size: side of the tower's input in pixels; the crop is rounded as it is there.
-        side: side of the result in pixels.
-
-    Returns:
-        (side, side, 3) uint8.
-    """
-    width, height = image.size
-    if image_aspect == "pad":
-        from resprune_jax.models.families.llava.images import pad_and_resize
-
-        return np.asarray(pad_and_resize(image, side, PAD_COLOUR, Image.Resampling.LANCZOS))
-    # The processor resizes, rounding down, and then crops: its box, in the original's pixels.
-    sizes = [int(image_size * length / min(width, height)) for length in (width, height)]
-    starts = [(length - image_size) // 2 for length in sizes]
-    scale = [width / sizes[0], height / sizes[1]]
-    box = (
-        starts[0] * scale[0],
-        starts[1] * scale[1],
-        min((starts[0] + image_size) * scale[0], width),
-        min((starts[1] + image_size) * scale[1], height),
-    )
-    return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS, box=box))
 
 
 def patch_mask(kept: Sequence[int] | np.ndarray | None, grid: tuple[int, int]) -> np.ndarray:
@@ -134,9 +95,11 @@ def overlay(
         CallError: no panel, or a patch outside the grid.
         RunError: an image that cannot be read.
     """
+    from resprune_jax.models.families.llava.images import seen_by_model
     from resprune_jax.models.images.files import open_image
 
-    pixels = seen_by_model(open_image(image), image_aspect=image_aspect, image_size=image_size)
+    seen = seen_by_model(open_image(image), image_aspect=image_aspect, image_size=image_size)
+    pixels = np.asarray(seen)
     views = [View(title, pixels, grid, kept) for title, kept in panels]
     return draw(views, question=question, path=path, order=order)
 

@@ -66,7 +66,7 @@ class Row:
         """What `LVLM.generate` takes: a path, or a list of paths and a `Video`."""
         if self.video_path is None:
             return self.paths[0] if isinstance(self.image, str) else list(self.paths)
-        from resprune_jax.models.families.registry import Video
+        from resprune_jax.models.families.base import Video
 
         return [*self.paths, Video(self.video_path, fps=self.fps)]
 

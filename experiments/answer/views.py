@@ -6,18 +6,14 @@ groups of frames.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from resprune_jax.experiments.answer.overlay import SIDE, View, seen_by_model
-from resprune_jax.models.families.llava.config import LlavaConfig
-from resprune_jax.models.families.llava.images import ImageAspect
-from resprune_jax.models.families.llava_next.anyres import packing
-from resprune_jax.models.families.llava_next.config import LlavaNextConfig
-from resprune_jax.models.families.registry import Family, Picture, Video
+from resprune_jax.experiments.answer.overlay import SIDE, View
+from resprune_jax.models.families.base import Family, ImageAspect, Picture, Video
 from resprune_jax.models.images.files import open_image
 
 MOST_FRAMES = 12
@@ -97,39 +93,18 @@ def _image_parts(
     family: Family, picture: Any, start: int, title: str, image_aspect: ImageAspect
 ) -> tuple[list[Part], int]:
     """The parts of an image, and how many visual tokens it gives."""
-    image, config = open_image(picture), family.config
-    if isinstance(config, LlavaConfig):
-        side, grid = config.vision.image_size, (config.vision.grid,) * 2
-        seen = seen_by_model(image, image_aspect=image_aspect, image_size=side)
-        cells = np.arange(config.num_visual_tokens)
-        return [Part(title, seen, grid, start + cells, cells)], len(cells)
-    if isinstance(config, LlavaNextConfig):
-        return _tiled_parts(config, image, start, title)
-    layout = family.layout(image.height, image.width)
-    assert layout.grid is not None
-    grid = layout.grid.rows, layout.grid.columns
-    cells = np.arange(layout.tokens)
-    return [Part(title, _drawn(image), grid, start + cells, cells)], layout.tokens
-
-
-def _tiled_parts(
-    config: LlavaNextConfig, image: Image.Image, start: int, title: str
-) -> tuple[list[Part], int]:
-    """The picture squeezed into a square, and the part of the tiles' plane that it covers."""
-    own = packing(image.height, image.width, config)
-    patches, front = config.patches_per_tile, f"{title}, " if title else ""
-    base, side = np.arange(patches), config.vision.grid
-    square = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-    parts = [Part(f"{front}whole", square, (side, side), start + base, base)]
-    if own.rows and own.columns:
-        tokens = np.arange(own.rows * (own.columns + 1))
-        row, column = np.divmod(tokens, own.columns + 1)
-        shown = column < own.columns  # the last of each row is its newline
-        cells = (row * own.columns + column)[shown]
-        places = (start + patches + tokens)[shown]
-        grid = own.rows, own.columns
-        parts.append(Part(f"{front}tiles", _drawn(image), grid, places, cells))
-    return parts, len(own.index)
+    image = open_image(picture)
+    parts = [
+        Part(
+            ", ".join(filter(None, (title, region.name))),
+            _drawn(region.picture, square=region.square),
+            region.grid,
+            start + region.tokens,
+            region.cells,
+        )
+        for region in family.regions(image, image_aspect)
+    ]
+    return parts, family.layout(image.height, image.width).tokens
 
 
 def _film(family: Family, video: Video, start: int, title: str) -> tuple[list[Part], int]:
@@ -142,25 +117,19 @@ def _film(family: Family, video: Video, start: int, title: str) -> tuple[list[Pa
     parts = []
     span = family.config.vision.temporal_patch_size
     cells = np.arange(each)
-    for number, frame in enumerate(_frames(video, span)):
-        group, first = divmod(number, span)
-        if first == 0 and group in drawn:
-            tokens = start + group * each + cells
-            parts.append(Part(f"{title}, frame {number + 1}", _drawn(frame), grid, tokens, cells))
+    with family.frames(video) as frames:
+        for number, frame in enumerate(frames):
+            group, first = divmod(number, span)
+            if first == 0 and group in drawn:
+                name = f"{title}, frame {number + 1}"
+                tokens = start + group * each + cells
+                parts.append(Part(name, _drawn(frame), grid, tokens, cells))
     return parts, layout.tokens
 
 
-def _frames(video: Video, span: int) -> Iterator[Image.Image]:
-    """The frames that the model saw."""
-    from resprune_jax.models.families.qwen_vl.video import read_video
-
-    options = {"fps": video.fps, "sampling": video.sampling, "group": span}
-    with read_video(video.frames, **options) as frames:  # type: ignore[arg-type]
-        yield from frames
-
-
-def _drawn(image: Image.Image) -> np.ndarray:
-    """A picture at the size of a panel, its aspect ratio kept."""
+def _drawn(image: Image.Image, *, square: bool = False) -> np.ndarray:
+    """A picture at the size of a panel, its aspect ratio kept unless it is drawn as a square."""
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    size = (SIDE, SIDE) if square else size
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS))

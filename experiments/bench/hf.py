@@ -30,7 +30,7 @@ def loaded(hf: dict[str, Any], state: Any, device: str, *, same_weights: bool) -
     from transformers import LlavaConfig, LlavaForConditionalGeneration
     from transformers.utils import logging
 
-    from resprune_jax.models.checkpoint.writing import save_checkpoint
+    from resprune_jax.models.families.registry import save_checkpoint
 
     logging.disable_progress_bar()
     if same_weights:

@@ -217,7 +217,7 @@ def _compile(
     import numpy as np
 
     from resprune_jax.methods import get_method
-    from resprune_jax.models.families.registry import LlavaFamily
+    from resprune_jax.models.families.llava.family import LlavaFamily
     from resprune_jax.models.prompts import buckets
 
     size = len(inputs.ids)

@@ -20,7 +20,7 @@ from resprune_jax.experiments.compile_check.compiler import (
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from resprune_jax.models.families.registry import Family
+    from resprune_jax.models.families.base import Family
     from resprune_jax.models.prompts.budgets import Keep
     from resprune_jax.models.running.plan import Plan
 
@@ -142,9 +142,11 @@ def make_workload(
 
     import numpy as np
 
+    from resprune_jax.models.families.base import ImageLayout
     from resprune_jax.models.families.llava.config import LlavaConfig
+    from resprune_jax.models.families.llava.family import LlavaFamily
+    from resprune_jax.models.families.qwen_vl.family import QwenFamily
     from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
-    from resprune_jax.models.families.registry import ImageLayout, LlavaFamily, QwenFamily
     from resprune_jax.models.prompts import buckets
     from resprune_jax.models.prompts.chat import EncodedPrompt
     from resprune_jax.models.running.plan import Prompts, make_plan

@@ -124,8 +124,9 @@ def check(height: int, width: int, *, keep: int = KEEP) -> list[Step]:
 
     from resprune_jax.methods import get_method
     from resprune_jax.models.decoder.attention import BLOCK, BLOCKWISE_ABOVE
+    from resprune_jax.models.families.qwen_vl.family import QwenFamily
     from resprune_jax.models.families.qwen_vl.module import Qwen25VL
-    from resprune_jax.models.families.registry import QwenFamily, read_model_config
+    from resprune_jax.models.families.registry import read_model_config
     from resprune_jax.models.prompts.chat import EncodedPrompt
     from resprune_jax.models.running.plan import Prompts, make_plan
     from resprune_jax.models.running.programs import programs

@@ -94,11 +94,12 @@ def write_checkpoint(directory: Path, layers: int, max_shard_bytes: int) -> int:
     import numpy as np
     from flax import nnx
 
-    from resprune_jax.models.checkpoint.names import dialect_key, source_of
+    from resprune_jax.models.checkpoint.names import source_of, with_prefix
     from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
     from resprune_jax.models.checkpoint.writing import write_weights
     from resprune_jax.models.families.llava.config import LlavaConfig
     from resprune_jax.models.families.llava.module import Llava
+    from resprune_jax.models.families.llava.names import DIALECTS
 
     content = checkpoint_config(layers)
     config = LlavaConfig.from_hf(content)
@@ -112,7 +113,10 @@ def write_checkpoint(directory: Path, layers: int, max_shard_bytes: int) -> int:
         source = source_of(path, shape)
         stored = source.stored_shape(config.vision.num_channels)
         return TensorToWrite(
-            dialect_key(source.key, "hub"), dtype, stored, lambda: np.resize(noise, stored)
+            with_prefix(source.key, DIALECTS["hub"]),
+            dtype,
+            stored,
+            lambda: np.resize(noise, stored),
         )
 
     flat = nnx.to_flat_state(nnx.split(abstract)[1])
@@ -149,9 +153,10 @@ def measure(directory: Path) -> Measured:
     import jax
     from flax import nnx
 
-    from resprune_jax.models.checkpoint.reading import load_parameters, read_config, resolve_dtype
+    from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
     from resprune_jax.models.families.llava.config import LlavaConfig
     from resprune_jax.models.families.llava.module import Llava
+    from resprune_jax.models.families.registry import read_config
 
     count = jax.device_count()
     mesh = jax.make_mesh((count,), ("model",)) if count > 1 else None

@@ -11,7 +11,7 @@ from resprune_jax.errors import CallError
 from resprune_jax.experiments.pocket import tokenizer
 from resprune_jax.experiments.pocket.scenes.parts import PATCH
 from resprune_jax.experiments.pocket.training.recipe import RECIPES, recipe
-from resprune_jax.models.checkpoint.writing import save_checkpoint
+from resprune_jax.models.families.registry import save_checkpoint
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

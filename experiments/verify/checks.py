@@ -24,7 +24,6 @@ from resprune_jax.experiments.verify.reference import (
     TEXTS,
     sample_places,
 )
-from resprune_jax.models.checkpoint.formats import format_of
 from resprune_jax.models.checkpoint.reading import CheckpointError
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.prompts import buckets
@@ -75,7 +74,7 @@ def keys_and_shapes(ours: Ours) -> Finding:
 
 def weights(ours: Ours) -> Finding:
     """Some values of every parameter, bit for bit: layers in their places, none transposed."""
-    keys = format_of(ours.config).keys
+    keys = ours.config.form.keys
     wrong, count, values = [], 0, 0
     for path, leaf in nnx.to_flat_state(ours.lvlm.state):
         source = keys.source_of(tuple(map(str, path)), leaf.shape)

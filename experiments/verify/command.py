@@ -140,8 +140,7 @@ def run(options: VerifyOptions, *, reference_folder: Path | None = None) -> int:
     from resprune_jax.experiments.verify.checks import run_checks
     from resprune_jax.experiments.verify.ours import Ours
     from resprune_jax.experiments.verify.theirs import make_reference
-    from resprune_jax.models.checkpoint.reading import read_config
-    from resprune_jax.models.families.registry import read_model_config
+    from resprune_jax.models.families.registry import read_config, read_model_config
 
     read_model_config(read_config(folder))  # an unsupported one is refused before gigabytes load
     say_memory(folder, options.dtype)

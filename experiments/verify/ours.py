@@ -14,8 +14,12 @@ from resprune_jax.errors import RunError
 from resprune_jax.experiments.verify.reference import NEW_TOKENS, Reference
 from resprune_jax.methods import ResPrune, VisualTokens
 from resprune_jax.models import LVLM, load_model
-from resprune_jax.models.checkpoint.reading import read_config
-from resprune_jax.models.families.registry import make_family, module_class, read_model_config
+from resprune_jax.models.families.registry import (
+    make_family,
+    module_class,
+    read_config,
+    read_model_config,
+)
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
 from resprune_jax.models.running.generation import Call

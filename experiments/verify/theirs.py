@@ -362,9 +362,9 @@ def _choose(
 
 def _fingerprints(model: Any) -> dict[str, np.ndarray]:
     """Some values of every parameter, by canonical name."""
-    from resprune_jax.models.checkpoint.formats import FORMATS
+    from resprune_jax.models.families.registry import family_of_type
 
-    keys = FORMATS[model.config.model_type].keys
+    keys = family_of_type(model.config.model_type).config_class.form.keys
     found = {}
     for name, tensor in model.state_dict().items():
         key = keys.canonical_key(name)

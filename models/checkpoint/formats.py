@@ -1,39 +1,45 @@
-"""How the checkpoints of each model family are named and stored, by their `model_type`."""
+"""How the checkpoints of a model family are named and stored."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from resprune_jax.models.checkpoint import names as checkpoint_keys
 from resprune_jax.models.checkpoint.names import Source
-from resprune_jax.models.families.llava.config import LlavaConfig
-from resprune_jax.models.families.llava_next.config import LlavaNextConfig
-from resprune_jax.models.families.qwen_vl import names as checkpoint_keys_qwen
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 
-ModelConfig = LlavaConfig | LlavaNextConfig | Qwen25VLConfig
-"""The architecture of a model of any family."""
+if TYPE_CHECKING:
+    from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
 
 
 class KeyTable(Protocol):
-    """What a module of key names offers; `names.py` documents each."""
+    """What a family's module of key names offers."""
 
     DIALECTS: dict[str, dict[str, str]]
+    """Key dialects for writing: canonical prefix -> prefix in the file."""
 
     def canonical_key(self, key: str) -> str:
-        """The canonical name of a key in any dialect."""
-        ...
-
-    def dialect_key(self, key: str, dialect: str) -> str:
-        """The name that a canonical key has in a dialect."""
+        """The canonical name of a key in any dialect; a key of no dialect as it is."""
         ...
 
     def source_of(self, path: Sequence[str | int], shape: Sequence[int]) -> Source:
-        """Where a parameter comes from."""
+        """Where a parameter comes from, by its path in the module."""
         ...
 
     def is_unused(self, key: str, known: Iterable[str], num_blocks: int | None) -> bool:
-        """Whether a checkpoint rightly holds a tensor that the model has no parameter for."""
+        """Whether a checkpoint rightly holds a tensor that the model has no parameter for.
+
+        Args:
+            key: canonical name.
+            known: canonical names of the model's parameters.
+            num_blocks: vision blocks that the configuration counts; None if not known.
+        """
+        ...
+
+    def fillers(self, tensors: "list[TensorToWrite]", config: Any) -> "list[TensorToWrite]":
+        """Tensors that only Hugging Face's model has, to be written beside the model's own.
+
+        Raises:
+            CallError: parameters that are not those of the configuration.
+        """
         ...
 
 
@@ -44,36 +50,39 @@ class CheckpointFormat:
     Attributes:
         model_type: its name in `config.json`.
         architecture: Hugging Face's class, the entry `architectures` of `config.json`.
-        config: the class of the parsed configuration.
         keys: the module of its key names.
         vision: the first part of the vision tower's parameter paths.
     """
 
     model_type: str
     architecture: str
-    config: type[ModelConfig]
     keys: KeyTable
     vision: str = "vision_tower"
 
 
-LLAVA = CheckpointFormat("llava", "LlavaForConditionalGeneration", LlavaConfig, checkpoint_keys)
-LLAVA_NEXT = CheckpointFormat(
-    "llava_next", "LlavaNextForConditionalGeneration", LlavaNextConfig, checkpoint_keys
-)
-QWEN_2_5_VL = CheckpointFormat(
-    "qwen2_5_vl",
-    "Qwen2_5_VLForConditionalGeneration",
-    Qwen25VLConfig,
-    checkpoint_keys_qwen,
-    vision="visual",
-)
+class ModelConfig(Protocol):
+    """The architecture of a model of any family.
 
-FORMATS: Mapping[str, CheckpointFormat] = {
-    own.model_type: own for own in (LLAVA, LLAVA_NEXT, QWEN_2_5_VL)
-}
-"""Every supported format by its `model_type`."""
+    Attributes:
+        form: how its checkpoints are named and stored.
+        vision: the vision tower.
+        text: the language model.
+        image_token_id: id of the placeholder of an image's visual tokens.
+    """
 
+    form: ClassVar[CheckpointFormat]
 
-def format_of(config: Any) -> CheckpointFormat:
-    """The format of a parsed configuration; LLaVA-1.5's for anything that is none."""
-    return next((own for own in FORMATS.values() if type(config) is own.config), LLAVA)
+    @property
+    def vision(self) -> Any:
+        """The vision tower."""
+        ...
+
+    @property
+    def text(self) -> Any:
+        """The language model."""
+        ...
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder of an image's visual tokens."""
+        ...

@@ -7,7 +7,6 @@ weight is read and named in one `CheckpointError`.
 """
 
 import dataclasses
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,13 +21,8 @@ from jax.typing import DTypeLike
 from ml_dtypes import finfo
 
 from resprune_jax.errors import CallError, say_once
-from resprune_jax.models.checkpoint.formats import (
-    FORMATS,
-    CheckpointFormat,
-    ModelConfig,
-    format_of,
-)
-from resprune_jax.models.checkpoint.names import Source, canonical_key, fold_names
+from resprune_jax.models.checkpoint.formats import CheckpointFormat, ModelConfig
+from resprune_jax.models.checkpoint.names import Source, fold_names
 from resprune_jax.models.checkpoint.safetensors_files import (
     DTYPES,
     CheckpointError,
@@ -41,64 +35,12 @@ from resprune_jax.models.checkpoint.sharding import (
     check_mesh,
     logical_axes,
 )
-from resprune_jax.models.checkpoint.writing import save_checkpoint
 
-__all__ = [
-    "SUPPORTED_MODEL_TYPES",
-    "CheckpointError",
-    "canonical_key",
-    "load_parameters",
-    "read_config",
-    "resolve_dtype",
-    "save_checkpoint",
-]
-
-SUPPORTED_MODEL_TYPES = tuple(FORMATS)
-"""Entries `model_type` of the checkpoints that are read."""
+__all__ = ["CheckpointError", "load_parameters", "resolve_dtype"]
 
 _logger = logging.getLogger("resprune_jax")
 _COMPUTE_DTYPES = {name: DTYPES[code] for name, code in
                    (("float32", "F32"), ("bfloat16", "BF16"), ("float16", "F16"))}  # fmt: skip
-
-
-def read_config(directory: str | Path) -> dict[str, Any]:
-    """Read the `config.json` of a checkpoint folder.
-
-    Args:
-        directory: the folder.
-
-    Returns:
-        The parsed file.
-
-    Raises:
-        CallError: there is no such folder, or its model type or quantisation is not supported.
-        CheckpointError: the folder has no `config.json`, or a broken one.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        what = "a file, not a folder" if directory.exists() else "not there"
-        raise CallError(f"checkpoint folder {directory} is {what}: give a folder with config.json")
-    path = directory / "config.json"
-    if not path.is_file():
-        raise CheckpointError(directory, ["it has no config.json: is this a checkpoint folder?"])
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(directory, [f"config.json is not readable JSON ({error})"]) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(directory, ["config.json is not a JSON object"])
-    kind = config.get("model_type")
-    if kind not in SUPPORTED_MODEL_TYPES:
-        raise CallError(
-            f"checkpoint {directory} has model_type {kind!r}, which is not supported; supported: "
-            + ", ".join(SUPPORTED_MODEL_TYPES)
-        )
-    if config.get("quantization_config"):
-        raise CallError(
-            f"checkpoint {directory} is quantised (config.json has quantization_config), which is "
-            "not supported: use the original float weights"
-        )
-    return config
 
 
 def resolve_dtype(
@@ -155,7 +97,7 @@ def resolve_dtype(
 
 def load_parameters(
     directory: str | Path,
-    abstract_module: nnx.Module,
+    abstract_module: Any,
     *,
     dtype: DTypeLike | None,
     mesh: Mesh | None = None,
@@ -182,9 +124,8 @@ def load_parameters(
             is not a float, truncated or inconsistent, all at once.
     """
     directory = Path(directory)
-    config = getattr(abstract_module, "config", None)
-    form = format_of(config)
-    config = config if isinstance(config, form.config) else None
+    config: ModelConfig = abstract_module.config
+    form = config.form
     _, state = nnx.split(abstract_module)
     targets = [_target(path, leaf, form) for path, leaf in nnx.to_flat_state(state)]
     cast = None if dtype is None else _compute_dtype(dtype, "dtype")
@@ -210,7 +151,7 @@ def load_parameters(
 
 
 def abstract_parameters(
-    abstract_module: nnx.Module, mesh: Mesh, rules: ShardingRules = DEFAULT_RULES
+    abstract_module: Any, mesh: Mesh, rules: ShardingRules = DEFAULT_RULES
 ) -> nnx.State:
     """The parameters as shapes, laid on a mesh as `load_parameters` lays them.
 
@@ -222,9 +163,8 @@ def abstract_parameters(
     Returns:
         The state; its leaves are `jax.ShapeDtypeStruct` with shardings.
     """
-    config = getattr(abstract_module, "config", None)
-    form = format_of(config)
-    config = config if isinstance(config, form.config) else None
+    config: ModelConfig = abstract_module.config
+    form = config.form
     leaves = []
     for path, leaf in nnx.to_flat_state(nnx.split(abstract_module)[1]):
         where = _sharding(path, leaf.shape, form, config, mesh, rules)
@@ -237,7 +177,7 @@ def _sharding(
     path: tuple[Any, ...],
     shape: tuple[int, ...],
     form: CheckpointFormat,
-    config: ModelConfig | None,
+    config: ModelConfig,
     mesh: Mesh,
     rules: ShardingRules,
 ) -> NamedSharding:
@@ -307,12 +247,12 @@ class _Reader:
 
 
 def _match(
-    files: WeightFiles, targets: list[_Target], form: CheckpointFormat, config: ModelConfig | None
+    files: WeightFiles, targets: list[_Target], form: CheckpointFormat, config: ModelConfig
 ) -> dict[str, TensorInfo]:
     """Pair parameters with tensors; raises with everything that does not pair."""
     keys = form.keys
     sources = {target.source.key: target.source for target in targets}
-    num_blocks = None if config is None else config.vision.num_layers
+    num_blocks = config.vision.num_layers
     found: dict[str, list[TensorInfo]] = {}
     unknown, odd = [], []
     for tensor in files.tensors:
@@ -372,11 +312,9 @@ def _check_tied(files: WeightFiles, head: TensorInfo, table: TensorInfo) -> None
 
 
 def _head_units(
-    path: tuple[str | int, ...], form: CheckpointFormat, config: ModelConfig | None
+    path: tuple[str | int, ...], form: CheckpointFormat, config: ModelConfig
 ) -> dict[str, int]:
     """How many heads a parameter's head axes hold, so that no head is split between devices."""
-    if config is None:
-        return {}
     if path[0] == form.vision:
         return {"heads": config.vision.num_heads, "kv_heads": config.vision.num_heads}
     return {"heads": config.text.num_heads, "kv_heads": config.text.num_kv_heads}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.formats import FORMATS, CheckpointFormat, ModelConfig
-from resprune_jax.models.checkpoint.names import Source
+from resprune_jax.models.checkpoint.formats import CheckpointFormat, ModelConfig
+from resprune_jax.models.checkpoint.names import Source, with_prefix
 from resprune_jax.models.checkpoint.safetensors_files import (
     DTYPES,
     INDEX_FILE,
@@ -21,16 +21,14 @@ from resprune_jax.models.checkpoint.safetensors_files import (
     TensorToWrite,
     write_file,
 )
-from resprune_jax.models.families.llava.config import LlavaConfig
-from resprune_jax.models.families.llava_next.config import LlavaNextConfig
 
-_BLOCKS = "vision_tower.encoder.layers."
 _STALE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
-def save_checkpoint(
+def write_checkpoint(
     directory: str | Path,
     config: Mapping[str, Any],
+    parsed: ModelConfig,
     parameters: nnx.State | nnx.Module,
     *,
     max_shard_bytes: int | None = None,
@@ -44,8 +42,8 @@ def save_checkpoint(
 
     Args:
         directory: made if missing; weight files of an earlier checkpoint in it are replaced.
-        config: the `config.json` of the model, of the family that its `model_type` names (default
-            LLaVA-1.5); its dtype entry is set to the parameters'.
+        config: the `config.json` of the model; its dtype entry is set to the parameters'.
+        parsed: the same as the family reads it.
         parameters: the model, or its state from `nnx.split`; arrays may be sharded.
         max_shard_bytes: split into files of at most this many bytes of tensors (a larger tensor has
             a file of its own) and write an index; None for one file.
@@ -56,31 +54,26 @@ def save_checkpoint(
         The directory.
 
     Raises:
-        CallError: an unknown family or dialect, a shard size below 1, parameters without values or
+        CallError: an unknown dialect, a shard size below 1, parameters without values or
             of another dtype than float, or another number of vision blocks than the configuration
             says.
     """
-    kind = config.get("model_type", "llava")
-    if kind not in FORMATS:
-        raise CallError(
-            f"model_type is {kind!r}, which is not supported; supported: {', '.join(FORMATS)}"
-        )
-    form = FORMATS[kind]
+    form = parsed.form
     dialects = form.keys.DIALECTS
     if dialect not in dialects:
         raise CallError(f"dialect is {dialect!r}, expected one of {', '.join(dialects)}")
     if max_shard_bytes is not None and max_shard_bytes < 1:
         raise CallError(f"max_shard_bytes is {max_shard_bytes}, expected at least 1, or None")
-    parsed = form.config.from_hf(config)
     state = nnx.split(parameters)[1] if isinstance(parameters, nnx.Module) else parameters
     tensors = [
         _tensor(path, leaf.get_value(), form, parsed) for path, leaf in nnx.to_flat_state(state)
     ]
-    if isinstance(parsed, LlavaConfig | LlavaNextConfig):
-        tensors += _unused_vision(tensors, parsed)
+    tensors += form.keys.fillers(tensors, parsed)
     dtypes = sorted({tensor.dtype.name for tensor in tensors})
-    rename = form.keys.dialect_key
-    renamed = [TensorToWrite(rename(t.key, dialect), t.dtype, t.shape, t.make) for t in tensors]
+    prefixes = dialects[dialect]
+    renamed = [
+        TensorToWrite(with_prefix(t.key, prefixes), t.dtype, t.shape, t.make) for t in tensors
+    ]
     renamed.sort(key=lambda tensor: tensor.key)
 
     directory = Path(directory)
@@ -121,38 +114,6 @@ def _stored(value: jax.Array | np.ndarray, source: Source, shape: tuple[int, ...
     return host if source.layout == "copy" else host.T.reshape(shape)
 
 
-def _unused_vision(
-    tensors: list[TensorToWrite], config: LlavaConfig | LlavaNextConfig
-) -> list[TensorToWrite]:
-    """The tensors of the vision tower that only Hugging Face's model has, as identities."""
-    first = {
-        t.key.removeprefix(f"{_BLOCKS}0."): t for t in tensors if t.key.startswith(f"{_BLOCKS}0.")
-    }
-    count = len({t.key[len(_BLOCKS) :].split(".")[0] for t in tensors if t.key.startswith(_BLOCKS)})
-    if count != config.num_vision_blocks:
-        raise CallError(
-            f"the parameters hold {count} vision blocks, but the configuration runs "
-            f"{config.num_vision_blocks}: save with the configuration the model was made from"
-        )
-    norm = first["layer_norm1.weight"]
-    like = {
-        f"vision_tower.post_layernorm.{part}": (f"layer_norm1.{part}", norm)
-        for part in ("weight", "bias")
-    }
-    for block in range(count, config.vision.num_layers):
-        like |= {f"{_BLOCKS}{block}.{rest}": (rest, tensor) for rest, tensor in first.items()}
-
-    def constant(rest: str, tensor: TensorToWrite) -> Callable[[], np.ndarray]:
-        # A zero output projection and a zero second layer add nothing to the residual stream.
-        value = 1 if rest in ("layer_norm1.weight", "layer_norm2.weight") else 0
-        return lambda: np.full(tensor.shape, value, tensor.dtype)
-
-    return [
-        TensorToWrite(key, tensor.dtype, tensor.shape, constant(rest, tensor))
-        for key, (rest, tensor) in like.items()
-    ]
-
-
 def _shards(tensors: list[TensorToWrite], most: int | None) -> list[list[TensorToWrite]]:
     """Cut the list into runs of at most `most` bytes, or of one tensor."""
     shards: list[list[TensorToWrite]] = [[]]
@@ -174,7 +135,7 @@ def write_weights(
     Args:
         directory: an existing folder.
         tensors: what to write, in this order; one at a time is in memory.
-        max_shard_bytes: as in `save_checkpoint`.
+        max_shard_bytes: as in `write_checkpoint`.
 
     Returns:
         The names of the files written.

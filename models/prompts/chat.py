@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.errors import CallError, RunError, say_once
-from resprune_jax.models.families.registry import ModelConfig
+from resprune_jax.models.checkpoint.formats import ModelConfig
 from resprune_jax.models.prompts.chat_files import one_line, read_eos_ids, read_json, read_template
 
 # Stands for the question while the text around it is found. Letters and digits only: whatever a

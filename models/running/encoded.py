@@ -6,7 +6,7 @@ from typing import Any
 
 from resprune_jax.errors import CallError
 from resprune_jax.methods import VisualTokens
-from resprune_jax.models.families.registry import Layouts, Picture, Video
+from resprune_jax.models.families.base import Layouts, Picture, Video
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resprune_jax.models.families.registry import Family, ImageLayout, Layouts, pad_rows
+from resprune_jax.models.families.base import Family, ImageLayout, Layouts, pad_rows
 from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import (

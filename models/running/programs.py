@@ -18,9 +18,10 @@ from jax import lax
 
 from resprune_jax.methods import Method, PromptContext, VisualTokens
 from resprune_jax.methods.base import NEWLINE
+from resprune_jax.models.checkpoint.formats import ModelConfig
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.causal_lm import CausalLM
-from resprune_jax.models.families.registry import ModelConfig, module_class
+from resprune_jax.models.families.registry import module_class
 from resprune_jax.selection import Selection
 
 Positions = Literal["reindex", "original"]

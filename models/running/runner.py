@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from resprune_jax.models.checkpoint.sharding import batch_sharding
-from resprune_jax.models.families.registry import Family, Pictures
+from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Call, Outcome

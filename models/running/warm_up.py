@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.families.registry import Picture, Video
+from resprune_jax.models.families.base import Picture, Video
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder

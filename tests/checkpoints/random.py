@@ -14,9 +14,9 @@ from flax import nnx
 
 from resprune_jax.experiments.pocket.export import write_image_processor
 from resprune_jax.experiments.pocket.tokenizer import TEMPLATE
-from resprune_jax.models.checkpoint.writing import save_checkpoint
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.families.registry import save_checkpoint
 
 CONFIG: dict[str, Any] = {
     "model_type": "llava",

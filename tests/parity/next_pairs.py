@@ -14,11 +14,12 @@ import torch
 from flax import nnx
 from PIL import Image
 
-from resprune_jax.models.checkpoint.reading import load_parameters, read_config
+from resprune_jax.models.checkpoint.reading import load_parameters
 from resprune_jax.models.families.llava_next.anyres import AnyresTables, packing
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
 from resprune_jax.models.families.llava_next.images import NextProcessor, TiledImage, stack_tiles
 from resprune_jax.models.families.llava_next.module import LlavaNext
+from resprune_jax.models.families.registry import read_config
 from tests.checkpoints.llava import IMAGE_TOKEN_ID
 from tests.checkpoints.llava_next import reference_model, tiny_next
 

@@ -14,10 +14,10 @@ from flax import nnx
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from resprune_jax.methods.base import NEWLINE, PATCH
-from resprune_jax.models.checkpoint.reading import read_config, save_checkpoint
 from resprune_jax.models.families.llava_next.anyres import AnyresTables, make_tables, packing
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
 from resprune_jax.models.families.llava_next.images import stack_tiles
+from resprune_jax.models.families.registry import read_config, save_checkpoint
 from tests.checkpoints.llava import IMAGE_TOKEN_ID, VOCABULARY
 from tests.checkpoints.llava_next import DIALECTS, reference_model, rename_dialect
 from tests.compiles import backend_compiles

@@ -13,7 +13,7 @@ from resprune_jax.experiments.pocket.scenes.questions import Question
 from resprune_jax.experiments.pocket.scenes.words import Draw
 from resprune_jax.methods import PromptContext, VisualTokens
 from resprune_jax.methods.base import Stage
-from resprune_jax.models.families.registry import pad_rows
+from resprune_jax.models.families.base import pad_rows
 from resprune_jax.models.prompts import buckets
 from resprune_jax.selection import Selection
 

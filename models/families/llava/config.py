@@ -7,10 +7,12 @@ implement is refused by one `CallError` that names the value and what is support
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from resprune_jax.models.checkpoint.fields import one_of, section, whole
+from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.families.llava import names
 from resprune_jax.models.towers.config import ClipConfig, vision_blocks
 
 PROJECTOR_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
@@ -42,6 +44,8 @@ class LlavaConfig:
         projector_bias: whether the projector's layers carry a bias.
         tie_word_embeddings: logits come from the embedding table; there is no `lm_head`.
     """
+
+    form: ClassVar = CheckpointFormat("llava", "LlavaForConditionalGeneration", names)
 
     vision: ClipConfig
     text: DecoderConfig

@@ -7,19 +7,21 @@ mean colour and resizes, which keeps them. Both are here, by name: "processor" a
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 from resprune_jax.errors import CallError
+from resprune_jax.models.families.base import ImageAspect
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
 from resprune_jax.models.images.processor_files import load_image_processor
 
-ImageAspect = Literal["processor", "pad"]
-
 MAX_RESIZED_PIXELS = 2**25
 """Pixels that "processor" may resize a picture to: sides of about 300 to 1 at 336 pixels."""
+
+PAD_COLOUR = (122, 116, 104)
+"""CLIP's mean colour, with which the original LLaVA pads."""
 
 # Pixels that `pad_and_resize` widens at a time.
 _STRIP_PIXELS = 2**21
@@ -192,6 +194,41 @@ def pad_and_resize(
         strip.paste(image.crop((0, start, width, start + rows)), (left, 0))
         narrow.paste(strip.resize((side, rows), resample), (0, top + start))
     return narrow.resize((side, side), resample)
+
+
+def seen_by_model(
+    image: Image.Image,
+    *,
+    image_aspect: ImageAspect,
+    image_size: int,
+    side: int = 672,
+) -> Image.Image:
+    """The square part of an image that enters the vision tower, drawn larger than it enters.
+
+    Args:
+        image: RGB, upright.
+        image_aspect: "processor": the shortest edge fills the square, the rest is cropped evenly;
+            "pad": the whole image on a square of CLIP's mean colour.
+        image_size: side of the tower's input in pixels; the crop is rounded as it is there.
+        side: side of the result in pixels.
+
+    Returns:
+        An RGB picture of `side` x `side` pixels.
+    """
+    width, height = image.size
+    if image_aspect == "pad":
+        return pad_and_resize(image, side, PAD_COLOUR, Image.Resampling.LANCZOS)
+    # The processor resizes, rounding down, and then crops: its box, in the original's pixels.
+    sizes = [int(image_size * length / min(width, height)) for length in (width, height)]
+    starts = [(length - image_size) // 2 for length in sizes]
+    scale = [width / sizes[0], height / sizes[1]]
+    box = (
+        starts[0] * scale[0],
+        starts[1] * scale[1],
+        min((starts[0] + image_size) * scale[0], width),
+        min((starts[1] + image_size) * scale[1], height),
+    )
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
 def _entries(processor: Any, name: str) -> dict[str, int]:

@@ -6,11 +6,13 @@ the port does not implement is refused by name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.checkpoint.fields import one_of, section, size, whole
+from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.families.llava import names
 from resprune_jax.models.families.llava.config import (
     LLAVA_VISION,
     PROJECTOR_ACTIVATIONS,
@@ -44,6 +46,8 @@ class LlavaNextConfig:
         projector_bias: whether the projector's layers carry a bias.
         tie_word_embeddings: logits come from the embedding table; there is no `lm_head`.
     """
+
+    form: ClassVar = CheckpointFormat("llava_next", "LlavaNextForConditionalGeneration", names)
 
     vision: ClipConfig
     text: DecoderConfig

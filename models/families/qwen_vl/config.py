@@ -7,7 +7,7 @@ at the top of the file (the published repositories) or nested under `text_config
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.checkpoint.fields import (
@@ -19,7 +19,9 @@ from resprune_jax.models.checkpoint.fields import (
     size,
     whole,
 )
+from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.families.qwen_vl import names
 
 _VISION_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")  # the second in files before version 5
 _TEXT_TYPES = ("qwen2_5_vl_text", "qwen2_5_vl")
@@ -152,6 +154,10 @@ class Qwen25VLConfig:
         vision_end_token_id: id behind it.
         tie_word_embeddings: logits come from the embedding table; there is no `lm_head`.
     """
+
+    form: ClassVar = CheckpointFormat(
+        "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", names, vision="visual"
+    )
 
     vision: QwenVisionConfig
     text: DecoderConfig

@@ -19,9 +19,9 @@ from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
 from resprune_jax.models.families.qwen_vl.tables import VisionTables, make_tables
-from resprune_jax.models.families.qwen_vl.video import Frames, Sampling, VideoLike, read_video
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
 from resprune_jax.models.images.processor_files import load_image_processor
+from resprune_jax.models.images.video import Frames, Sampling, VideoLike, read_video
 from resprune_jax.models.prompts.chat_files import read_json
 
 MAX_ASPECT = 200

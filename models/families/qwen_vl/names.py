@@ -9,18 +9,20 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from resprune_jax.models.checkpoint.names import Source
+from resprune_jax.models.checkpoint.names import Source, with_prefix
 from resprune_jax.models.checkpoint.names import source_of as _plain_source
+from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
 
 # First match wins. The two dialects in the wild: published repositories and what version 5 of
 # transformers saves keep the original names; files of 4.52 to 4.57 and version 5 in memory nest
 # both parts in `model.`.
-_CANONICAL_PREFIXES = (
-    ("model.visual.", "visual."),
-    ("model.language_model.", "language_model."),
-    ("model.", "language_model."),
-)
+_CANONICAL_PREFIXES = {
+    "model.visual.": "visual.",
+    "model.language_model.": "language_model.",
+    "model.": "language_model.",
+}
 
 DIALECTS: dict[str, dict[str, str]] = {
     "hub": {"language_model.": "model."},
@@ -42,18 +44,7 @@ def canonical_key(key: str) -> str:
         A name that begins with `visual.`, `language_model.` or `lm_head.`; a key of no dialect
         comes back as it is.
     """
-    for old, new in _CANONICAL_PREFIXES:
-        if key.startswith(old):
-            return new + key[len(old) :]
-    return key
-
-
-def dialect_key(key: str, dialect: str) -> str:
-    """Return the name that a canonical key has in one of `DIALECTS`."""
-    for old, new in DIALECTS[dialect].items():
-        if key.startswith(old):
-            return new + key[len(old) :]
-    return key
+    return with_prefix(key, _CANONICAL_PREFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +103,8 @@ def is_unused(key: str, known: Iterable[str] = (), num_blocks: int | None = None
         num_blocks: the same.
     """
     return _BUFFER.search(key) is not None
+
+
+def fillers(tensors: list[TensorToWrite], config: Any) -> list[TensorToWrite]:
+    """None: Hugging Face's model has the same parameters."""
+    return []

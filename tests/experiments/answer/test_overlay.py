@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from resprune_jax.errors import CallError, RunError
-from resprune_jax.experiments.answer.overlay import Panel, dim, overlay, patch_mask, seen_by_model
-from resprune_jax.models.families.llava.images import ImageProcessor
+from resprune_jax.experiments.answer.overlay import Panel, dim, overlay, patch_mask
+from resprune_jax.models.families.llava.images import ImageProcessor, seen_by_model
 
 
 def noise(width: int, height: int, rng_seed: int = 0) -> Image.Image:
@@ -30,7 +30,8 @@ def test_the_drawn_square_is_what_the_model_sees(
     mean = np.array([0.48145466, 0.4578275, 0.40821073])[:, None, None]
     std = np.array([0.26862954, 0.26130258, 0.27577711])[:, None, None]
     truth = (pixels * std + mean).transpose(1, 2, 0) * 255
-    drawn = seen_by_model(image, image_aspect=aspect, image_size=side, side=side)  # type: ignore[arg-type]
+    seen = seen_by_model(image, image_aspect=aspect, image_size=side, side=side)  # type: ignore[arg-type]
+    drawn = np.asarray(seen)
     # Another filter, and the crop before the resize: the same to a few grey levels.
     difference = np.abs(drawn - truth)
     shifted = np.abs(np.roll(drawn, 3, axis=0) - truth).mean()

@@ -12,19 +12,21 @@ from resprune_jax.experiments.answer.overlay import draw
 from resprune_jax.experiments.answer.views import MOST_FRAMES, panels_of
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models.decoder.mrope import Grid
+from resprune_jax.models.families.base import ImageLayout, Video
 from resprune_jax.models.families.llava_next.anyres import packing
-from resprune_jax.models.families.registry import ImageLayout, Video, tiled_layout
+from resprune_jax.models.families.llava_next.family import NextFamily
+from resprune_jax.models.families.qwen_vl.family import QwenFamily
 from tests.models.families.test_anyres import PUBLISHED
 
-NEXT: Any = SimpleNamespace(
-    config=PUBLISHED, layout=lambda height, width: tiled_layout(PUBLISHED, height, width)
-)
+NEXT = NextFamily.__new__(NextFamily)
+NEXT.config = PUBLISHED
 
 
-class Qwen:
+class Qwen(QwenFamily):
     """As many cells as the picture has 10 x 10 pixels; videos in pairs of frames."""
 
-    config = SimpleNamespace(vision=SimpleNamespace(temporal_patch_size=2))
+    def __init__(self) -> None:
+        self.config: Any = SimpleNamespace(vision=SimpleNamespace(temporal_patch_size=2))
 
     def layout(self, height: int, width: int) -> ImageLayout:
         grid = Grid(1, height // 10, width // 10)

@@ -11,9 +11,10 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from resprune_jax.models.checkpoint.reading import load_parameters, read_config
+from resprune_jax.models.checkpoint.reading import load_parameters
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.families.registry import read_config
 
 Tensors = dict[str, np.ndarray]
 NORM = "language_model.model.norm.weight"

@@ -13,11 +13,12 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.reading import load_parameters, read_config
+from resprune_jax.models.checkpoint.reading import load_parameters
 from resprune_jax.models.checkpoint.safetensors_files import TensorInfo, WeightFiles
 from resprune_jax.models.checkpoint.sharding import auto_mesh, batch_sharding
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.families.registry import read_config
 
 NAMES = ("q_proj", "o_proj", "gate_proj", "down_proj", "embed_tokens", "lm_head", "patch_embedding")
 MESHES = {

@@ -17,14 +17,9 @@ from transformers import LlavaForConditionalGeneration
 
 from resprune_jax import errors
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.reading import (
-    CheckpointError,
-    load_parameters,
-    read_config,
-    resolve_dtype,
-    save_checkpoint,
-)
+from resprune_jax.models.checkpoint.reading import CheckpointError, load_parameters, resolve_dtype
 from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.families.registry import read_config, save_checkpoint
 from tests.checkpoints.llava import DIALECTS, rename_dialect
 from tests.models.checkpoint.checkpoints import QUERY, Tensors, abstract, edit, flat, load
 

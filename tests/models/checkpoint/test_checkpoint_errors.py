@@ -10,10 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from resprune_jax.errors import CallError, RunError
-from resprune_jax.models.checkpoint.reading import (
-    CheckpointError,
-    read_config,
-)
+from resprune_jax.models.checkpoint.reading import CheckpointError
+from resprune_jax.models.families.registry import read_config
 from tests.checkpoints.llava import rename_dialect, tiny_llava
 from tests.models.checkpoint.checkpoints import NORM, QUERY, TABLE, Tensors, edit, flat, load
 

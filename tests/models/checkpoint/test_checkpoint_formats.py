@@ -12,16 +12,16 @@ from flax import nnx
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.formats import FORMATS, format_of
-from resprune_jax.models.checkpoint.reading import (
-    CheckpointError,
-    load_parameters,
-    read_config,
-    save_checkpoint,
-)
+from resprune_jax.models.checkpoint.reading import CheckpointError, load_parameters
 from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.families.llava_next.module import LlavaNext
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
+from resprune_jax.models.families.registry import (
+    FAMILIES,
+    family_class,
+    read_config,
+    save_checkpoint,
+)
 from tests.checkpoints.llava_next import tiny_next
 from tests.checkpoints.qwen_vl import DIALECTS, rename_dialect
 from tests.parity.qwen_pairs import pair
@@ -33,7 +33,7 @@ def abstract(directory: Path, kind: str | None = None) -> Any:
     """The module of a checkpoint folder, or of another family at that folder's sizes."""
     raw = read_config(directory)
     kind = raw["model_type"] if kind is None else kind
-    config = FORMATS[kind].config.from_hf(raw | {"model_type": kind})
+    config = FAMILIES[kind].config_class.from_hf(raw | {"model_type": kind})
     return nnx.eval_shape(lambda: MODULES[kind](config, rngs=nnx.Rngs(0)))
 
 
@@ -46,17 +46,18 @@ def equal(left: Any, right: Any) -> int:
 
 
 def test_every_family_has_its_format(tmp_path: Path) -> None:
-    assert list(FORMATS) == list(MODULES)
-    for kind, form in FORMATS.items():
-        assert form.model_type == kind
+    assert list(FAMILIES) == list(MODULES)
+    for kind, family in FAMILIES.items():
+        assert family.config_class.form.model_type == kind
         text = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
-        assert format_of(form.config.from_hf({"model_type": kind, "text_config": text})) is form
-    assert format_of(None) is FORMATS["llava"]
-    with pytest.raises(CallError, match=r"'bert', .* supported: llava, llava_next, qwen2_5_vl$"):
+        made = family.config_class.from_hf({"model_type": kind, "text_config": text})
+        assert family_class(made) is family
+    with pytest.raises(CallError, match=r"'bert' is not .* supported: 'llava', 'llava_next', 'qw"):
         save_checkpoint(tmp_path, {"model_type": "bert"}, nnx.State({}))
     for kind, names in (("llava_next", "hub, v4.52"), ("qwen2_5_vl", "hub, v5-memory")):
         with pytest.raises(CallError, match=f"dialect is 'mine', expected one of {names}"):
-            save_checkpoint(tmp_path, {"model_type": kind}, nnx.State({}), dialect="mine")
+            hf = {"model_type": kind, "text_config": text}
+            save_checkpoint(tmp_path, hf, nnx.State({}), dialect="mine")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

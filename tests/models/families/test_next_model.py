@@ -15,12 +15,13 @@ from transformers import LlavaNextConfig as Reference
 from resprune_jax.errors import CallError
 from resprune_jax.methods import PromptContext, get_method
 from resprune_jax.methods.base import NEWLINE
-from resprune_jax.models.checkpoint.reading import CheckpointError, load_parameters, save_checkpoint
+from resprune_jax.models.checkpoint.reading import CheckpointError, load_parameters
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava_next.anyres import make_tables
 from resprune_jax.models.families.llava_next.config import DEFAULT_PINPOINTS, LlavaNextConfig
 from resprune_jax.models.families.llava_next.module import LlavaNext
+from resprune_jax.models.families.registry import save_checkpoint
 from resprune_jax.models.towers.config import ClipConfig
 from tests.models.families.test_anyres import TINY
 

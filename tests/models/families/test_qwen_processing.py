@@ -18,7 +18,7 @@ from resprune_jax.models.families.qwen_vl.images import (
     pack,
     smart_resize,
 )
-from resprune_jax.models.families.qwen_vl.video import Sampling
+from resprune_jax.models.images.video import Sampling
 
 CONFIG = QwenVisionConfig(32, 56, 2, 2, 64)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])

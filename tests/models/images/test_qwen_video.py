@@ -12,7 +12,7 @@ from PIL import Image
 
 from resprune_jax import errors
 from resprune_jax.errors import CallError, RunError
-from resprune_jax.models.families.qwen_vl.video import (
+from resprune_jax.models.images.video import (
     ASSUMED_FPS,
     Sampling,
     VideoLike,

@@ -16,6 +16,7 @@ from resprune_jax.certificate import certify
 from resprune_jax.errors import CallError
 from resprune_jax.models import LVLM, Video, load_model
 from resprune_jax.models.decoder.cache import KVCache
+from resprune_jax.models.families.base import ImageLayout, Pictures
 from resprune_jax.models.families.llava_next.anyres import (
     num_tiles,
     num_tokens,
@@ -24,7 +25,6 @@ from resprune_jax.models.families.llava_next.anyres import (
 )
 from resprune_jax.models.families.qwen_vl.images import smart_resize
 from resprune_jax.models.families.qwen_vl.tables import make_tables
-from resprune_jax.models.families.registry import ImageLayout, Pictures
 from resprune_jax.models.prompts.chat import expand
 from resprune_jax.models.running.plan import Plan, Prompts, make_plan
 from resprune_jax.models.running.programs import programs

@@ -1,0 +1,102 @@
+"""The host's half of LLaVA-1.5."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resprune_jax import costs
+from resprune_jax.models.families.base import (
+    Family,
+    ImageAspect,
+    ImageLayout,
+    Picture,
+    Pictures,
+    Region,
+    VisionCosts,
+    image_of,
+    numbered,
+    pad_rows,
+)
+from resprune_jax.models.families.llava.config import LlavaConfig
+from resprune_jax.models.families.llava.images import ImageProcessor, seen_by_model
+from resprune_jax.models.families.llava.module import Llava
+from resprune_jax.models.prompts import buckets
+
+
+class LlavaFamily(Family):
+    """LLaVA-1.5: every image the same number of tokens, positions that count up."""
+
+    config_class = LlavaConfig
+    module_class = Llava
+    name = "LLaVA-1.5"
+
+    def __init__(self, config: LlavaConfig, folder: Path) -> None:
+        self.config = config
+        self.processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """See `Family.layout`."""
+        return ImageLayout(self.config.num_visual_tokens)
+
+    def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
+        """See `Family.read`."""
+        flat = [image_of(picture, self.name) for row in rows for picture in row]
+        pixels = self.processor(flat, image_aspect)  # [I, 3, H, W]
+        inputs = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
+        if any(len(row) != 1 for row in rows):
+            table = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+            for row, own in enumerate(numbered(rows)):
+                table[row, : len(own)] = own
+            inputs["rows"] = pad_rows(table, buckets.batch_bucket(len(rows)))
+        layout = ImageLayout(self.config.num_visual_tokens)
+        return Pictures(inputs, tuple((layout,) * len(row) for row in rows), batched=True)
+
+    def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
+        """See `Family.regions`: the square that enters the tower."""
+        grid, cells = self.config.vision.grid, np.arange(self.config.num_visual_tokens)
+        seen = seen_by_model(
+            image, image_aspect=image_aspect, image_size=self.config.vision.image_size
+        )
+        return [Region("", seen, (grid, grid), cells, cells)]
+
+    @classmethod
+    def layouts(cls, config: LlavaConfig, folder: Path) -> Callable[[int, int], ImageLayout]:
+        """See `Family.layouts`."""
+        return lambda height, width: ImageLayout(config.num_visual_tokens)
+
+    @classmethod
+    def usual_sizes(cls, config: LlavaConfig) -> tuple[tuple[int, int], ...]:
+        """See `Family.usual_sizes`: all give the same."""
+        return ((config.vision.image_size,) * 2,)
+
+    @classmethod
+    def vision_costs(
+        cls, config: LlavaConfig, size: tuple[int, int], layout: ImageLayout
+    ) -> VisionCosts:
+        """See `Family.vision_costs`."""
+        return clip_costs(config, layout.tokens)
+
+
+def clip_costs(config: LlavaConfig | Any, projected: int, *, tiles: int = 1) -> VisionCosts:
+    """Costs of a tower of plain blocks and a projector.
+
+    Args:
+        config: the architecture.
+        projected: visual tokens that pass the projector.
+        tiles: pictures that pass the tower.
+    """
+    vision = config.vision
+    tower = costs.vision_tower_flops(
+        vision.num_patches,
+        layers=config.num_vision_blocks,
+        hidden=vision.hidden_size,
+        intermediate=vision.intermediate_size,
+        patch_values=vision.num_channels * vision.patch_size**2,
+    )
+    projector = costs.projector_flops(
+        projected, vision_hidden=vision.hidden_size, hidden=config.text.hidden_size
+    )
+    return VisionCosts((vision.grid, vision.grid), tiles * tower, projector, tiles)

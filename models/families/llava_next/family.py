@@ -1,0 +1,88 @@
+"""The host's half of LLaVA-NeXT."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resprune_jax.models.families.base import (
+    Family,
+    ImageAspect,
+    ImageLayout,
+    Picture,
+    Pictures,
+    Region,
+    VisionCosts,
+    image_of,
+    numbered,
+    own_aspect,
+)
+from resprune_jax.models.families.llava.family import clip_costs
+from resprune_jax.models.families.llava_next.anyres import num_tiles, packing
+from resprune_jax.models.families.llava_next.config import LlavaNextConfig
+from resprune_jax.models.families.llava_next.images import NextProcessor, stack_tiles
+from resprune_jax.models.families.llava_next.module import LlavaNext
+from resprune_jax.models.prompts import buckets
+
+
+class NextFamily(Family):
+    """LLaVA-NeXT: a picture and its tiles, packed with a newline token behind each row."""
+
+    config_class = LlavaNextConfig
+    module_class = LlavaNext
+    name = "LLaVA-NeXT"
+
+    def __init__(self, config: LlavaNextConfig, folder: Path) -> None:
+        self.config = config
+        self.processor = NextProcessor.from_checkpoint(folder, config)
+
+    def layout(self, height: int, width: int) -> ImageLayout:
+        """See `Family.layout`."""
+        return tiled_layout(self.config, height, width)
+
+    def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
+        """See `Family.read`."""
+        own_aspect(image_aspect, self.name)
+        images = [self.processor.image(image_of(p, self.name)) for row in rows for p in row]
+        numbers = numbered(rows)
+        pixels, tables = stack_tiles(
+            images, self.config, rows=numbers, batch=buckets.batch_bucket(len(rows))
+        )
+        counts = [self.layout(*image.size) for image in images]
+        layouts = tuple(tuple(counts[i] for i in row) for row in numbers)
+        return Pictures({"pixels": pixels, "tables": tables}, layouts, batched=True)
+
+    def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
+        """See `Family.regions`: the picture squeezed into a square, and the tiles' plane."""
+        own = packing(image.height, image.width, self.config)
+        patches, side = self.config.patches_per_tile, self.config.vision.grid
+        base = np.arange(patches)
+        regions = [Region("whole", image, (side, side), base, base, square=True)]
+        if own.rows and own.columns:
+            tokens = np.arange(own.rows * (own.columns + 1))
+            row, column = np.divmod(tokens, own.columns + 1)
+            shown = column < own.columns  # the last of each row is its newline
+            cells = (row * own.columns + column)[shown]
+            places = (patches + tokens)[shown]
+            regions.append(Region("tiles", image, (own.rows, own.columns), places, cells))
+        return regions
+
+    @classmethod
+    def layouts(cls, config: LlavaNextConfig, folder: Path) -> Callable[[int, int], ImageLayout]:
+        """See `Family.layouts`."""
+        return partial(tiled_layout, config)
+
+    @classmethod
+    def vision_costs(
+        cls, config: LlavaNextConfig, size: tuple[int, int], layout: ImageLayout
+    ) -> VisionCosts:
+        """See `Family.vision_costs`; newline tokens pass no projector."""
+        return clip_costs(config, layout.tokens - layout.newlines, tiles=num_tiles(*size, config))
+
+
+def tiled_layout(config: LlavaNextConfig, height: int, width: int) -> ImageLayout:
+    """What an image of this size gives LLaVA-NeXT."""
+    own = packing(height, width, config)
+    return ImageLayout(len(own.index), own.rows)
