@@ -8,18 +8,19 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError
+from resprune_jax.models.prompts.budgets import Keep
+from resprune_jax.models.prompts.options import CallOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger("resprune_jax")
 
-Keep = int | float | None
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -49,6 +50,36 @@ class ModelOptions:
     """Branch, tag or commit of a Hub id."""
     debug: bool = False
     """Show the traceback when something fails."""
+
+
+def shown(metavar: str, default: str | None = "", help_text: str | None = None) -> Any:
+    """How an option shows in the help: its value's name, and what stands for its default."""
+    hint = f"(default: {default})" if default else default
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint, help=help_text)
+
+
+def call_options(cls: type) -> type:
+    """Let a subclass of `CallOptions` show the fields that it leaves as they are in its help.
+
+    Their meaning and what None stands for come from `CallOptions`. Below `@dataclass`.
+    """
+    kinds = get_type_hints(CallOptions)
+    for option in dataclasses.fields(CallOptions):
+        if option.name in cls.__annotations__:
+            continue
+        kind, unset = kinds[option.name], option.metadata["unset"]
+        if kind is Any:
+            kind = float | None
+        single = next((part for part in get_args(kind) if part is not type(None)), kind)
+        names = get_args(kind if get_origin(kind) is Literal else single)
+        look: dict[str, Any] = {"help": option.metadata["help"]}
+        if names or single in (int, float):
+            look["metavar"] = f"{{{','.join(names)}}}" if names else "N" if single is int else "X"
+        if unset:
+            look["help_behavior_hint"] = f"(default: {unset})"
+        cls.__annotations__[option.name] = Annotated[kind, tyro.conf.arg(**look)]
+        setattr(cls, option.name, option.default)
+    return cls
 
 
 def reason(error: BaseException) -> str:

@@ -3,38 +3,33 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from resprune_jax.errors import CallError, one_of
+from resprune_jax.errors import CallError
 from resprune_jax.methods import Method, VisualTokens, get_method
 from resprune_jax.methods.base import NEWLINE
-from resprune_jax.models.families.base import Family, ImageAspect, ImageLayout, Layouts
-from resprune_jax.models.prompts import budgets
+from resprune_jax.models.families.base import Family, ImageLayout, Layouts
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.encoded import Encoded, Images, media_of, rows_of
 from resprune_jax.models.running.generation import (
     Call,
     Generation,
-    check_sampling,
     first_rows,
     row_errors,
 )
 from resprune_jax.models.running.plan import Planned, Prompts, make_plan, planned, read_prompts
-from resprune_jax.models.running.programs import EMPTY, Newline, Positions
+from resprune_jax.models.running.programs import EMPTY
 from resprune_jax.models.running.runner import Runner
 from resprune_jax.models.running.warm_up import Sizes, warm_up
-from resprune_jax.prompts import NounExtractor, OcrLine, TextSource
-from resprune_jax.selection import SMALLEST_TOLERANCE
+from resprune_jax.prompts import NounExtractor
 
 Announce = Callable[[list[Planned]], None]
-
-Budget = Literal["total", "per_image"]
-"""Whether a prompt's images share its budget or have one each."""
 
 
 class LVLM(Runner):
@@ -107,59 +102,24 @@ class LVLM(Runner):
         counts = zip(valid.sum(axis=1).tolist(), lines.tolist(), strict=True)
         return Encoded(visual, tuple((ImageLayout(n, own),) for n, own in counts))
 
+    @takes_options
     def generate(
         self,
         images: Images,
         prompts: str | Sequence[str],
         *,
-        method: str | Method = "resprune",
-        keep: Keep | Sequence[Keep] = None,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        rng_seed: int = 0,
-        alpha: float | None = None,
-        seed_rule: str | None = None,
-        tolerance: float | None = None,
-        image_aspect: ImageAspect = "processor",
-        positions: Positions | None = None,
-        budget: Budget = "total",
-        newline: Newline = "candidate",
-        chat_template: bool = True,
-        text: TextSource = "nouns",
-        ocr_line: OcrLine = "strip",
-        strict_nouns: bool = False,
+        options: CallOptions,
         announce: Announce | None = None,
     ) -> Generation:
-        """Answer questions about images from the visual tokens that `method` keeps.
+        """Answer questions about images from the visual tokens that a method keeps.
+
+        Every field of `CallOptions` is a keyword: `generate(images, prompts, keep=128, alpha=0.5)`.
 
         Args:
             images: one image, one for each prompt, a list of images for each prompt, or what
                 `encode` gave; a single image serves all prompts.
             prompts: a question or a list of B questions.
-            method: "resprune", "none", or a `Method` instance.
-            keep: budget for all rows or a list with one for each: a count (capped at the image's
-                number of visual tokens), a ratio in (0, 1), or None for all tokens.
-            max_new_tokens: the most tokens to generate; a row stops at its end-of-sequence id.
-            temperature: 0 is greedy; above 0 the tokens are drawn.
-            top_p: draw from the smallest set of tokens with this probability mass.
-            rng_seed: seed of the random generator for drawing.
-            alpha: strength of the text guidance; default the method's own.
-            seed_rule: the rule for the seed token (Table VII); default the method's own.
-            tolerance: stop a row's selection once the residual energy is at most this fraction of
-                the total; `keep` stays the maximum.
-            image_aspect: as for `encode`.
-            positions: "reindex" (consecutive position ids after pruning) or "original"; default
-                the family's own (LLaVA reindexes, Qwen2.5-VL does not).
-            budget: "total" (a prompt's images share `keep`) or "per_image" (each has it).
-            newline: "candidate" (newline tokens of LLaVA-NeXT compete for the budget) or "always"
-                (they are kept beside it).
-            chat_template: False takes the prompts as they are, image placeholder included.
-            text: what conditions the choice: the question's "nouns", or every word of the "prompt"
-                (Setting-1 of Table IV).
-            ocr_line: "strip" leaves TextVQA's line of reference OCR tokens out of the nouns,
-                "keep" lets them count.
-            strict_nouns: refuse to run without spaCy's `en_core_web_sm`.
+            options: fields in place of keywords, or below them.
             announce: called with what each prompt's images give and what is kept of them, once the
                 images are read and before anything runs on the devices.
 
@@ -172,21 +132,13 @@ class LVLM(Runner):
             RunError: an image file that is broken.
         """
         begin = time.perf_counter()
-        chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
-        check_sampling(max_new_tokens, temperature, top_p, rng_seed)
         call = self._prepare(
-            images, prompts, method=chosen, keep=keep, max_new_tokens=max_new_tokens,
-            tolerance=tolerance, positions=positions, budget=budget, newline=newline,
-            chat_template=chat_template, text=text, ocr_line=ocr_line, strict_nouns=strict_nouns,
-            image_aspect=image_aspect, announce=announce,
-        )  # fmt: skip
+            images, prompts, options, new_tokens=options.max_new_tokens, announce=announce
+        )
         jax.block_until_ready(call.visual)
         encoded = time.perf_counter()
         plan = call.plan
-        made = self.run(
-            call, max_new_tokens=max_new_tokens, last=max_new_tokens, temperature=temperature,
-            top_p=top_p, rng_seed=rng_seed,
-        )  # fmt: skip
+        made = self.run(call, last=options.max_new_tokens)
         selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
         errors = row_errors(selection, made.finite, plan.size)
         rows = [row[row != EMPTY] if not error else row[:0] for row, error in
@@ -208,32 +160,28 @@ class LVLM(Runner):
             },
         )
 
+    @takes_options
     def warm_up(
         self,
         sizes: Sizes = ((336, 336),),
         *,
-        keep: Keep | Sequence[Keep] = None,
+        options: CallOptions,
         prompt_lengths: Sequence[int] = (64,),
         batch_sizes: Sequence[int] = (1,),
-        max_new_tokens: int = 128,
-        method: str | Method = "resprune",
-        positions: Positions | None = None,
-        budget: Budget = "total",
-        newline: Newline = "candidate",
-        temperature: float = 0.0,
     ) -> int:
         """Compile ahead what `generate` runs, so that calls in these buckets compile nothing.
 
-        Every combination of the first four is run once on blank pictures. A batch stands for one of
-        equal sizes; prompts of more than 32 tokens of nouns take a shape of their own.
+        Every combination of sizes, budgets (`keep`), lengths and batch sizes is run once on blank
+        pictures. A batch stands for one of equal sizes; prompts of more than 32 tokens of nouns
+        take a shape of their own.
 
         Args:
             sizes: of the pictures to come, (height, width) in pixels each; (frames, height, width)
                 for a video; a list of such for prompts with several.
-            keep: the budgets to come.
+            options: as the calls will have them, `keep` a list of the budgets to come; fields are
+                keywords too.
             prompt_lengths: tokens of the prompts to come, without visual tokens.
             batch_sizes: prompts of a call, each with its own pictures.
-            max_new_tokens: as the calls will say; as are the other arguments.
 
         Returns:
             How many different shapes were run.
@@ -241,100 +189,50 @@ class LVLM(Runner):
         Raises:
             CallError: an argument that `generate` would refuse.
         """
-        each = list(keep) if isinstance(keep, Sequence) else [keep]
-        check_sampling(max_new_tokens, temperature, 1.0, 0)
-        chosen = self._method(method)
-        settings = {
-            "method": chosen,
-            "positions": positions,
-            "budget": budget,
-            "newline": newline,
-            "tolerance": None,
-        }
-        return warm_up(
-            self, sizes, keep=budgets.parse(each, len(each), pruning=chosen is not None),
-            prompt_lengths=prompt_lengths, batch_sizes=batch_sizes, max_new_tokens=max_new_tokens,
-            settings=settings, drawing={"temperature": temperature, "top_p": 1.0, "rng_seed": 0},
-        )  # fmt: skip
+        return warm_up(self, sizes, options, prompt_lengths=prompt_lengths, batch_sizes=batch_sizes)
 
+    @takes_options
     def logits(
-        self,
-        images: Images,
-        prompts: str | Sequence[str],
-        *,
-        method: str | Method | None = None,
-        keep: Keep | Sequence[Keep] = None,
-        alpha: float | None = None,
-        seed_rule: str | None = None,
-        tolerance: float | None = None,
-        image_aspect: ImageAspect = "processor",
-        positions: Positions | None = None,
-        budget: Budget = "total",
-        newline: Newline = "candidate",
-        chat_template: bool = True,
-        text: TextSource = "nouns",
-        ocr_line: OcrLine = "strip",
-        strict_nouns: bool = False,
+        self, images: Images, prompts: str | Sequence[str], *, options: CallOptions
     ) -> tuple[jax.Array, jax.Array]:
         """Next-token scores at every position of the (pruned) prompts, for parity and scoring.
 
-        Arguments are those of `generate`; `method=None` is the full model, or "resprune" where a
-        `keep` is given.
+        Arguments are those of `generate`; without a `keep`, this is the full model.
 
         Returns:
             (logits (B, P, V) float32, valid (B, P) bool); rows are right padded, and only valid
             positions mean anything.
         """
-        if method is None:
-            method = "none" if keep is None else "resprune"
-        chosen = self._method(method, alpha=alpha, seed_rule=seed_rule)
-        call = self._prepare(
-            images, prompts, method=chosen, keep=keep, tolerance=tolerance, positions=positions,
-            budget=budget, newline=newline, chat_template=chat_template, text=text,
-            ocr_line=ocr_line, strict_nouns=strict_nouns, image_aspect=image_aspect,
-        )  # fmt: skip
+        call = self._prepare(images, prompts, options, new_tokens=0)
         plan = call.plan
         _, kept = self.select(call)
         logits, valid = self.programs.score(self.state, *self.assemble(call, kept)[:3])
         return logits[: plan.size], valid[: plan.size]
 
-    def _method(self, method: str | Method, **settings: Any) -> Method | None:
-        if method == "none":
-            if given := [name for name, value in settings.items() if value is not None]:
-                raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
+    def method_of(self, options: CallOptions) -> Method | None:
+        """The method of a call with its settings; None keeps every token."""
+        if options.method == "none":
             return None
-        if isinstance(method, str) and method == "resprune":
-            asked = {name: value for name, value in settings.items() if value is not None}
-            settings = {**self.family.resprune, **asked}
-        return get_method(method, **settings)
+        settings = options.settings
+        if options.method == "resprune":
+            settings = {**self.family.resprune, **settings}
+        return get_method(options.method, **settings)
 
     def _prepare(
         self,
         images: Images,
         prompts: str | Sequence[str],
+        options: CallOptions,
         *,
-        method: Method | None,
-        keep: Keep | Sequence[Keep],
-        max_new_tokens: int = 0,
-        tolerance: float | None,
-        positions: Positions | None,
-        budget: Budget,
-        newline: Newline,
-        chat_template: bool,
-        text: TextSource,
-        ocr_line: OcrLine,
-        strict_nouns: bool,
-        image_aspect: ImageAspect,
+        new_tokens: int,
         announce: Announce | None = None,
     ) -> Call:
         """Check the whole call, run the vision tower and lay the prompts out."""
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
         if not questions:
             raise CallError("no prompt was given")
-        self._check_rules(positions, budget, newline)
-        if tolerance is not None and not SMALLEST_TOLERANCE <= tolerance < 1:
-            raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {tolerance}")
-        each = budgets.parse(keep, len(questions), pruning=method is not None)
+        method = self.method_of(options)
+        each = options.budgets(len(questions))
         media = media_of(images)
         if len(media) not in (1, len(questions)):
             raise CallError(
@@ -343,26 +241,25 @@ class LVLM(Runner):
             )
         conditioned = method is not None and "text" in method.needs
         extractor = None
-        if conditioned and text == "nouns":
-            extractor = self.extractor(strict=strict_nouns)
+        if conditioned and options.text == "nouns":
+            extractor = self.extractor(strict=options.strict_nouns)
         read = read_prompts(
             self.encoder, questions, media if len(media) > 1 else media * len(questions),
-            text=text if conditioned else None, extractor=extractor, ocr_line=ocr_line,
-            chat_template=chat_template,
+            text=options.text if conditioned else None, extractor=extractor,
+            ocr_line=options.ocr_line, chat_template=options.chat_template,
         )  # fmt: skip
         pictures: Any = images
         if not isinstance(images, Encoded | VisualTokens):
-            pictures = self.family.read(rows_of(images), image_aspect)
+            pictures = self.family.read(rows_of(images), options.image_aspect)
         elif isinstance(images, VisualTokens):
             pictures = self._adopt(images)
         if announce is not None:
             own = pictures.layouts * (1 if len(pictures.layouts) > 1 else len(questions))
-            per_image, lines = budget == "per_image", newline == "always"
-            announce(planned(own, each, per_image=per_image, lines=lines))
+            announce(planned(own, each, options))
         encoded = pictures if isinstance(pictures, Encoded) else self.run_tower(pictures)
         return self.lay_out(
-            read, encoded.visual, encoded.layouts, each, method=method, positions=positions,
-            budget=budget, newline=newline, tolerance=tolerance, max_new_tokens=max_new_tokens,
+            read, encoded.visual, encoded.layouts, each, options, method=method,
+            new_tokens=new_tokens,
         )  # fmt: skip
 
     def lay_out(
@@ -371,26 +268,25 @@ class LVLM(Runner):
         visual: VisualTokens,
         layouts: Layouts,
         keep: list[Keep],
+        options: CallOptions,
         *,
         method: Method | None,
-        positions: Positions | None,
-        budget: Budget,
-        newline: Newline,
-        tolerance: float | None,
-        max_new_tokens: int,
+        new_tokens: int,
     ) -> Call:
-        """A call of `generate` behind its checks: prompts and visual tokens in static shapes."""
-        self._check_rules(positions, budget, newline)
-        plan = make_plan(
-            self.family, self.encoder, prompts, layouts, keep, slots=visual.valid.shape[1],
-            per_image=budget == "per_image", lines=newline == "always",
-            max_new_tokens=max_new_tokens,
-        )  # fmt: skip
-        positions = positions or self.family.positions
-        return Call(prompts, plan, visual, positions, newline, method, tolerance)
+        """A call behind its checks: prompts and visual tokens in static shapes.
 
-    def _check_rules(self, positions: Positions | None, budget: Budget, newline: Newline) -> None:
-        if positions is not None:
-            one_of("positions", positions, get_args(Positions))
-        one_of("budget", budget, get_args(Budget))
-        one_of("newline", newline, get_args(Newline))
+        Args:
+            prompts: B questions.
+            visual: the visual tokens of their images.
+            layouts: of the images, one row for all prompts or one for each.
+            keep: a budget for each prompt.
+            options: the call's.
+            method: what chooses; None keeps every token.
+            new_tokens: room for an answer in the model's context.
+        """
+        plan = make_plan(
+            self.family, self.encoder, prompts, layouts, keep, options,
+            slots=visual.valid.shape[1], new_tokens=new_tokens,
+        )  # fmt: skip
+        positions = options.positions or self.family.positions
+        return Call(prompts, plan, visual, options, positions, method)

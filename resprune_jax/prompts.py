@@ -9,22 +9,16 @@ tokens of the text that the LLM really sees. Everything here is text and NumPy o
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from resprune_jax.choices import OcrLine, TextSource
 from resprune_jax.errors import CallError
 from resprune_jax.nouns import load_pipeline
 
 OCR_LINES = ("strip", "keep")
 TEXTS = ("nouns", "prompt")
-
-
-OcrLine = Literal["strip", "keep"]
-"""What happens to TextVQA's line of reference OCR tokens; the paper does not say."""
-
-TextSource = Literal["nouns", "prompt"]
-"""What conditions the choice: the question's nouns, or every word (Setting-1 of Table IV)."""
 
 
 @dataclass(frozen=True)

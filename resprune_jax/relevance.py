@@ -4,19 +4,14 @@ The similarity is measured in the LLM's input embedding space, where projected v
 rows of the embedding table live side by side.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .choices import Aggregate, NonNegative
 from .errors import one_of
-
-Aggregate = Literal["max", "mean", "pooled"]
-"""Table VI: the largest or the mean cosine over the noun tokens, or the cosine with their mean."""
-
-NonNegative = Literal["clip", "shift", "minmax"]
-"""How a cosine, which may be negative, becomes a weight (our reading; the paper leaves it open)."""
 
 
 def gate(relevance: jax.Array, alpha: jax.Array) -> jax.Array:

@@ -1,16 +1,13 @@
 """The seed token: the five rules of Table VII for the first pick."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
+from .choices import SeedRule
 from .errors import CallError, one_of
 from .relevance import cosines
-
-SeedRule = Literal["cls_attention", "max_norm", "text", "mean_similarity", "center"]
-"""Table VII: highest CLS attention, largest norm, highest text relevance, highest cosine with the
-mean visual token, nearest to the centre of the image."""
 
 
 def seed_token(

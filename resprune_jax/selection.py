@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from . import engines
+from .choices import SMALLEST_TOLERANCE
 from .engines import lazy
 from .engines.guard import guarded
 from .engines.loop import row
@@ -24,9 +25,6 @@ from .engines.visits import visit
 from .errors import CallError
 from .prepared import Prepared, check_tokens
 from .relevance import gate
-
-SMALLEST_TOLERANCE = 1e-5
-"""Energies are exact to this fraction of their initial total; a finer stop would stop on noise."""
 
 MAX_BYTES = 2**31
 """Memory that a batch may take beside its arguments and its result, by default: 2 GiB."""

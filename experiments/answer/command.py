@@ -57,21 +57,8 @@ def _generate(
     return lvlm.generate(
         [row.pictures() for row in rows],
         [row.prompt for row in rows],
-        method=options.method,
-        keep=None if options.method == "none" else budgets,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
         # A batch draws from its own numbers: with one seed, all batches would draw the same ones.
-        rng_seed=(options.rng_seed + rows[0].index) % 2**32,
-        alpha=options.alpha,
-        seed_rule=options.seed_rule,
-        tolerance=options.tolerance,
-        image_aspect=options.image_aspect,
-        budget=options.budget,
-        newline=options.newline,
-        positions=options.positions,
-        strict_nouns=options.strict_nouns,
+        options=options.call(budgets, rng_seed=(options.rng_seed + rows[0].index) % 2**32),
         announce=announce,
     )
 
@@ -171,9 +158,8 @@ def run(options: AnswerOptions, *, load: Load | None = None) -> int:
         index = next(row.index for row in rows if row.keep is not None)
         raise CallError(f"row {index} has a keep, but --method none keeps every token: drop one")
     if not pruned:
-        for name in ("alpha", "seed_rule", "tolerance"):
-            if getattr(options, name) is not None:
-                logger.warning("--%s has no effect without --keep", name.replace("_", "-"))
+        for name in (*options.settings, *(["tolerance"] if options.tolerance is not None else [])):
+            logger.warning("--%s has no effect without --keep", name.replace("_", "-"))
     if not options.rows and len(rows) == 1:
         return _run_one(options, rows[0], make)
     return _run_many(options, rows, make)

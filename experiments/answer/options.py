@@ -1,51 +1,46 @@
 """The options of `resprune answer`, and what is refused before a model is loaded."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-
-import tyro
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     DType,
     Keep,
     ModelOptions,
+    call_options,
     check_file,
     check_number,
     check_target,
     model_name,
     parse_keep,
+    shown,
 )
+from resprune_jax.models.prompts.options import CallOptions
 
-SeedRule = Literal["cls_attention", "max_norm", "text", "mean_similarity", "center"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
-def _arg(metavar: str, default: str | None = "", help_text: str | None = None) -> Any:
-    """How an option shows in the help: its value's name, and what stands for its default."""
-    hint = f"(default: {default})" if default else default
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint, help=help_text)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerOptions(ModelOptions):
-    """Answer a question about an image, or a file of them, from a part of the visual tokens."""
+class QuestionOptions(ModelOptions):
+    """What is asked, and where answers go."""
 
-    image: Annotated[tuple[Path, ...], _arg("FILE [FILE ...]")] = ()
+    image: Annotated[tuple[Path, ...], shown("FILE [FILE ...]")] = ()
     """The image, or several that are all asked the same question."""
     together: bool = False
     """The images belong to one prompt, in this order; else each is asked by itself."""
-    video: Annotated[Path | None, _arg("FILE|FOLDER")] = None
+    video: Annotated[Path | None, shown("FILE|FOLDER")] = None
     """A video, behind the images of its prompt: a folder of frames, or a file (needs the video
     extra). For models that take videos."""
-    fps: Annotated[float | None, _arg("N", "what the video says")] = None
+    fps: Annotated[float | None, shown("N", "what the video says")] = None
     """Frames a second of --video, where it does not say."""
-    prompt: Annotated[str | None, _arg("TEXT")] = None
+    prompt: Annotated[str | None, shown("TEXT")] = None
     """The question; with --rows, the question of rows that have none."""
     rows: Annotated[
         Path | None,
-        _arg(
+        shown(
             "FILE.jsonl",
             help_text='JSON lines {"image": ..., "prompt": ...} in place of --image; "image" may'
             ' be a list for one prompt, a row may carry a "video" with its "fps", its own "keep"'
@@ -54,7 +49,7 @@ class AnswerOptions(ModelOptions):
     ] = None
     output: Annotated[
         Path | None,
-        _arg(
+        shown(
             "OUT.jsonl",
             help_text="Append a JSON line a row to this file. Rows that it answers already are"
             " skipped, rows that failed are asked again; without it, several rows go to standard"
@@ -62,71 +57,44 @@ class AnswerOptions(ModelOptions):
         ),
     ] = None
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+@call_options
+class AnswerOptions(CallOptions, QuestionOptions):
+    """Answer a question about an image, or a file of them, from a part of the visual tokens."""
+
     keep: Annotated[
         str,
-        _arg(
+        shown(
             "COUNT|RATIO|full",
             None,
             "Visual tokens to keep: a count such as 128, a ratio such as 0.222 of the image's own"
             " number, or full for every one. 1.0 is refused: it could mean one token or all.",
         ),
-    ] = "full"
-    budget: Literal["total", "per_image"] = "total"
-    """Whether the images of a prompt share --keep or have it each."""
-    newline: Annotated[
-        Literal["candidate", "always"],
-        _arg(
-            "{candidate,always}",
-            None,
-            "LLaVA-NeXT's newline tokens: candidate: they compete for the budget. always: they are"
-            " kept beside it.",
-        ),
-    ] = "candidate"
-    positions: Annotated[
-        Literal["reindex", "original"] | None, _arg("{reindex,original}", "the model's")
-    ] = None
-    """Position ids after pruning: closed up, or those of the full prompt."""
+    ] = "full"  # type: ignore[assignment]
     method: Literal["resprune", "none"] = "resprune"
     """How the kept tokens are chosen; none keeps every token."""
-    alpha: Annotated[float | None, _arg("A", "the method's")] = None
-    """Strength of the guidance by the question's nouns; 0 leaves the text out."""
-    seed_rule: Annotated[
-        SeedRule | None, _arg(f"{{{','.join(get_args(SeedRule))}}}", "the method's")
-    ] = None
-    """Which visual token is chosen first."""
-    tolerance: Annotated[float | None, _arg("T", "off")] = None
-    """Stop choosing at this share of energy left out; --keep stays the most."""
-    strict_nouns: bool = False
-    """Refuse to run without spaCy's en_core_web_sm, in place of taking the lexicon."""
-    image_aspect: Annotated[
-        Literal["processor", "pad"],
-        _arg(
-            "{processor,pad}",
-            None,
-            "processor: as the checkpoint says (LLaVA-1.5: centre crop). pad: the whole image on a"
-            " square of the mean colour, as in the original LLaVA.",
-        ),
-    ] = "processor"
 
-    max_new_tokens: Annotated[int, _arg("N", None)] = 128
-    """The most tokens to generate."""
-    temperature: Annotated[float, _arg("T", None)] = 0.0
-    """0 takes the likeliest token; above 0 tokens are drawn."""
-    top_p: Annotated[float, _arg("P", None)] = 1.0
-    """Draw from the likeliest tokens that hold this probability together."""
-    rng_seed: Annotated[int, _arg("N", None)] = 0
-    """Seed of the random generator for drawing."""
-    batch_size: Annotated[int, _arg("B", None)] = 4
+    batch_size: Annotated[int, shown("B", None)] = 4
     """Rows that run together."""
-    dtype: Annotated[DType | None, _arg(f"{{{','.join(get_args(DType))}}}", "the checkpoint's")] = (
-        None
-    )
+    dtype: Annotated[
+        DType | None, shown(f"{{{','.join(get_args(DType))}}}", "the checkpoint's")
+    ] = None
     """Number format of the weights."""
 
-    overlay: Annotated[Path | None, _arg("OUT.png")] = None
+    overlay: Annotated[Path | None, shown("OUT.png")] = None
     """Draw the images with their kept tokens clear and the others dimmed; for one prompt."""
     json: bool = False
     """Print JSON in place of text."""
+
+    def __post_init__(self) -> None:
+        """Nothing yet: `check` names the options as they are written on the command line."""
+
+    def call(self, keep: Keep | Sequence[Keep], **changes: Any) -> CallOptions:
+        """The call's options, for rows with these budgets."""
+        names = [option.name for option in dataclasses.fields(CallOptions)]
+        own = {name: getattr(self, name) for name in names}
+        return CallOptions(**{**own, "keep": None if self.method == "none" else keep, **changes})
 
 
 def check(options: AnswerOptions) -> Keep:
@@ -164,8 +132,7 @@ def check(options: AnswerOptions) -> Keep:
             name
             for name, value in {
                 "--keep": keep,
-                "--alpha": options.alpha,
-                "--seed-rule": options.seed_rule,
+                **{f"--{name.replace('_', '-')}": own for name, own in options.settings.items()},
                 "--tolerance": options.tolerance,
             }.items()
             if value is not None
@@ -197,9 +164,7 @@ def check(options: AnswerOptions) -> Keep:
 
 
 def settings_of(options: AnswerOptions) -> dict[str, Any]:
-    """What decides an answer, as it is stored in every result row."""
-    names = ["revision", "dtype", "method", "alpha", "seed_rule", "tolerance", "strict_nouns"]
-    names += ["image_aspect", "budget", "newline", "positions"]
-    names += ["max_new_tokens", "temperature", "top_p", "rng_seed"]
-    chosen = {name: getattr(options, name) for name in names}
+    """What decides an answer, as it is stored in every result row; budgets are the rows' own."""
+    names = [option.name for option in dataclasses.fields(CallOptions) if option.name != "keep"]
+    chosen = {name: getattr(options, name) for name in ("revision", "dtype", *names)}
     return {"model": model_name(options.model), **chosen}

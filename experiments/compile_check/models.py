@@ -149,6 +149,7 @@ def make_workload(
     from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
     from resprune_jax.models.prompts import buckets
     from resprune_jax.models.prompts.chat import EncodedPrompt
+    from resprune_jax.models.prompts.options import CallOptions
     from resprune_jax.models.running.plan import Prompts, make_plan
 
     # A family is made with a checkpoint's processor; nothing here needs one.
@@ -177,7 +178,7 @@ def make_workload(
     encoder: Any = SimpleNamespace(placeholders={"image": (config.image_token_id, "")})
     plan = make_plan(
         family, encoder, Prompts([prompt] * batch, [[]] * batch, ""), ((layout,),) * batch,
-        [keep] * batch, slots=slots, per_image=False, lines=False, max_new_tokens=new_tokens,
+        [keep] * batch, CallOptions(), slots=slots, new_tokens=new_tokens,
     )  # fmt: skip
     return Workload(family, images, kind is LlavaFamily, plan)
 

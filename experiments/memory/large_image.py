@@ -128,6 +128,7 @@ def check(height: int, width: int, *, keep: int = KEEP) -> list[Step]:
     from resprune_jax.models.families.qwen_vl.module import Qwen25VL
     from resprune_jax.models.families.registry import read_model_config
     from resprune_jax.models.prompts.chat import EncodedPrompt
+    from resprune_jax.models.prompts.options import CallOptions
     from resprune_jax.models.running.plan import Prompts, make_plan
     from resprune_jax.models.running.programs import programs
 
@@ -179,8 +180,7 @@ def check(height: int, width: int, *, keep: int = KEEP) -> list[Step]:
     for budget in (keep, None):
         plan = make_plan(
             family, Placeholders(), Prompts([prompt], [[]], "none"),  # type: ignore[arg-type]
-            pictures.layouts, [budget], slots=slots, per_image=False, lines=False,
-            max_new_tokens=NEW_TOKENS,
+            pictures.layouts, [budget], CallOptions(), slots=slots, new_tokens=NEW_TOKENS,
         )  # fmt: skip
         kept = np.arange(slots) < plan.totals[:, None]
         name = f"{budget or tokens} tokens"

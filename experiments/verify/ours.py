@@ -22,6 +22,7 @@ from resprune_jax.models.families.registry import (
 )
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
+from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.generation import Call
 from resprune_jax.models.running.plan import Prompts
 
@@ -126,8 +127,8 @@ class Ours:
         method = ResPrune(alpha=reference.alpha, seed_rule="max_norm") if pruned else None
         call = self.lvlm.lay_out(
             Prompts([prompt], [[]], "none"), self.visual, self.pictures.layouts,
-            [len(reference.picks) if pruned else None], method=method, positions=None,
-            budget="total", newline="candidate", tolerance=None, max_new_tokens=NEW_TOKENS,
+            [len(reference.picks) if pruned else None], CallOptions(max_new_tokens=NEW_TOKENS),
+            method=method, new_tokens=NEW_TOKENS,
         )  # fmt: skip
         if call.plan.totals[0] != len(reference.embeddings):
             raise RunError(

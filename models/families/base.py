@@ -19,9 +19,7 @@ from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.images.files import ImageLike
 from resprune_jax.models.images.video import Sampling, VideoLike
-
-ImageAspect = Literal["processor", "pad"]
-"""How LLaVA-1.5's pictures become squares: as the checkpoint's processor does, or padded."""
+from resprune_jax.models.prompts.options import ImageAspect
 
 Media = Literal["image", "video"]
 

@@ -1,14 +1,13 @@
-"""What a call gives back, and the checks of how its tokens are drawn."""
+"""What a call is once it is laid out, and what it gives back."""
 
 from dataclasses import dataclass, field
 
 import jax
 import numpy as np
 
-from resprune_jax.errors import CallError
 from resprune_jax.methods import Method, VisualTokens
+from resprune_jax.models.prompts.options import CallOptions, Positions
 from resprune_jax.models.running.plan import Plan, Prompts
-from resprune_jax.models.running.programs import Newline, Positions
 from resprune_jax.selection import Selection
 
 
@@ -52,19 +51,17 @@ class Call:
         prompts: the questions.
         plan: their static shapes.
         visual: the visual tokens of their images.
-        positions: how position ids are counted.
-        newline: whether newline tokens compete.
+        options: what the call was told.
+        positions: how position ids are counted: as the options say, or as the family does.
         method: what chooses the tokens; `None` keeps them all.
-        tolerance: where a row's selection stops early, or None.
     """
 
     prompts: Prompts
     plan: Plan
     visual: VisualTokens
+    options: CallOptions
     positions: Positions
-    newline: Newline
     method: Method | None
-    tolerance: float | None
 
 
 @dataclass(frozen=True)
@@ -88,17 +85,6 @@ class Outcome:
 
 def first_rows(selection: Selection, size: int) -> Selection:
     return jax.tree.map(lambda x: np.asarray(x)[:size], selection)
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_p: float, rng_seed: int) -> None:
-    if max_new_tokens < 1:
-        raise CallError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not (np.isfinite(temperature) and temperature >= 0):
-        raise CallError(f"temperature must be finite and at least 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise CallError(f"top_p must lie in (0, 1], got {top_p}")
-    if not 0 <= rng_seed < 2**32:
-        raise CallError(f"rng_seed must lie in [0, 2^32), got {rng_seed}")
 
 
 def row_errors(selection: Selection | None, finite: np.ndarray, size: int) -> list[str | None]:

@@ -16,6 +16,7 @@ from resprune_jax.models.prompts.chat import (
     expand,
     pad_batch,
 )
+from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.prompts import (
     Noun,
     NounExtractor,
@@ -127,11 +128,10 @@ def make_plan(
     prompts: Prompts,
     layouts: Layouts,
     budget: list[Keep],
+    options: CallOptions,
     *,
     slots: int,
-    per_image: bool,
-    lines: bool,
-    max_new_tokens: int,
+    new_tokens: int,
 ) -> Plan:
     """Lay a batch of questions out.
 
@@ -144,10 +144,9 @@ def make_plan(
         prompts: B of them.
         layouts: of the rows of images: one that all prompts share, or one for each.
         budget: one for each prompt.
+        options: whether a prompt's images share its budget, and newline tokens compete for it.
         slots: N, the bucket of a row's visual tokens.
-        per_image: each image of a prompt gets the budget, not all of them together.
-        lines: newline tokens are kept beside the budget.
-        max_new_tokens: room to leave in the context.
+        new_tokens: room to leave in the context.
 
     Returns:
         The plan.
@@ -156,6 +155,7 @@ def make_plan(
         CallError: a prompt that is longer than the context.
     """
     encoded, count = prompts.encoded, len(prompts.encoded)
+    per_image = options.budget == "per_image"
     noun_ids, noun_valid = noun_tokens(encoded, prompts.nouns)
     rows = np.zeros(count, np.int32) if len(layouts) == 1 else np.arange(count, dtype=np.int32)
     own = [layouts[row] for row in rows]
@@ -171,10 +171,10 @@ def make_plan(
     ids, visual_index, valid = pad_batch(expanded, slots + room)
     width = max(map(len, images)) if per_image else 1
     limits = resolve_limits(images, budget, per_image=per_image)
-    extra = [_newlines(row) if lines else 0 for row in own]
-    most = [each.kept for each in planned(own, budget, per_image=per_image, lines=lines)]
+    extra = [_beside(row, options) for row in own]
+    most = [each.kept for each in planned(own, budget, options)]
     longest = int(np.max(words + most))
-    check_context(longest, max_new_tokens, family.config.text.max_position_embeddings)
+    check_context(longest, new_tokens, family.config.text.max_position_embeddings)
     picks = [budgets.ceiling(keep, slots) for keep in budget if keep is not None]
     visual = _room(budget, slots, images=width) + buckets.step(max(extra))
     size = buckets.batch_bucket(count)
@@ -199,26 +199,22 @@ def make_plan(
 
 
 def planned(
-    layouts: Sequence[Sequence[ImageLayout]],
-    budget: list[Keep],
-    *,
-    per_image: bool,
-    lines: bool,
+    layouts: Sequence[Sequence[ImageLayout]], budget: list[Keep], options: CallOptions
 ) -> list[Planned]:
     """What each prompt's images give and what is kept of them; arguments as for `make_plan`.
 
     Args:
         layouts: of each prompt's images.
         budget: one for each prompt.
-        per_image: each image of a prompt gets the budget.
-        lines: newline tokens are kept beside the budget.
+        options: the call's.
     """
+    per_image = options.budget == "per_image"
     images = [tuple(image.tokens for image in row) for row in layouts]
     limits = resolve_limits(images, budget, per_image=per_image)
     most = limits.sum(axis=1) if per_image else limits
     made = []
     for row, counts, kept in zip(layouts, images, most.tolist(), strict=True):
-        made.append(Planned(counts, min(kept + (_newlines(row) if lines else 0), sum(counts))))
+        made.append(Planned(counts, min(kept + _beside(row, options), sum(counts))))
     return made
 
 
@@ -234,8 +230,9 @@ def resolve_limits(
     return limits
 
 
-def _newlines(row: Sequence[ImageLayout]) -> int:
-    return sum(image.newlines for image in row)
+def _beside(row: Sequence[ImageLayout], options: CallOptions) -> int:
+    """Newline tokens that are kept beside the budget."""
+    return sum(image.newlines for image in row) if options.newline == "always" else 0
 
 
 def _room(budget: list[Keep], slots: int, *, images: int) -> int:

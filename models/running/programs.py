@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,8 @@ from resprune_jax.models.checkpoint.formats import ModelConfig
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.families.registry import module_class
+from resprune_jax.models.prompts.options import Newline, Positions
 from resprune_jax.selection import Selection
-
-Positions = Literal["reindex", "original"]
-"""Position ids after pruning: consecutive again (LLaVA's way), or those of the unpruned prompt.
-
-On Qwen2.5-VL's three axes, "reindex" closes up behind the outermost token kept of each image."""
-
-Newline = Literal["candidate", "always"]
-"""Whether newline tokens compete for the budget, or are kept beside it."""
 
 EMPTY = -1
 """What the token buffer holds where nothing was generated."""

@@ -65,35 +65,28 @@ class Runner:
         self,
         call: Call,
         *,
-        max_new_tokens: int,
         last: int,
-        temperature: float,
-        top_p: float,
-        rng_seed: int,
     ) -> Outcome:
         """Select, prefill and decode what is laid out: the devices' part of `generate`.
 
         Args:
             call: from `lay_out`.
-            max_new_tokens: room for tokens, see `generate`; as are the three below.
-            last: stop after so many, at most `max_new_tokens`.
-            temperature: of drawing.
-            top_p: of drawing.
-            rng_seed: of drawing.
+            last: stop after so many tokens, at most the `max_new_tokens` of its options.
         """
         marks = [time.perf_counter()]
         selection, kept = self.select(call)
         jax.block_until_ready(kept)
         marks.append(time.perf_counter())
-        slots = buckets.new_token_bucket(max_new_tokens)
+        drawn = call.options
+        slots = buckets.new_token_bucket(drawn.max_new_tokens)
         x, places, count, position = self.assemble(call, kept)
         logits, cache = self.programs.prefill(self.state, x, places, count, slots=slots)
         finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
         marks.append(time.perf_counter())
         buffer, _ = self.programs.decode(
             self.state, cache, logits, position, np.int32(last), self.eos_ids,
-            np.uint32(rng_seed), np.float32(max(temperature, 1e-6)), np.float32(top_p),
-            slots=slots, greedy=temperature == 0,
+            np.uint32(drawn.rng_seed), np.float32(max(drawn.temperature, 1e-6)),
+            np.float32(drawn.top_p), slots=slots, greedy=drawn.temperature == 0,
         )  # fmt: skip
         tokens = np.asarray(buffer)
         marks.append(time.perf_counter())
@@ -113,12 +106,13 @@ class Runner:
         full = plan.full[:, None] if per_image else plan.full
         # A row that keeps everything needs no picks: it must not stretch the loop of the others.
         limits = np.where(full, np.minimum(plan.limits, 1), plan.limits).astype(np.int32)
-        stop = np.float32(-1 if call.tolerance is None else call.tolerance)
+        tolerance = call.options.tolerance
+        stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self._put(plan.owner(most))[0] if per_image else None
         return self.programs.prune(
             self.state, visual,
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
-            call.method, owner, keep=plan.picks, newline=call.newline,
+            call.method, owner, keep=plan.picks, newline=call.options.newline,
         )  # fmt: skip
 
     def assemble(self, call: Call, kept: jax.Array | np.ndarray) -> Any:

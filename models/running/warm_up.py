@@ -13,8 +13,8 @@ import numpy as np
 from resprune_jax.errors import CallError
 from resprune_jax.models.families.base import Picture, Video
 from resprune_jax.models.prompts import buckets
-from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
+from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.plan import Prompts
 
 if TYPE_CHECKING:
@@ -64,13 +64,10 @@ def plain_prompt(encoder: PromptEncoder, media: Sequence[str], tokens: int) -> E
 def warm_up(
     lvlm: "LVLM",
     sizes: Sizes,
+    options: CallOptions,
     *,
-    keep: Sequence[Keep],
     prompt_lengths: Sequence[int],
     batch_sizes: Sequence[int],
-    max_new_tokens: int,
-    settings: dict[str, Any],
-    drawing: dict[str, Any],
 ) -> int:
     """Run every combination once; see `LVLM.warm_up`.
 
@@ -80,6 +77,9 @@ def warm_up(
     for name, values in (("prompt_lengths", prompt_lengths), ("batch_sizes", batch_sizes)):
         if not values or any(n < 1 for n in values):
             raise CallError(f"{name} holds whole numbers of at least 1, got {list(values)}")
+    several = isinstance(options.keep, Sequence) and not isinstance(options.keep, str)
+    keep = options.budgets(len(options.keep) if several else 1)  # type: ignore[arg-type]
+    method = lvlm.method_of(options)
     rows = rows_of_sizes(sizes)
     lengths = _representatives(prompt_lengths, buckets.length_bucket)
     done: set[Any] = set()
@@ -96,15 +96,15 @@ def warm_up(
                 prompts = Prompts([prompt] * batch, [[] for _ in range(batch)], "none")
                 for budget in keep:
                     call = lvlm.lay_out(
-                        prompts, encoded[shape], pictures.layouts, [budget] * batch,
-                        max_new_tokens=max_new_tokens, **settings,
+                        prompts, encoded[shape], pictures.layouts, [budget] * batch, options,
+                        method=method, new_tokens=options.max_new_tokens,
                     )  # fmt: skip
                     plan = call.plan
                     key = (shape, plan.ids.shape, plan.length, plan.picks, _shapes(plan.rope))
                     if key not in done:
                         done.add(key)
                         # One step of the loop compiles it as a thousand would.
-                        lvlm.run(call, max_new_tokens=max_new_tokens, last=1, **drawing)
+                        lvlm.run(call, last=1)
     return len(done)
 
 

@@ -30,7 +30,8 @@ class FakeLVLM:
     def generate(self, images: Sequence[Path], prompts: Sequence[str], **options: Any) -> Any:
         from resprune_jax.models.images.files import open_image
 
-        self.calls.append(options)
+        call = options["options"]
+        self.calls.append(vars(call))
         if self.kill_at == len(self.batches):
             os.kill(os.getpid(), signal.SIGKILL)
         for prompt in prompts:
@@ -41,7 +42,7 @@ class FakeLVLM:
         names = [Path(str(image)).name for image in images]
         self.batches.append(list(zip(names, prompts, strict=True)))
         size = len(prompts)
-        budgets = options["keep"] or [None] * size
+        budgets = call.keep or [None] * size
         kept = [min(k, VISUAL_TOKENS) if isinstance(k, int) else VISUAL_TOKENS for k in budgets]
         nan = "the visual tokens of this image are not finite (NaN or infinite)"
         return SimpleNamespace(

@@ -1,0 +1,252 @@
+"""What a call can be told, written down once.
+
+`LVLM.generate`, `logits`, `warm_up`, the command line and the sweeps take these fields by name;
+their meaning, defaults and checks stand here alone. Nothing here imports JAX, so that a command's
+help does not wait for it.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+
+from resprune_jax.choices import (
+    SMALLEST_TOLERANCE,
+    Aggregate,
+    NonNegative,
+    OcrLine,
+    SeedRule,
+    TextSource,
+)
+from resprune_jax.errors import CallError, one_of
+from resprune_jax.models.prompts import budgets
+from resprune_jax.models.prompts.budgets import Keep
+
+ImageAspect = Literal["processor", "pad"]
+"""How LLaVA-1.5's pictures become squares: as the checkpoint's processor does, or padded."""
+
+Budget = Literal["total", "per_image"]
+"""Whether a prompt's images share its budget or have one each."""
+
+Newline = Literal["candidate", "always"]
+"""Whether newline tokens compete for the budget, or are kept beside it."""
+
+Positions = Literal["reindex", "original"]
+"""Position ids after pruning: consecutive again (LLaVA's way), or those of the unpruned prompt.
+
+On Qwen2.5-VL's three axes, "reindex" closes up behind the outermost token kept of each image."""
+
+
+def _option(default: Any, about: str, *, unset: str | None = None) -> Any:
+    """A field with its meaning, and what None stands for; both show in every help."""
+    return field(default=default, metadata={"help": about, "unset": unset})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """Which visual tokens enter the LLM."""
+
+    keep: Keep | Sequence[Keep] = _option(
+        None,
+        "Visual tokens to keep, for all rows or for each: a count (capped at the image's number), a"
+        " ratio in (0, 1) of the image's own number, or None for every one.",
+    )
+    method: Any = _option(
+        "resprune",
+        "How the kept tokens are chosen: a name, or a method with settings of its own such as"
+        " ResPrune(alpha=0.5); none keeps every token.",
+    )
+    alpha: Any = _option(
+        None,
+        "Strength of the guidance by the question's nouns, for all rows or for each; 0 leaves the"
+        " text out.",
+        unset="the method's",
+    )
+    aggregate: Aggregate | None = _option(
+        None, "Relevance over several noun tokens (Table VI).", unset="the method's"
+    )
+    nonnegative: NonNegative | None = _option(
+        None, "How negative cosines become weights.", unset="the method's"
+    )
+    seed_rule: SeedRule | None = _option(
+        None, "Which visual token is chosen first (Table VII).", unset="the method's"
+    )
+    tolerance: float | None = _option(
+        None, "Stop choosing at this share of energy left out; keep stays the most.", unset="off"
+    )
+    budget: Budget = _option("total", "Whether the images of a prompt share keep or have it each.")
+    newline: Newline = _option(
+        "candidate",
+        "LLaVA-NeXT's newline tokens: candidate: they compete for the budget. always: they are kept"
+        " beside it.",
+    )
+    positions: Positions | None = _option(
+        None,
+        "Position ids after pruning: closed up, or those of the full prompt.",
+        unset="the model's",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work when it is written down."""
+        for name, choices in _OPTIONAL.items():
+            if (value := getattr(self, name)) is not None:
+                one_of(name.replace("_", " "), value, choices)
+        one_of("budget", self.budget, get_args(Budget))
+        one_of("newline", self.newline, get_args(Newline))
+        stop = self.tolerance
+        if stop is not None and not (_is_number(stop) and SMALLEST_TOLERANCE <= stop < 1):
+            raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {stop}")
+        if given := [name for name in self.settings if self.method == "none"]:
+            raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's settings that were given, by name."""
+        names = ("alpha", "aggregate", "nonnegative", "seed_rule")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def budgets(self, rows: int) -> list[Keep]:
+        """`keep` for each of `rows` prompts.
+
+        Raises:
+            CallError: an impossible budget, or another number of them.
+        """
+        return budgets.parse(self.keep, rows, pruning=self.method != "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """How pictures and questions are read."""
+
+    text: TextSource = _option(
+        "nouns",
+        "What conditions the choice: the question's nouns, or every word of the prompt (Setting-1"
+        " of Table IV).",
+    )
+    ocr_line: OcrLine = _option(
+        "strip",
+        "TextVQA's line of reference OCR tokens: strip: it stays out of the nouns. keep: it"
+        " counts.",
+    )
+    strict_nouns: bool = _option(
+        False, "Refuse to run without spaCy's en_core_web_sm, in place of taking the lexicon."
+    )
+    chat_template: bool = _option(
+        True,
+        "Put the question into the checkpoint's chat template; else it is the whole text, image"
+        " placeholders included.",
+    )
+    image_aspect: ImageAspect = _option(
+        "processor",
+        "processor: as the checkpoint says (LLaVA-1.5: centre crop). pad: the whole image on a"
+        " square of the mean colour, as in the original LLaVA.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work when it is written down."""
+        one_of("image_aspect", self.image_aspect, get_args(ImageAspect))
+        one_of("text", self.text, get_args(TextSource))
+        one_of("ocr_line", self.ocr_line, get_args(OcrLine))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """How an answer's tokens are drawn."""
+
+    max_new_tokens: int = _option(
+        128, "The most tokens to generate; a row stops at its end-of-sequence id."
+    )
+    temperature: float = _option(0.0, "0 takes the likeliest token; above 0 tokens are drawn.")
+    top_p: float = _option(
+        1.0, "Draw from the likeliest tokens that hold this probability together."
+    )
+    rng_seed: int = _option(0, "Seed of the random generator for drawing.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work when it is written down."""
+        if not (_is_whole(self.max_new_tokens) and self.max_new_tokens >= 1):
+            raise CallError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        warmth = self.temperature
+        if not (_is_number(warmth) and np.isfinite(warmth) and warmth >= 0):
+            raise CallError(f"temperature must be finite and at least 0, got {warmth}")
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise CallError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not (_is_whole(self.rng_seed) and 0 <= self.rng_seed < 2**32):
+            raise CallError(f"rng_seed must lie in [0, 2^32), got {self.rng_seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallOptions(DrawOptions, PromptOptions, PruneOptions):
+    """Everything that a call of `LVLM.generate` can be told beside its images and prompts."""
+
+    def __post_init__(self) -> None:
+        """Check every group."""
+        for group in (PruneOptions, PromptOptions, DrawOptions):
+            group.__post_init__(self)
+
+
+_OPTIONAL = {
+    "aggregate": get_args(Aggregate),
+    "nonnegative": get_args(NonNegative),
+    "seed_rule": get_args(SeedRule),
+    "positions": get_args(Positions),
+}
+
+Result = TypeVar("Result")
+
+
+def takes_options(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let a method of `LVLM` take `CallOptions` as one argument, as keywords, or as both.
+
+    The method is written with one parameter `options`; whoever calls it sees every field as a
+    keyword, in `help()` too. Keywords change the fields of `options` where both are given.
+
+    Raises (when called):
+        CallError: a keyword that is no option, with the nearest one named.
+    """
+    own = inspect.signature(function)
+    fields = {option.name: option for option in dataclasses.fields(CallOptions)}
+    known = [*own.parameters, *fields]
+
+    @functools.wraps(function)
+    def call(*args: Any, options: CallOptions | None = None, **given: Any) -> Result:
+        changes = {name: given.pop(name) for name in list(given) if name in fields}
+        for name in given:
+            if name not in own.parameters:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f": did you mean {near[0]}?" if near else f"; options: {', '.join(fields)}"
+                raise CallError(f"{function.__name__} has no option {name[:40]!r}{hint}")
+        if options is not None and not isinstance(options, CallOptions):
+            raise CallError(f"options is a CallOptions, got {type(options).__name__}")
+        made = dataclasses.replace(options or CallOptions(), **changes)
+        return function(*args, options=made, **given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shown = [
+        inspect.Parameter(name, keyword, default=option.default, annotation=option.type)
+        for name, option in fields.items()
+    ]
+    about = "".join(
+        f"\n    {name} (default {option.metadata['unset'] or repr(option.default)}): "
+        f"{option.metadata['help']}"
+        for name, option in fields.items()
+    )
+    call.__doc__ = f"{inspect.getdoc(function)}\n\nOptions, each a keyword:{about}\n"
+    call.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), *shown]
+    )
+    return call
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,22 @@
+"""The names that options choose from; nothing here imports JAX, so a command's help is quick."""
+
+from typing import Literal
+
+Aggregate = Literal["max", "mean", "pooled"]
+"""Table VI: the largest or the mean cosine over the noun tokens, or the cosine with their mean."""
+
+NonNegative = Literal["clip", "shift", "minmax"]
+"""How a cosine, which may be negative, becomes a weight (our reading; the paper leaves it open)."""
+
+SeedRule = Literal["cls_attention", "max_norm", "text", "mean_similarity", "center"]
+"""Table VII: highest CLS attention, largest norm, highest text relevance, highest cosine with the
+mean visual token, nearest to the centre of the image."""
+
+TextSource = Literal["nouns", "prompt"]
+"""What conditions the choice: the question's nouns, or every word (Setting-1 of Table IV)."""
+
+OcrLine = Literal["strip", "keep"]
+"""What happens to TextVQA's line of reference OCR tokens; the paper does not say."""
+
+SMALLEST_TOLERANCE = 1e-5
+"""Energies are exact to this fraction of their initial total; a finer stop would stop on noise."""
