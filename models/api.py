@@ -23,7 +23,14 @@ from resprune_jax.models.running.generation import (
     first_rows,
     row_errors,
 )
-from resprune_jax.models.running.plan import Planned, Prompts, make_plan, planned, read_prompts
+from resprune_jax.models.running.plan import (
+    Planned,
+    Prompts,
+    check_lengths,
+    make_plan,
+    planned,
+    read_prompts,
+)
 from resprune_jax.models.running.programs import EMPTY
 from resprune_jax.models.running.runner import Runner
 from resprune_jax.models.running.warm_up import Sizes, warm_up
@@ -253,6 +260,8 @@ class LVLM(Runner):
             pictures = self.family.read(rows_of(images), options.image_aspect)
         elif isinstance(images, VisualTokens):
             pictures = self._adopt(images)
+        # Before the tower runs: images know how many tokens they give.
+        check_lengths(self.family, read, pictures.layouts, each, options, new_tokens=new_tokens)
         if announce is not None:
             own = pictures.layouts * (1 if len(pictures.layouts) > 1 else len(questions))
             announce(planned(own, each, options))

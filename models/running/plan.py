@@ -172,9 +172,7 @@ def make_plan(
     width = max(map(len, images)) if per_image else 1
     limits = resolve_limits(images, budget, per_image=per_image)
     extra = [_beside(row, options) for row in own]
-    most = [each.kept for each in planned(own, budget, options)]
-    longest = int(np.max(words + most))
-    check_context(longest, new_tokens, family.config.text.max_position_embeddings)
+    check_lengths(family, prompts, layouts, budget, options, new_tokens=new_tokens)
     picks = [budgets.ceiling(keep, slots) for keep in budget if keep is not None]
     visual = _room(budget, slots, images=width) + buckets.step(max(extra))
     size = buckets.batch_bucket(count)
@@ -196,6 +194,27 @@ def make_plan(
         length=room + buckets.step(min(visual, slots)),
         picks=min(slots, buckets.step(max(picks, default=0))),
     )
+
+
+def check_lengths(
+    family: Family,
+    prompts: Prompts,
+    layouts: Layouts,
+    budget: list[Keep],
+    options: CallOptions,
+    *,
+    new_tokens: int,
+) -> None:
+    """Refuse a prompt that leaves no room for its answer; arguments as for `make_plan`.
+
+    Raises:
+        CallError: text, kept visual tokens and answer exceed the model's context.
+    """
+    own = layouts if len(layouts) > 1 else layouts * len(prompts.encoded)
+    kept = [each.kept for each in planned(own, budget, options)]
+    words = [len(prompt.ids) - len(row) for prompt, row in zip(prompts.encoded, own, strict=True)]
+    longest = max(text + visual for text, visual in zip(words, kept, strict=True))
+    check_context(longest, new_tokens, family.config.text.max_position_embeddings)
 
 
 def planned(
