@@ -6,17 +6,29 @@ default of ours: the published LLaVA-1.5 files leave out most of them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from resprune_jax.models.checkpoint.fields import divides, number, one_of, size
+from resprune_jax.errors import CallError
+from resprune_jax.models.checkpoint.fields import divides, number, one_of, size, whole
 
-# What a text configuration holds when its file is silent: (intermediate_size,
-# num_key_value_heads, max_position_embeddings, sliding_window). `None` key/value heads mean as many
-# as query heads.
-_TEXT_DEFAULTS: dict[str, tuple[int, int | None, int, int | None]] = {
-    "llama": (11008, None, 2048, None),
-    "mistral": (14336, 8, 4096 * 32, 4096),
+
+class _Defaults(NamedTuple):
+    """What a text configuration holds where its file is silent."""
+
+    vocab_size: int
+    intermediate_size: int
+    kv_heads: int | None  # `None`: as many as query heads
+    positions: int
+
+
+_TEXT_DEFAULTS = {
+    "llama": _Defaults(32000, 11008, None, 2048),
+    "mistral": _Defaults(32000, 14336, 8, 4096 * 32),
+    "qwen2": _Defaults(151936, 22016, 32, 32768),
 }
+
+_MISTRAL_WINDOW = 4096
+_QWEN2_FIRST_WINDOW = 28
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "DecoderConfig":
-        """Read a `llama` or `mistral` configuration.
+        """Read a `llama`, `mistral` or `qwen2` configuration.
 
         Args:
             hf: the parsed `text_config`; RoPE settings may be nested under `rope_parameters` or
@@ -64,16 +76,18 @@ class DecoderConfig:
             Mistral `sliding_window` is 4096, a null one is no window.
 
         Raises:
-            CallError: a model type, activation, bias or RoPE type that the port does not support.
+            CallError: a model type, activation, bias, window or RoPE type that the port does not
+                support.
         """
         model_type = one_of("text model type", hf.get("model_type", "llama"), tuple(_TEXT_DEFAULTS))
-        intermediate, kv_default, positions, window = _TEXT_DEFAULTS[model_type]
+        default = _TEXT_DEFAULTS[model_type]
         one_of("text hidden_act", hf.get("hidden_act", "silu"), ("silu",))
-        for key in ("attention_bias", "mlp_bias"):
+        # Qwen2's biases are fixed: its class does not look at these entries.
+        for key in ("attention_bias", "mlp_bias") if model_type != "qwen2" else ():
             one_of(f"text {key}", bool(hf.get(key, False)), (False,))
         hidden = size("text hidden_size", hf.get("hidden_size", 4096))
         heads = size("text num_attention_heads", hf.get("num_attention_heads", 32))
-        kv_heads = hf.get("num_key_value_heads", kv_default)
+        kv_heads = hf.get("num_key_value_heads", default.kv_heads)
         kv_heads = heads if kv_heads is None else size("text num_key_value_heads", kv_heads)
         head_dim = hf.get("head_dim")
         if head_dim is None:
@@ -81,24 +95,54 @@ class DecoderConfig:
             head_dim = hidden // heads
         divides("text num_attention_heads", heads, "key/value heads", kv_heads)
         divides("text head_dim", size("text head_dim", head_dim), "rotary halves", 2)
+        layers = size("text num_hidden_layers", hf.get("num_hidden_layers", 32))
+        window = None
         if model_type == "mistral":
-            window = hf.get("sliding_window", window)
+            window = hf.get("sliding_window", _MISTRAL_WINDOW)
+        if model_type == "qwen2":
+            check_windows(hf, layers, first=_QWEN2_FIRST_WINDOW)
         return cls(
-            vocab_size=size("text vocab_size", hf.get("vocab_size", 32000)),
+            vocab_size=size("text vocab_size", hf.get("vocab_size", default.vocab_size)),
             hidden_size=hidden,
             intermediate_size=size(
-                "text intermediate_size", hf.get("intermediate_size", intermediate)
+                "text intermediate_size", hf.get("intermediate_size", default.intermediate_size)
             ),
-            num_layers=size("text num_hidden_layers", hf.get("num_hidden_layers", 32)),
+            num_layers=layers,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-6)),
             rope_theta=_rope_theta(hf),
             max_position_embeddings=size(
-                "text max_position_embeddings", hf.get("max_position_embeddings", positions)
+                "text max_position_embeddings",
+                hf.get("max_position_embeddings", default.positions),
             ),
             sliding_window=None if window is None else size("text sliding_window", window),
+            qkv_bias=model_type == "qwen2",
+        )
+
+
+def check_windows(hf: Mapping[str, Any], layers: int, *, first: int) -> None:
+    """Refuse a Qwen2 decoder some of whose layers have a sliding window; published ones have none.
+
+    Args:
+        hf: the parsed `text_config`.
+        layers: how many it has.
+        first: where windows begin if they are used and the file does not say.
+
+    Raises:
+        CallError: layers of another kind than full attention.
+    """
+    kinds = hf.get("layer_types")
+    if kinds is None:
+        windowed = bool(hf.get("use_sliding_window")) and hf.get("sliding_window", 4096) is not None
+        if windowed:
+            first = whole("max_window_layers", hf.get("max_window_layers", first))
+        kinds = ["sliding_attention"] * (layers - min(layers, first) if windowed else 0)
+    if other := sorted({str(kind) for kind in kinds} - {"full_attention"}):
+        raise CallError(
+            f"text layers with {', '.join(other)} are not supported; supported: full_attention "
+            "(use_sliding_window false)"
         )
 
 

@@ -17,6 +17,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     MistralConfig,
+    Qwen2Config,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -64,6 +65,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "rope_theta": 1e6,
         "sliding_window": "missing",
+        "num_hidden_layers": 1,
+    },
+    # As llava-next-72b: biases of queries, keys and values.
+    "qwen2": {
+        "text": Qwen2Config,
+        "num_key_value_heads": 2,
+        "rope_theta": 1e6,
         "num_hidden_layers": 1,
     },
 }

@@ -20,7 +20,7 @@ from resprune_jax.models.checkpoint.fields import (
     whole,
 )
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
-from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.decoder.config import DecoderConfig, check_windows
 from resprune_jax.models.families.qwen_vl import names
 
 _VISION_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")  # the second in files before version 5
@@ -222,7 +222,7 @@ def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
     divides("text head_dim", head_dim, "rotary halves", 2)
     # The reference's attention ignores a head width of its own.
     one_of("text head_dim", hf.get("head_dim", None), (None, head_dim))
-    _check_windows(hf, layers)
+    check_windows(hf, layers, first=80)
     rope = _rope(hf, "text", ("default", "mrope"))
     return DecoderConfig(
         vocab_size=size("text vocab_size", hf.get("vocab_size", 152064)),
@@ -239,20 +239,6 @@ def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
         ),
         qkv_bias=True,
     )
-
-
-def _check_windows(hf: Mapping[str, Any], layers: int) -> None:
-    """Refuse a file in which some layers have a sliding window: the published ones have none."""
-    kinds = hf.get("layer_types")
-    if kinds is None:
-        windowed = bool(hf.get("use_sliding_window")) and hf.get("sliding_window", 4096) is not None
-        first = whole("max_window_layers", hf.get("max_window_layers", 80)) if windowed else layers
-        kinds = ["sliding_attention"] * (layers - min(layers, first))
-    if other := sorted({str(kind) for kind in kinds} - {"full_attention"}):
-        raise CallError(
-            f"text layers with {', '.join(other)} are not supported; supported: full_attention "
-            "(use_sliding_window false)"
-        )
 
 
 def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str, Any]:

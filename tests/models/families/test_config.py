@@ -93,6 +93,32 @@ def test_mistral_tells_a_missing_window_from_a_null_one() -> None:
     assert DecoderConfig.from_hf({"sliding_window": 7}).sliding_window is None
 
 
+def test_qwen2_takes_its_class_defaults_and_its_biases() -> None:
+    """Equal to transformers' `Qwen2Config()`, and the fields of the published files."""
+    config = DecoderConfig.from_hf({"model_type": "qwen2"})
+    assert config == DecoderConfig(
+        151936, 4096, 22016, 32, 32, 32, 128, rms_norm_eps=1e-6, rope_theta=1e4,
+        max_position_embeddings=32768, qkv_bias=True,
+    )  # fmt: skip
+    # llava-next-72b: the window is written down, but off.
+    written = {"model_type": "qwen2", "hidden_size": 8192, "intermediate_size": 24576,
+               "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+               "max_window_layers": 70, "sliding_window": 32768, "use_sliding_window": False,
+               "rope_theta": 1000000.0, "vocab_size": 152064}  # fmt: skip
+    config = DecoderConfig.from_hf(written)
+    assert (config.num_kv_heads, config.head_dim, config.sliding_window) == (8, 128, None)
+    # Windows behind the last layer are none; any other is refused.
+    fine = {**written, "use_sliding_window": True, "max_window_layers": 80}
+    assert DecoderConfig.from_hf(fine) == config
+    assert DecoderConfig.from_hf({**fine, "max_window_layers": 3, "sliding_window": None}) == config
+    for more in ({}, {"max_window_layers": 0}, {"layer_types": ["full_attention", "odd"]}):
+        with pytest.raises(CallError, match="full_attention"):
+            DecoderConfig.from_hf({**fine, "max_window_layers": 79, **more})
+    del fine["max_window_layers"]  # 28 where the file is silent
+    with pytest.raises(CallError, match="full_attention"):
+        DecoderConfig.from_hf(fine)
+
+
 def test_the_placeholder_has_two_spellings() -> None:
     assert LlavaConfig.from_hf({**HUB, "image_token_id": 5}).image_token_id == 32000
     other = {key: value for key, value in HUB.items() if key != "image_token_index"}
@@ -121,7 +147,8 @@ REFUSED: list[tuple[str | None, dict[str, Any], list[str]]] = [
     (None, {"vision_feature_select_strategy": "full"}, ["'full'", "'default'"]),
     (None, {"projector_hidden_act": "relu"}, ["'relu'", "'gelu'"]),
     (None, {"text_config": "llama"}, ["text_config", "object"]),
-    ("text_config", {"model_type": "qwen2"}, ["'qwen2'", "'llama'", "'mistral'"]),
+    ("text_config", {"model_type": "gemma"}, ["'gemma'", "'llama'", "'mistral'", "'qwen2'"]),
+    ("text_config", {"model_type": "qwen2", "layer_types": ["sliding_attention"]}, ["sliding"]),
     ("text_config", {"hidden_act": "gelu"}, ["'gelu'", "'silu'"]),
     ("text_config", {"attention_bias": True}, ["attention_bias", "True"]),
     ("text_config", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ["'linear'", "'default'"]),
