@@ -222,7 +222,7 @@ class LVLM(Runner):
             return None
         settings = options.settings
         if options.method == "resprune":
-            settings = {**self.family.resprune, **settings}
+            settings = {**self.family.defaults, **settings}
         return get_method(options.method, **settings)
 
     def _prepare(

@@ -128,7 +128,8 @@ class Family(ABC):
         module_class: the devices' half.
         name: as users know it.
         config: the architecture.
-        resprune: ResPrune's settings for this family where they are not its defaults.
+        resprune: ResPrune's settings for this family where they are not its defaults; see
+            `defaults`, which may depend on the architecture.
         positions: the rule for position ids after pruning.
     """
 
@@ -163,6 +164,11 @@ class Family(ABC):
         Raises:
             CallError, RunError: an image that cannot be used.
         """
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """ResPrune's settings for this model where they are not its defaults."""
+        return self.resprune
 
     def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> Any:
         """Positions of unpruned prompts (B, S) as the module's `place` takes them.

@@ -1,4 +1,4 @@
-"""The CLIP vision tower, up to the block that feeds the projector.
+"""The CLIP vision tower, up to the block that feeds the projector; its blocks are SigLIP's too.
 
 Attribute names are the checkpoint's (`pre_layrnorm` is spelt so there). Blocks behind the last one
 that runs, and the final norm of the class token, are not parameters of this module.
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.attention import attend, attention_rows
 from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm
-from resprune_jax.models.towers.config import ClipConfig
+from resprune_jax.models.towers.config import ClipConfig, VisionConfig
 
 
 class ClipEmbeddings(nnx.Module):
@@ -40,22 +40,42 @@ class ClipEmbeddings(nnx.Module):
         Returns:
             (B, 1 + N, v); the class token is row 0, patches follow in raster order.
         """
-        batch = pixels.shape[0]
-        channels, grid, side = self.config.num_channels, self.config.grid, self.config.patch_size
-        used = grid * side  # a stride of one patch leaves a narrower rest unread
-        patches = pixels[:, :, :used, :used].reshape(batch, channels, grid, side, grid, side)
-        patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [B, rows, columns, C, side, side]
-        patches = patches.reshape(batch, grid * grid, channels * side * side)
-        x = self.patch_embedding(patches)  # [B, N, v]
-        first = jnp.broadcast_to(self.class_embedding[...], (batch, 1, x.shape[-1]))
+        x = self.patch_embedding(cut_patches(pixels, self.config))  # [B, N, v]
+        first = jnp.broadcast_to(self.class_embedding[...], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1)
         return x + self.position_embedding.embedding[...]
+
+
+def cut_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
+    """The patches of pictures, in raster order.
+
+    Args:
+        pixels: (B, C, H, W).
+        config: for the sizes.
+
+    Returns:
+        (B, N, C * side * side).
+
+    Raises:
+        CallError: pixels of another shape than the tower's.
+    """
+    expected = (config.num_channels, config.image_size, config.image_size)
+    if pixels.ndim != 4 or pixels.shape[1:] != expected:
+        raise CallError(
+            f"pixels have shape {pixels.shape}, expected (B, {', '.join(map(str, expected))}): "
+            "resize images with the checkpoint's own processor"
+        )
+    channels, grid, side = config.num_channels, config.grid, config.patch_size
+    used = grid * side  # a stride of one patch leaves a narrower rest unread
+    patches = pixels[:, :, :used, :used].reshape(-1, channels, grid, side, grid, side)
+    patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [B, rows, columns, C, side, side]
+    return patches.reshape(-1, grid * grid, channels * side * side)
 
 
 class ClipAttention(nnx.Module):
     """Full self-attention, every projection with a bias."""
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         width = config.hidden_size
         self.num_heads = config.num_heads
@@ -89,9 +109,9 @@ class ClipAttention(nnx.Module):
 
 
 class ClipMlp(nnx.Module):
-    """Two layers with CLIP's activation between."""
+    """Two layers with the tower's activation between."""
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         width, inner = config.hidden_size, config.intermediate_size
         self.fc1 = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
@@ -106,7 +126,7 @@ class ClipMlp(nnx.Module):
 class ClipBlock(nnx.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         width, epsilon = config.hidden_size, config.layer_norm_eps
         self.layer_norm1 = LayerNorm(width, epsilon, dtype=dtype)
@@ -125,12 +145,21 @@ class ClipEncoder(nnx.Module):
     """The blocks that run."""
 
     def __init__(
-        self, config: ClipConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+        self, config: VisionConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
     ) -> None:
         """Make `num_blocks` blocks; `config` gives every size."""
         self.layers = nnx.List(
             [ClipBlock(config, rngs=rngs, dtype=dtype) for _ in range(num_blocks)]
         )
+
+    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, jax.Array | None]:
+        """Run the blocks one after the other; as in `ClipBlock`, the last one's attention."""
+        row = None
+        last = len(self.layers) - 1
+        for index, block in enumerate(self.layers):
+            with jax.named_scope(f"block_{index}"):
+                x, row = block(x, saliency=saliency and index == last)
+        return x, row
 
 
 class ClipVision(nnx.Module):
@@ -177,19 +206,7 @@ class ClipVision(nnx.Module):
         self, pixels: jax.Array, *, saliency: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
-        config = self.config
-        expected = (config.num_channels, config.image_size, config.image_size)
-        if pixels.ndim != 4 or pixels.shape[1:] != expected:
-            raise CallError(
-                f"pixels have shape {pixels.shape}, expected (B, {', '.join(map(str, expected))}): "
-                "resize images with the checkpoint's own processor"
-            )
         with jax.named_scope("vision_tower"):
             x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))
             x = self.pre_layrnorm(x)  # [B, 1 + N, v]
-            row = None
-            last = len(self.encoder.layers) - 1
-            for index, block in enumerate(self.encoder.layers):
-                with jax.named_scope(f"block_{index}"):
-                    x, row = block(x, saliency=saliency and index == last)
-        return x, row
+            return self.encoder(x, saliency=saliency)

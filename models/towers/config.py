@@ -6,14 +6,13 @@ default of ours.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.checkpoint.fields import divides, number, one_of, side, size, whole
 
 CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
-
-_VISION_TYPES = ("clip_vision_model",)
+SIGLIP_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,8 @@ class ClipConfig:
     """The CLIP vision tower.
 
     Attributes:
+        class_token: a token in front of the patches stands for the whole picture.
+        strategy: `vision_feature_select_strategy` that gives the patches alone.
         hidden_size: width v of the features.
         intermediate_size: width of the MLP's hidden layer.
         num_layers: blocks in the checkpoint; the port holds only those it runs.
@@ -31,6 +32,10 @@ class ClipConfig:
         layer_norm_eps: epsilon of every layer norm.
         hidden_act: activation of the MLP, one of `CLIP_ACTIVATIONS`.
     """
+
+    model_type: ClassVar = "clip_vision_model"
+    class_token: ClassVar = True
+    strategy: ClassVar = "default"
 
     hidden_size: int
     intermediate_size: int
@@ -65,27 +70,115 @@ class ClipConfig:
         Raises:
             CallError: a model type, activation or size that the port does not support.
         """
-        one_of("vision model type", hf.get("model_type", "clip_vision_model"), _VISION_TYPES)
-        config = cls(
-            hidden_size=size("vision hidden_size", hf.get("hidden_size", 768)),
-            intermediate_size=size("vision intermediate_size", hf.get("intermediate_size", 3072)),
-            num_layers=size("vision num_hidden_layers", hf.get("num_hidden_layers", 12)),
-            num_heads=size("vision num_attention_heads", hf.get("num_attention_heads", 12)),
-            image_size=side("vision image_size", hf.get("image_size", 224)),
-            patch_size=side("vision patch_size", hf.get("patch_size", 32)),
-            num_channels=size("vision num_channels", hf.get("num_channels", 3)),
+        one_of("vision model type", hf.get("model_type", cls.model_type), (cls.model_type,))
+        sizes = _sizes(hf, patch=32)
+        return cls(
+            **sizes,
             layer_norm_eps=number("vision layer_norm_eps", hf.get("layer_norm_eps", 1e-5)),
             hidden_act=one_of(
                 "vision hidden_act", hf.get("hidden_act", "quick_gelu"), CLIP_ACTIVATIONS
             ),
         )
-        divides("vision hidden_size", config.hidden_size, "attention heads", config.num_heads)
-        if config.image_size < config.patch_size:
-            raise CallError(
-                f"vision image_size {config.image_size} is smaller than patch_size "
-                f"{config.patch_size}: an image must hold at least one patch"
-            )
-        return config
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """The SigLIP vision tower: no class token, no norm in front, patches with a bias.
+
+    Attributes:
+        use_head: the checkpoint's tower ends in a pooling head, which nothing here reads.
+
+    The others are those of `ClipConfig`, under the same names.
+    """
+
+    model_type: ClassVar = "siglip_vision_model"
+    class_token: ClassVar = False
+    strategy: ClassVar = "full"
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+    use_head: bool = True
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image; a rest narrower than a patch is not seen."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image, N."""
+        return self.grid**2
+
+    @classmethod
+    def from_hf(cls, hf: Mapping[str, Any]) -> "SiglipConfig":
+        """Read a `siglip_vision_model` configuration; as `ClipConfig.from_hf`."""
+        one_of("vision model type", hf.get("model_type", cls.model_type), (cls.model_type,))
+        sizes = _sizes(hf, patch=16)
+        return cls(
+            **sizes,
+            layer_norm_eps=number("vision layer_norm_eps", hf.get("layer_norm_eps", 1e-6)),
+            hidden_act=one_of(
+                "vision hidden_act", hf.get("hidden_act", "gelu_pytorch_tanh"), SIGLIP_ACTIVATIONS
+            ),
+            use_head=bool(hf.get("vision_use_head", True)),
+        )
+
+
+VisionConfig = ClipConfig | SiglipConfig
+"""Towers that take square pictures and give a grid of patches."""
+
+TOWERS: dict[str, type[ClipConfig] | type[SiglipConfig]] = {
+    kind.model_type: kind for kind in (ClipConfig, SiglipConfig)
+}
+"""By the `model_type` of a `vision_config`."""
+
+
+def read_vision(hf: Mapping[str, Any], strategy: Any) -> VisionConfig:
+    """The configuration of a tower of square pictures.
+
+    Args:
+        hf: the parsed `vision_config`; without a `model_type`, CLIP's.
+        strategy: the file's `vision_feature_select_strategy`.
+
+    Raises:
+        CallError: a model type, activation, size or strategy that the port does not support.
+    """
+    kind = one_of("vision model type", hf.get("model_type", ClipConfig.model_type), tuple(TOWERS))
+    config = TOWERS[kind].from_hf(hf)
+    if strategy != config.strategy:
+        wrong = "keeps the class token" if config.class_token else "drops the first patch"
+        raise CallError(
+            f"vision_feature_select_strategy {strategy!r} of a {kind} {wrong}, which is not "
+            f"supported; supported: {config.strategy!r}"
+        )
+    return config
+
+
+def _sizes(hf: Mapping[str, Any], *, patch: int) -> dict[str, int]:
+    """The sizes that CLIP and SigLIP share, with their classes' defaults."""
+    sizes = {
+        "hidden_size": size("vision hidden_size", hf.get("hidden_size", 768)),
+        "intermediate_size": size("vision intermediate_size", hf.get("intermediate_size", 3072)),
+        "num_layers": size("vision num_hidden_layers", hf.get("num_hidden_layers", 12)),
+        "num_heads": size("vision num_attention_heads", hf.get("num_attention_heads", 12)),
+        "image_size": side("vision image_size", hf.get("image_size", 224)),
+        "patch_size": side("vision patch_size", hf.get("patch_size", patch)),
+        "num_channels": size("vision num_channels", hf.get("num_channels", 3)),
+    }
+    divides("vision hidden_size", sizes["hidden_size"], "attention heads", sizes["num_heads"])
+    if sizes["image_size"] < sizes["patch_size"]:
+        raise CallError(
+            f"vision image_size {sizes['image_size']} is smaller than patch_size "
+            f"{sizes['patch_size']}: an image must hold at least one patch"
+        )
+    return sizes
 
 
 def vision_blocks(layer: Any, num_layers: int) -> int:

@@ -49,7 +49,7 @@ CHAT_TEMPLATE = (
 _SPECIAL_IDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 IMAGE_TOKEN_ID = 4
 
-_SENTENCES = [
+SENTENCES = [
     "USER: what is on the table next to the window? ASSISTANT: a red cup and two books.",
     "How many people are in the picture, and what colour is the dog near the old bicycle?",
     "Is there a person in the image? Answer the question using a single word or phrase.",
@@ -114,7 +114,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_SENTENCES, trainer)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),

@@ -13,7 +13,7 @@ from resprune_jax.models.checkpoint.fields import one_of, section, whole
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava import names
-from resprune_jax.models.towers.config import ClipConfig, vision_blocks
+from resprune_jax.models.towers.config import VisionConfig, read_vision, vision_blocks
 
 PROJECTOR_ACTIVATIONS = ("gelu", "gelu_pytorch_tanh")
 
@@ -31,13 +31,14 @@ LLAVA_VISION: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """A LLaVA-1.5 model: vision tower, projector and language model.
+    """A LLaVA-1.5 or llava-interleave model: vision tower, projector and language model.
 
     Attributes:
         vision: the vision tower.
         text: the language model.
-        num_vision_blocks: vision blocks that run; the last of them feeds the projector and gives
-            the CLS attention. Hugging Face's `vision_feature_layer` -2 of 24 blocks makes it 23.
+        num_vision_blocks: vision blocks that run; the last of them feeds the projector and, where
+            there is a class token, gives its attention. Hugging Face's `vision_feature_layer` -2 of
+            24 blocks makes it 23.
         image_token_id: id of the placeholder token of the tokenizer.
         projector_act: activation between the projector's layers, one of `PROJECTOR_ACTIVATIONS`;
             "gelu" is the exact one.
@@ -47,7 +48,7 @@ class LlavaConfig:
 
     form: ClassVar = CheckpointFormat("llava", "LlavaForConditionalGeneration", names)
 
-    vision: ClipConfig
+    vision: VisionConfig
     text: DecoderConfig
     num_vision_blocks: int
     image_token_id: int = 32000
@@ -74,10 +75,9 @@ class LlavaConfig:
             CallError: a setting that the port does not support, named with what is supported.
         """
         one_of("model type", hf.get("model_type", "llava"), ("llava",))
-        vision = ClipConfig.from_hf(section(hf, "vision_config", LLAVA_VISION))
-        text_hf = section(hf, "text_config", {})
         strategy = hf.get("vision_feature_select_strategy", "default")
-        one_of("vision_feature_select_strategy", strategy, ("default",))
+        vision = read_vision(section(hf, "vision_config", LLAVA_VISION), strategy)
+        text_hf = section(hf, "text_config", {})
         # Both spellings are in the wild; the first is LLaVA's own.
         image_token = hf.get("image_token_index", hf.get("image_token_id", 32000))
         # Old files keep the flag with the text model only.

@@ -1,6 +1,6 @@
 """The host's half of LLaVA-1.5."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from resprune_jax.models.families.llava.images import ImageProcessor, seen_by_mo
 from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.prompts import buckets
 
+WITHOUT_CLASS_TOKEN: Mapping[str, Any] = {"seed_rule": "max_norm"}
+"""ResPrune's settings for towers like SigLIP's."""
+
 
 class LlavaFamily(Family):
-    """LLaVA-1.5: every image the same number of tokens, positions that count up."""
+    """LLaVA-1.5 and llava-interleave: every image as many tokens, positions that count up."""
 
     config_class = LlavaConfig
     module_class = Llava
@@ -36,6 +39,11 @@ class LlavaFamily(Family):
     def __init__(self, config: LlavaConfig, folder: Path) -> None:
         self.config = config
         self.processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """See `Family.defaults`: without a class token there is no attention of it."""
+        return self.resprune if self.config.vision.class_token else WITHOUT_CLASS_TOKEN
 
     def layout(self, height: int, width: int) -> ImageLayout:
         """See `Family.layout`."""
@@ -57,8 +65,13 @@ class LlavaFamily(Family):
     def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
         """See `Family.regions`: the square that enters the tower."""
         grid, cells = self.config.vision.grid, np.arange(self.config.num_visual_tokens)
+        way = self.processor.way(image_aspect)
+        if way == "squeeze":
+            return [Region("", image, (grid, grid), cells, cells, square=True)]
         seen = seen_by_model(
-            image, image_aspect=image_aspect, image_size=self.config.vision.image_size
+            image,
+            image_aspect="pad" if way == "pad" else "processor",
+            image_size=self.config.vision.image_size,
         )
         return [Region("", seen, (grid, grid), cells, cells)]
 
@@ -95,6 +108,7 @@ def clip_costs(config: LlavaConfig | Any, projected: int, *, tiles: int = 1) -> 
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
         patch_values=vision.num_channels * vision.patch_size**2,
+        cls_token=vision.class_token,
     )
     projector = costs.projector_flops(
         projected, vision_hidden=vision.hidden_size, hidden=config.text.hidden_size

@@ -7,7 +7,7 @@ mean colour and resizes, which keeps them. Both are here, by name: "processor" a
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,9 @@ from resprune_jax.errors import CallError
 from resprune_jax.models.families.base import ImageAspect
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
 from resprune_jax.models.images.processor_files import load_image_processor
+
+Way = Literal["crop", "pad", "squeeze"]
+"""How a picture becomes a square."""
 
 MAX_RESIZED_PIXELS = 2**25
 """Pixels that "processor" may resize a picture to: sides of about 300 to 1 at 336 pixels."""
@@ -106,8 +109,16 @@ class ImageProcessor:
         # [B, 3, S, S]
         pixels = np.empty((len(images), 3, self.image_size, self.image_size), np.float32)
         for row, image in enumerate(images):
-            pixels[row] = self._pixels(image, pad=image_aspect == "pad" or self._pads)
+            pixels[row] = self._pixels(image, pad=self.way(image_aspect) == "pad")
         return pixels
+
+    def way(self, image_aspect: ImageAspect) -> Way:
+        """How a picture becomes a square: of LLaVA's processors some crop, some pad, SigLIP's
+        squeezes."""
+        if image_aspect == "pad" or self._pads:
+            return "pad"
+        square = {"height": self.image_size, "width": self.image_size}
+        return "squeeze" if self._size == square else "crop"
 
     @property
     def mean_colour(self) -> tuple[int, int, int]:

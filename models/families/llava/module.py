@@ -16,7 +16,7 @@ from resprune_jax.methods.base import VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.layers import ACTIVATIONS
 from resprune_jax.models.families.llava.config import LlavaConfig
-from resprune_jax.models.towers.clip import ClipVision
+from resprune_jax.models.towers.siglip import make_tower
 
 
 class Projector(nnx.Module):
@@ -57,7 +57,7 @@ class Llava(CausalLM):
             dtype: dtype of the parameters; softmax, norms and rotations are float32 inside.
         """
         self.config = config
-        self.vision_tower = ClipVision(
+        self.vision_tower = make_tower(
             config.vision, config.num_vision_blocks, rngs=rngs, dtype=dtype
         )
         self.multi_modal_projector = Projector(config, rngs=rngs, dtype=dtype)
@@ -72,7 +72,8 @@ class Llava(CausalLM):
 
         Args:
             pixels: (B, 3, H, W), normalised by the checkpoint's processor.
-            saliency: also give the CLS attention (`VisualTokens.saliency`).
+            saliency: also give the CLS attention (`VisualTokens.saliency`), where the tower has a
+                class token.
             features: also give the vision tower's output (`VisualTokens.features`).
 
         Returns:

@@ -75,7 +75,7 @@ def is_unused(key: str, known: Iterable[str], num_blocks: int | None) -> bool:
     """Whether a checkpoint rightly holds a tensor that the model has no parameter for.
 
     These are computed buffers, and the parts of the vision tower behind the block that feeds the
-    projector: its later blocks and the norm of the pooled class token.
+    projector: its later blocks, the norm of the pooled output and SigLIP's pooling head.
 
     Args:
         key: canonical name.
@@ -89,6 +89,8 @@ def is_unused(key: str, known: Iterable[str], num_blocks: int | None) -> bool:
         return False
     if key in ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias"):
         return True
+    if key.startswith("vision_tower.head.") and "vision_tower.pre_layrnorm.weight" not in known:
+        return True  # SigLIP's; CLIP has none
     block = _VISION_BLOCK.match(key)
     if block is None:
         return False
@@ -126,7 +128,34 @@ def fillers(tensors: list[TensorToWrite], config: Any) -> list[TensorToWrite]:
         value = 1 if rest in ("layer_norm1.weight", "layer_norm2.weight") else 0
         return lambda: np.full(tensor.shape, value, tensor.dtype)
 
-    return [
+    head = _pooling_head(norm, config.vision) if getattr(config.vision, "use_head", False) else []
+    return head + [
         TensorToWrite(key, tensor.dtype, tensor.shape, constant(rest, tensor))
         for key, (rest, tensor) in like.items()
+    ]
+
+
+def _pooling_head(norm: TensorToWrite, vision: Any) -> list[TensorToWrite]:
+    """SigLIP's pooling head, all zero: nothing that feeds the projector passes it."""
+    width, inner = vision.hidden_size, vision.intermediate_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "probe": (1, 1, width),
+        "attention.in_proj_weight": (3 * width, width),
+        "attention.in_proj_bias": (3 * width,),
+        "attention.out_proj.weight": (width, width),
+        "attention.out_proj.bias": (width,),
+        "layernorm.weight": (width,),
+        "layernorm.bias": (width,),
+        "mlp.fc1.weight": (inner, width),
+        "mlp.fc1.bias": (inner,),
+        "mlp.fc2.weight": (width, inner),
+        "mlp.fc2.bias": (width,),
+    }
+
+    def zeros(shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+        return lambda: np.zeros(shape, norm.dtype)
+
+    return [
+        TensorToWrite(f"vision_tower.head.{name}", norm.dtype, shape, zeros(shape))
+        for name, shape in shapes.items()
     ]

@@ -7,7 +7,7 @@ import pytest
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava.config import LlavaConfig
-from resprune_jax.models.towers.config import ClipConfig
+from resprune_jax.models.towers.config import ClipConfig, SiglipConfig
 
 # Shaped like the published LLaVA-1.5-7B file, which leaves out most fields.
 HUB = {
@@ -93,6 +93,43 @@ def test_mistral_tells_a_missing_window_from_a_null_one() -> None:
     assert DecoderConfig.from_hf({"sliding_window": 7}).sliding_window is None
 
 
+# Shaped like the published llava-interleave-qwen-0.5b file.
+INTERLEAVE: dict[str, Any] = {
+    "model_type": "llava",
+    "image_token_index": 151646,
+    "projector_hidden_act": "gelu",
+    "text_config": {"model_type": "qwen2", "hidden_size": 1024, "intermediate_size": 2816,
+                    "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 16,
+                    "max_window_layers": 21, "tie_word_embeddings": True, "vocab_size": 152000,
+                    "rope_theta": 1000000.0},
+    "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 1152, "image_size": 384,
+                      "intermediate_size": 4304, "num_attention_heads": 16,
+                      "num_hidden_layers": 26, "patch_size": 14, "vision_use_head": False},
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+}  # fmt: skip
+
+
+def test_a_siglip_tower_gives_all_its_patches() -> None:
+    config = LlavaConfig.from_hf(INTERLEAVE)
+    assert config.vision == SiglipConfig(1152, 4304, 26, 16, 384, 14, use_head=False)
+    assert (config.vision.layer_norm_eps, config.vision.hidden_act) == (1e-6, "gelu_pytorch_tanh")
+    # 384 / 14 leaves a rest that no patch sees.
+    assert (config.vision.grid, config.num_visual_tokens, config.num_vision_blocks) == (27, 729, 26)
+    assert config.tie_word_embeddings and config.text.qkv_bias
+    silent = SiglipConfig.from_hf({})
+    assert silent == SiglipConfig(768, 3072, 12, 12, 224, 16, use_head=True)
+    assert not SiglipConfig.class_token and ClipConfig.class_token
+    for change, words in (
+        ({"vision_feature_select_strategy": "default"}, "drops the first patch"),
+        ({"vision_feature_select_strategy": "cls"}, "'full'"),
+        ({"vision_config": {**INTERLEAVE["vision_config"], "hidden_act": "relu"}}, "hidden_act"),
+        ({"vision_config": {**INTERLEAVE["vision_config"], "patch_size": 400}}, "one patch"),
+    ):
+        with pytest.raises(CallError, match=words):
+            LlavaConfig.from_hf({**INTERLEAVE, **change})
+
+
 def test_qwen2_takes_its_class_defaults_and_its_biases() -> None:
     """Equal to transformers' `Qwen2Config()`, and the fields of the published files."""
     config = DecoderConfig.from_hf({"model_type": "qwen2"})
@@ -158,7 +195,12 @@ REFUSED: list[tuple[str | None, dict[str, Any], list[str]]] = [
     ("text_config", {"num_hidden_layers": 0}, ["num_hidden_layers", "at least 1"]),
     ("text_config", {"hidden_size": "4096"}, ["hidden_size", "whole number"]),
     ("text_config", {"hidden_size": 4100}, ["4100", "32 attention heads"]),
-    ("vision_config", {"model_type": "siglip_vision_model"}, ["siglip", "clip_vision_model"]),
+    (
+        "vision_config",
+        {"model_type": "siglip_vision_model"},
+        ["'default'", "first patch", "'full'"],
+    ),
+    ("vision_config", {"model_type": "dinov2"}, ["'dinov2'", "clip_vision_model", "siglip"]),
     ("vision_config", {"hidden_act": "gelu_new"}, ["'gelu_new'", "'quick_gelu'"]),
     ("vision_config", {"image_size": [336, 224]}, ["[336, 224]", "square"]),
     ("vision_config", {"image_size": 8}, ["image_size 8", "patch_size 14"]),

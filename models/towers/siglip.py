@@ -1,0 +1,69 @@
+"""The SigLIP vision tower, up to the block that feeds the projector.
+
+Unlike CLIP's it has no class token and no norm in front of the blocks, and its patches carry a
+bias. The norm behind the last block belongs to the pooled output: `hidden_states[-1]` of
+transformers, which feeds the projector, does not pass it.
+"""
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from resprune_jax.models.towers.clip import ClipEncoder, ClipVision, cut_patches
+from resprune_jax.models.towers.config import SiglipConfig, VisionConfig
+
+
+class SiglipEmbeddings(nnx.Module):
+    """Patches and learned positions."""
+
+    def __init__(self, config: SiglipConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width = config.hidden_size
+        patch = config.num_channels * config.patch_size**2
+        self.config = config
+        self.patch_embedding = nnx.Linear(patch, width, param_dtype=dtype, rngs=rngs)
+        self.position_embedding = nnx.Embed(config.num_patches, width, param_dtype=dtype, rngs=rngs)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """(B, C, H, W), normalised, to (B, N, v) in raster order."""
+        dtype = self.position_embedding.embedding.dtype
+        x = self.patch_embedding(cut_patches(pixels.astype(dtype), self.config))
+        return x + self.position_embedding.embedding[...]
+
+
+class SiglipVision(nnx.Module):
+    """The vision tower of llava-interleave and LLaVA-OneVision."""
+
+    def __init__(
+        self, config: SiglipConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+    ) -> None:
+        """Make the parameters; arguments as for `ClipVision`."""
+        self.config = config
+        self.embeddings = SiglipEmbeddings(config, rngs=rngs, dtype=dtype)
+        self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype)
+
+    def __call__(self, pixels: jax.Array, *, saliency: bool = False) -> tuple[jax.Array, None]:
+        """Encode images.
+
+        Args:
+            pixels: (B, C, H, W), normalised, at the tower's own size.
+            saliency: has no effect: without a class token there is no CLS attention.
+
+        Returns:
+            features (B, N, v) in raster order, and `None` in place of the saliency.
+
+        Raises:
+            CallError: pixels of another shape.
+        """
+        with jax.named_scope("vision_tower"):
+            x, _ = self.encoder(self.embeddings(pixels), saliency=False)
+        return x, None
+
+
+def make_tower(
+    config: VisionConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+) -> ClipVision | SiglipVision:
+    """The tower of a configuration; arguments as for `ClipVision`."""
+    if isinstance(config, SiglipConfig):
+        return SiglipVision(config, num_blocks, rngs=rngs, dtype=dtype)
+    return ClipVision(config, num_blocks, rngs=rngs, dtype=dtype)
