@@ -146,7 +146,8 @@ def make_inputs(config: Any, batch: int, text_tokens: int, rng_seed: int = 0) ->
 
     rng = np.random.default_rng(rng_seed)
     grid = config.vision.grid
-    plan = make_workload(config, (grid, grid), batch, text_tokens).plan
+    picture = (config.vision.image_size,) * 2
+    plan = make_workload(config, picture, batch, text_tokens).plan
     vocabulary = min(config.text.vocab_size, 32000)
     words = rng.integers(5, vocabulary, plan.ids.shape, dtype=np.int32)
     ids = np.where(plan.valid & (plan.visual_index < 0), words, plan.ids)

@@ -99,7 +99,7 @@ def rows_of(options: TpuCheckOptions) -> Iterator[Row]:
         case = CASES[name]
         for batch in options.batch:
             yield from model_rows(
-                name, read_model_config(case.hf), mesh, cells=case.cells, keep=case.keep,
+                name, read_model_config(case.hf), mesh, size=case.size, keep=case.keep,
                 batch=batch, limit=HBM[chip_of(options.topology)],
             )  # fmt: skip
 

@@ -37,12 +37,12 @@ class Case:
 
     Attributes:
         hf: its `config.json`, as far as sizes go.
-        cells: rows and columns of visual tokens of an image.
+        size: (height, width) of an image in pixels.
         keep: the budget of pruned prompts.
     """
 
     hf: dict[str, Any]
-    cells: tuple[int, int]
+    size: tuple[int, int]
     keep: int | float
 
 
@@ -58,10 +58,11 @@ CASES: dict[str, Case] = {
                 "max_position_embeddings": 4096,
             },
         },
-        cells=(24, 24),
+        size=(336, 336),
         keep=128,
     ),
-    # Qwen/Qwen2.5-VL-7B-Instruct, an image of 1024x1024 pixels, a third of its tokens kept.
+    # Qwen/Qwen2.5-VL-7B-Instruct, an image of 1024x1024 pixels as its processor resizes it, a third
+    # of its tokens kept.
     "qwen2.5-vl-7b": Case(
         {
             "model_type": "qwen2_5_vl",
@@ -84,7 +85,7 @@ CASES: dict[str, Case] = {
             "max_position_embeddings": 128000,
             "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         },
-        cells=(37, 37),
+        size=(1036, 1036),
         keep=1 / 3,
     ),
 }
@@ -121,7 +122,7 @@ class Workload:
 
 def make_workload(
     config: Any,
-    cells: tuple[int, int],
+    size: tuple[int, int],
     batch: int,
     text_tokens: int,
     *,
@@ -131,8 +132,8 @@ def make_workload(
     """Lay out a batch.
 
     Args:
-        config: the architecture, of LLaVA-1.5 or Qwen2.5-VL.
-        cells: rows and columns of visual tokens of an image.
+        config: the architecture.
+        size: (height, width) of an image in pixels, as the vision tower sees it.
         batch: prompts, each with an image.
         text_tokens: of a prompt, half of them in front of the image.
         keep: budget; None for all visual tokens.
@@ -142,45 +143,23 @@ def make_workload(
 
     import numpy as np
 
-    from resprune_jax.models.families.base import ImageLayout
-    from resprune_jax.models.families.llava.config import LlavaConfig
-    from resprune_jax.models.families.llava.family import LlavaFamily
-    from resprune_jax.models.families.qwen_vl.family import QwenFamily
-    from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
-    from resprune_jax.models.prompts import buckets
+    from resprune_jax.models.families.registry import family_class
     from resprune_jax.models.prompts.chat import EncodedPrompt
     from resprune_jax.models.prompts.options import CallOptions
     from resprune_jax.models.running.plan import Prompts, make_plan
 
     # A family is made with a checkpoint's processor; nothing here needs one.
-    kind: Any = LlavaFamily if isinstance(config, LlavaConfig) else QwenFamily
-    family = kind.__new__(kind)
-    family.config = config
-    size = buckets.batch_bucket(batch)
-    images: dict[str, Any]
-    if kind is LlavaFamily:
-        side = config.vision.image_size
-        images = {"pixels": np.zeros((size, config.vision.num_channels, side, side), np.float32)}
-        layout, slots = ImageLayout(cells[0] * cells[1]), config.num_visual_tokens
-    else:
-        merge = config.vision.spatial_merge_size
-        grid = (1, cells[0] * merge, cells[1] * merge)
-        patches = np.zeros((grid[1] * grid[2], config.vision.patch_values), np.float32)
-        image = VisionInput(patches, grid)
-        numbers = [[number] for number in range(batch)]
-        packed, tables = pack([image] * batch, config.vision, rows=numbers, batch=size)
-        images = {"patches": packed, "tables": tables}
-        layout = ImageLayout(cells[0] * cells[1], grid=image.cells(config.vision))
-        slots = tables.tokens.shape[1]
+    family = family_class(config).without_processor(config)
+    pictures = family.blank(size, batch)
     ids = np.zeros(text_tokens + 1, np.int32)
     ids[text_tokens // 2] = config.image_token_id
     prompt = EncodedPrompt("", ids, ("",) * len(ids), np.zeros((len(ids), 2), np.int32), 0, "")
     encoder: Any = SimpleNamespace(placeholders={"image": (config.image_token_id, "")})
     plan = make_plan(
-        family, encoder, Prompts([prompt] * batch, [[]] * batch, ""), ((layout,),) * batch,
-        [keep] * batch, CallOptions(), slots=slots, new_tokens=new_tokens,
+        family, encoder, Prompts([prompt] * batch, [[]] * batch, ""), pictures.layouts,
+        [keep] * batch, CallOptions(), slots=pictures.slots, new_tokens=new_tokens,
     )  # fmt: skip
-    return Workload(family, images, kind is LlavaFamily, plan)
+    return Workload(family, pictures.inputs, pictures.batched, plan)
 
 
 def model_rows(
@@ -188,7 +167,7 @@ def model_rows(
     config: Any,
     mesh: "Mesh",
     *,
-    cells: tuple[int, int],
+    size: tuple[int, int],
     keep: "Keep",
     batch: int,
     limit: int,
@@ -202,7 +181,7 @@ def model_rows(
         name: of the model.
         config: its architecture.
         mesh: the devices, axes "data" and "model".
-        cells: rows and columns of visual tokens of an image.
+        size: (height, width) of an image in pixels.
         keep: the budget of the pruned prompts.
         batch: prompts.
         limit: bytes of a chip that programs may use.
@@ -227,7 +206,7 @@ def model_rows(
     state = abstract_state(config, mesh, dtype)
     parameters = bytes_per_chip(state)
     works = [
-        make_workload(config, cells, batch, text_tokens, keep=budget, new_tokens=new_tokens)
+        make_workload(config, size, batch, text_tokens, keep=budget, new_tokens=new_tokens)
         for budget in (None, keep)
     ]
     family = works[0].family

@@ -25,7 +25,6 @@ from resprune_jax.experiments.verify.reference import (
     sample_places,
 )
 from resprune_jax.models.checkpoint.reading import CheckpointError
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.prompts import buckets
 
 
@@ -47,12 +46,9 @@ class Check:
 
 
 @partial(jax.jit, static_argnums=0)
-def _tower(graph: Any, state: Any, *inputs: Any) -> Any:
+def _tower(graph: Any, state: Any, inputs: Any) -> Any:
     """(features, scores of the class token or None) of the vision tower alone."""
-    module = nnx.merge(graph, state)
-    if len(inputs) == 1:
-        return module(inputs[0], saliency=True)
-    return module(*inputs)[0], None
+    return nnx.merge(graph, state).vision_features(inputs)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -181,26 +177,16 @@ def cls_attention(ours: Ours) -> Finding:
 
 
 def _tower_output(ours: Ours) -> tuple[np.ndarray, np.ndarray | None]:
-    if isinstance(ours.config, Qwen25VLConfig):
-        assert ours.reference.grid is not None
-        from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
-
-        given = VisionInput(ours.reference.pixels, ours.reference.grid)
-        inputs: tuple[Any, ...] = pack([given], ours.config.vision)
-        module = ours.module.visual
-    else:
-        inputs, module = (ours.reference.pixels,), ours.module.vision_tower
-    made, scores = _tower(*nnx.split(module), *inputs)
+    inputs = ours.family.tower_inputs(ours.reference.pixels, ours.reference.grid)
+    made, scores = _tower(*nnx.split(ours.module), inputs)
     count = len(ours.reference.features)
     return np.asarray(made, np.float32)[:count], None if scores is None else np.asarray(scores)
 
 
 def projector_output(ours: Ours) -> Finding:
     """The projector (merger) on the reference's features."""
-    qwen = isinstance(ours.config, Qwen25VLConfig)
-    module = ours.module.visual.merger if qwen else ours.module.multi_modal_projector
     given = jnp.asarray(ours.reference.features, ours.dtype)
-    made = np.asarray(_apply(*nnx.split(module), given), np.float32)
+    made = np.asarray(_apply(*nnx.split(ours.module.projector), given), np.float32)
     return findings.near(made, ours.reference.projected, ours.dtype, findings.PROJECTOR)
 
 

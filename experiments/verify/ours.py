@@ -78,19 +78,8 @@ class Ours:
     @property
     def own_pixels(self) -> np.ndarray:
         """What our processor gives, in the shape of the reference's."""
-        inputs = self.pictures.inputs
-        if "patches" in inputs:
-            _, rows, columns = self._own_grid()
-            return np.asarray(inputs["patches"][: rows * columns])
-        pixels = np.asarray(inputs["pixels"])
-        if "tables" in inputs:
-            return pixels[0, np.asarray(inputs["tables"].tile_valid[0])]
-        return pixels
-
-    def _own_grid(self) -> tuple[int, int, int]:
-        cells = self.pictures.layouts[0][0].grid
-        side = self.config.vision.spatial_merge_size
-        return cells.frames, cells.rows * side, cells.columns * side
+        name, real = self.family.real_pixels(self.pictures)
+        return np.asarray(self.pictures.inputs[name])[real]
 
     @cached_property
     def encoded(self) -> VisualTokens:
@@ -98,14 +87,9 @@ class Ours:
         inputs, pixels = dict(self.pictures.inputs), self.reference.pixels
         if self.own_pixels.shape != pixels.shape:
             raise RunError(f"pixels are {self.own_pixels.shape} here and {pixels.shape} there")
-        if "patches" in inputs:
-            inputs["patches"] = np.array(inputs["patches"])
-            inputs["patches"][: len(pixels)] = pixels
-        elif "tables" in inputs:
-            inputs["pixels"] = np.array(inputs["pixels"])
-            inputs["pixels"][0, np.asarray(inputs["tables"].tile_valid[0])] = pixels
-        else:
-            inputs["pixels"] = pixels
+        name, real = self.family.real_pixels(self.pictures)
+        inputs[name] = np.array(inputs[name])
+        inputs[name][real] = pixels
         return self.lvlm.programs.encode(self.lvlm.state, inputs)
 
     @cached_property

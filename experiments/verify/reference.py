@@ -55,7 +55,7 @@ class Reference:
         ids: (S,) the prompt's ids, placeholders expanded.
         placeholder: the placeholder's id.
         pixels: what the vision tower takes: (T, 3, H, W) tiles or (P, values) patches.
-        grid: Qwen2.5-VL's (t, h, w) of the picture in patches, else None.
+        grid: (t, h, w) of the picture in patches where it is one grid of them, else None.
         weights: by canonical name, `sample` of every tensor.
         problems: what transformers says of keys that do not fit.
         features: (..., v) what the projector takes, in the order of `pixels`.

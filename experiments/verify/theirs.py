@@ -4,6 +4,7 @@ Everything is kept as small NumPy arrays, so that the torch model is gone before
 """
 
 import gc
+import inspect
 import json
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from resprune_jax.experiments.verify.reference import (
     sample_places,
     spread,
 )
+from resprune_jax.methods import ResPrune
+from resprune_jax.models.families.registry import family_of_type
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +83,7 @@ def _run(
         return_tensors="pt",
     )
     model, problems = _load(folder, dtype, device)
+    family = family_of_type(model.config.model_type)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     passed = _full(model, inputs)
     ids = inputs["input_ids"][0].cpu().numpy()
@@ -95,12 +99,15 @@ def _run(
     special = list(read.all_special_ids)
     words = np.unique(ids[~np.isin(ids, [placeholder, *special])])
     meant = _numpy(model.get_input_embeddings()(_like(words, inputs["input_ids"])))
-    alpha = 0.3 if passed["rope"] else 0.75
+    alpha = float(ResPrune(**family.resprune).alpha)
     relevance, picks = _choose(embeddings, meant, lines, alpha)
     stays = ~visual
     stays[np.flatnonzero(visual)[picks]] = True
     positions = passed["positions"]
-    pruned_rows, pruned_logits, pruned = _pruned(model, passed, stays, inputs["input_ids"])
+    original = family.positions == "original"
+    pruned_rows, pruned_logits, pruned = _pruned(
+        model, passed, stays, inputs["input_ids"], original=original
+    )
     size = inputs.get("image_grid_thw")
     pixels = _numpy(inputs["pixel_values"])
     return {
@@ -144,14 +151,17 @@ def load_processor(folder: Path) -> tuple[Any, tuple[str, ...]]:
     Returns:
         The processor, and what had to be done to it.
     """
+    import transformers
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     images = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    if config["model_type"] == "qwen2_5_vl":
-        # The whole processor has a video part, which needs torchvision; no video is shown here.
+    whole = getattr(transformers, PROCESSOR_MAPPING_NAMES[config["model_type"]])
+    if "video_processor" in whole.get_attributes():
+        # A video part needs torchvision; no video is shown here.
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return _image_only(images, tokenizer, _template(folder, tokenizer)), ()
+        return _image_only(whole, images, tokenizer, folder), ()
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     processor.image_processor = images
     notes = []
@@ -168,22 +178,21 @@ def load_processor(folder: Path) -> tuple[Any, tuple[str, ...]]:
     return processor, tuple(notes)
 
 
-def _image_only(images: Any, tokenizer: Any, template: str | None) -> Any:
-    """Qwen2.5-VL's processor for text and pictures."""
-    from transformers import Qwen2_5_VLProcessor
-    from transformers.processing_utils import ProcessorMixin
+def _image_only(whole: type[Any], images: Any, tokenizer: Any, folder: Path) -> Any:
+    """A family's processor without its video part, with the settings of its own file."""
 
-    class ImageOnly(Qwen2_5_VLProcessor):
-        def __init__(
-            self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
-        ) -> None:
-            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-            self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-            self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+    class ImageOnly(whole):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in whole.get_attributes() if name != "video_processor"]
 
-    ImageOnly.__name__ = "Qwen2_5_VLProcessor without video"
-    return ImageOnly(images, tokenizer, chat_template=template)
+    ImageOnly.__name__ = f"{whole.__name__} without video"
+    path = folder / "processor_config.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = set(inspect.signature(whole.__init__).parameters) - set(whole.get_attributes())
+    settings = {name: own[name] for name in known & set(own)}
+    settings["chat_template"] = _template(folder, tokenizer)
+    return ImageOnly(images, tokenizer, **settings)
 
 
 def _template(folder: Path, tokenizer: Any) -> str | None:
@@ -247,9 +256,10 @@ def _full(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         projector.register_forward_hook(at_projector),
         inner.language_model.register_forward_pre_hook(at_text, with_kwargs=True),
     ]
-    if tower is not None:
+    if tower is not None and _has_class_token(tower):
         blocks = [m for name, m in tower.named_modules() if name.endswith("encoder.layers")]
         layer = model.config.vision_feature_layer  # hidden_states[i] is behind block i - 1
+        layer = layer[0] if isinstance(layer, list) else layer
         block = blocks[0][layer if layer < 0 else layer - 1]
         hooks.append(block.self_attn.register_forward_hook(at_class_token))
     try:
@@ -271,11 +281,14 @@ def _full(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         "prompt": prompt,
         "tensor": caught["prompt"],
         "positions": positions,
-        "rope": tower is None,
         "saliency": _numpy(caught["saliency"]) if "saliency" in caught else None,
         "rows": rows,
         "logits": _numpy(model.lm_head(hidden[rows])),
     }
+
+
+def _has_class_token(tower: Any) -> bool:
+    return any(name.endswith("class_embedding") for name, _ in tower.named_parameters())
 
 
 def _in_raster_order(made: dict[str, np.ndarray], cells: np.ndarray) -> dict[str, np.ndarray]:
@@ -312,17 +325,17 @@ def _generated(model: Any, inputs: dict[str, Any]) -> Continued:
 
 
 def _pruned(
-    model: Any, passed: dict[str, Any], stays: np.ndarray, like: Any
+    model: Any, passed: dict[str, Any], stays: np.ndarray, like: Any, *, original: bool
 ) -> tuple[np.ndarray, np.ndarray, Continued]:
     """Logits and greedy tokens of the prompt without the visual tokens that leave.
 
-    LLaVA counts positions anew; Qwen2.5-VL keeps those of the full prompt.
+    Positions are those of the full prompt (`original`), or count anew.
     """
     import torch
 
     text, table = model.model.language_model, model.get_input_embeddings()
     keep = torch.from_numpy(np.flatnonzero(stays)).to(like.device)
-    positions = passed["positions"] if passed["rope"] else None
+    positions = passed["positions"] if original else None
     following = None if positions is None else positions.max() + 1
     if positions is not None:
         positions = positions[:, :, keep]
@@ -362,8 +375,6 @@ def _choose(
 
 def _fingerprints(model: Any) -> dict[str, np.ndarray]:
     """Some values of every parameter, by canonical name."""
-    from resprune_jax.models.families.registry import family_of_type
-
     keys = family_of_type(model.config.model_type).config_class.form.keys
     found = {}
     for name, tensor in model.state_dict().items():

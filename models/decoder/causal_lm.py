@@ -22,6 +22,22 @@ class CausalLM(nnx.Module):
     language_model: Decoder
     lm_head: nnx.Linear | None
 
+    @property
+    def projector(self) -> Any:
+        """The part between the vision tower's features and the language model's width."""
+        raise NotImplementedError
+
+    def vision_features(self, inputs: Any) -> tuple[jax.Array, jax.Array | None]:
+        """The vision tower alone.
+
+        Args:
+            inputs: of one picture, from the family's `tower_inputs`.
+
+        Returns:
+            (what the projector takes, the class token's attention (T, N) or `None`).
+        """
+        raise NotImplementedError
+
     def _make_language_model(
         self,
         config: DecoderConfig,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -75,11 +75,13 @@ class Pictures:
         inputs: a pytree of arrays, padded to buckets; rows beyond the real ones repeat the first.
         layouts: of the real rows.
         batched: whether the arrays' first axis runs over images, so that it can be sharded.
+        slots: N, the visual tokens of a row in the static shape.
     """
 
     inputs: Any
     layouts: Layouts
     batched: bool
+    slots: int
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,39 @@ class Family(ABC):
     def defaults(self) -> Mapping[str, Any]:
         """ResPrune's settings for this model where they are not its defaults."""
         return self.resprune
+
+    @classmethod
+    def without_processor(cls, config: Any) -> Self:
+        """The family of an architecture whose checkpoint is not at hand: no picture can be read."""
+        family = cls.__new__(cls)
+        family.config = config
+        return family
+
+    @abstractmethod
+    def blank(self, size: tuple[int, int], batch: int) -> Pictures:
+        """What `read` would give for rows of one picture each, all zero; needs no processor.
+
+        Args:
+            size: (height, width) of the pictures, in pixels, as the tower sees them.
+            batch: rows.
+        """
+
+    def tower_inputs(self, pixels: np.ndarray, grid: tuple[int, int, int] | None) -> Any:
+        """What the module's `vision_features` takes for one picture that is already processed.
+
+        Args:
+            pixels: tiles (T, C, H, W), or patches (P, values) in the processor's order.
+            grid: frames, rows and columns of patches, where a picture is one grid of them.
+        """
+        return {"pixels": pixels}
+
+    def real_pixels(self, pictures: Pictures) -> tuple[str, Any]:
+        """Where `read` put the pixels of a single picture.
+
+        Returns:
+            An entry of `inputs`, and the index that leaves its padding out.
+        """
+        return "pixels", slice(1)
 
     def rope(self, ids: np.ndarray, valid: np.ndarray, layouts: Layouts) -> Any:
         """Positions of unpruned prompts (B, S) as the module's `place` takes them.

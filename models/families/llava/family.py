@@ -60,7 +60,16 @@ class LlavaFamily(Family):
                 table[row, : len(own)] = own
             inputs["rows"] = pad_rows(table, buckets.batch_bucket(len(rows)))
         layout = ImageLayout(self.config.num_visual_tokens)
-        return Pictures(inputs, tuple((layout,) * len(row) for row in rows), batched=True)
+        slots = max(map(len, rows)) * layout.tokens
+        layouts = tuple((layout,) * len(row) for row in rows)
+        return Pictures(inputs, layouts, batched=True, slots=slots)
+
+    def blank(self, size: tuple[int, int], batch: int) -> Pictures:
+        """See `Family.blank`: the tower's own size, whatever the picture's."""
+        vision, layout = self.config.vision, ImageLayout(self.config.num_visual_tokens)
+        shape = (vision.num_channels, vision.image_size, vision.image_size)
+        pixels = np.zeros((buckets.batch_bucket(batch), *shape), np.float32)
+        return Pictures({"pixels": pixels}, ((layout,),) * batch, batched=True, slots=layout.tokens)
 
     def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
         """See `Family.regions`: the square that enters the tower."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ from resprune_jax.models.families.base import (
 from resprune_jax.models.families.llava.family import clip_costs
 from resprune_jax.models.families.llava_next.anyres import num_tiles, packing
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
-from resprune_jax.models.families.llava_next.images import NextProcessor, stack_tiles
+from resprune_jax.models.families.llava_next.images import NextProcessor, TiledImage, stack_tiles
 from resprune_jax.models.families.llava_next.module import LlavaNext
 from resprune_jax.models.prompts import buckets
 
@@ -46,13 +47,27 @@ class NextFamily(Family):
         """See `Family.read`."""
         own_aspect(image_aspect, self.name)
         images = [self.processor.image(image_of(p, self.name)) for row in rows for p in row]
-        numbers = numbered(rows)
+        return self._stacked(images, numbered(rows))
+
+    def blank(self, size: tuple[int, int], batch: int) -> Pictures:
+        """See `Family.blank`."""
+        vision = self.config.vision
+        shape = (vision.num_channels, vision.image_size, vision.image_size)
+        tiles = np.zeros((num_tiles(*size, self.config), *shape), np.float32)
+        return self._stacked([TiledImage(tiles, size)] * batch, [[row] for row in range(batch)])
+
+    def _stacked(self, images: Sequence[TiledImage], numbers: list[list[int]]) -> Pictures:
         pixels, tables = stack_tiles(
-            images, self.config, rows=numbers, batch=buckets.batch_bucket(len(rows))
+            images, self.config, rows=numbers, batch=buckets.batch_bucket(len(numbers))
         )
         counts = [self.layout(*image.size) for image in images]
         layouts = tuple(tuple(counts[i] for i in row) for row in numbers)
-        return Pictures({"pixels": pixels, "tables": tables}, layouts, batched=True)
+        inputs = {"pixels": pixels, "tables": tables}
+        return Pictures(inputs, layouts, batched=True, slots=tables.index.shape[1])
+
+    def real_pixels(self, pictures: Pictures) -> tuple[str, Any]:
+        """See `Family.real_pixels`."""
+        return "pixels", np.asarray(pictures.inputs["tables"].tile_valid)
 
     def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
         """See `Family.regions`: the picture squeezed into a square, and the tiles' plane."""

@@ -46,6 +46,15 @@ class LlavaNext(CausalLM):
             config.text, tied=config.tie_word_embeddings, rngs=rngs, dtype=dtype
         )
 
+    @property
+    def projector(self) -> Projector:
+        """See `CausalLM.projector`."""
+        return self.multi_modal_projector
+
+    def vision_features(self, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
+        """See `CausalLM.vision_features`; "pixels" are (T, 3, H, W)."""
+        return self.vision_tower(inputs["pixels"], saliency=True)
+
     def encode_images(
         self,
         pixels: jax.Array,

@@ -55,12 +55,33 @@ class QwenFamily(Family):
         """See `Family.read`."""
         own_aspect(image_aspect, self.name)
         inputs = [self._input(picture) for row in rows for picture in row]
-        numbers = numbered(rows)
+        return self._packed(inputs, numbered(rows))
+
+    def blank(self, size: tuple[int, int], batch: int) -> Pictures:
+        """See `Family.blank`; the processor's limits of an area do not count."""
+        vision = self.config.vision
+        rows, columns = (side // vision.pixel_factor * vision.spatial_merge_size for side in size)
+        patches = np.zeros((rows * columns, vision.patch_values), np.float32)
+        image = VisionInput(patches, (1, rows, columns))
+        return self._packed([image] * batch, [[row] for row in range(batch)])
+
+    def tower_inputs(self, pixels: np.ndarray, grid: tuple[int, int, int] | None) -> Any:
+        """See `Family.tower_inputs`."""
+        assert grid is not None
+        return self._packed([VisionInput(pixels, grid)], [[0]]).inputs
+
+    def real_pixels(self, pictures: Pictures) -> tuple[str, Any]:
+        """See `Family.real_pixels`."""
+        ((image,),) = pictures.layouts
+        return "patches", slice(image.tokens * self.config.vision.merge_unit)
+
+    def _packed(self, inputs: list[VisionInput], numbers: list[list[int]]) -> Pictures:
         patches, tables = pack(
-            inputs, self.config.vision, rows=numbers, batch=buckets.batch_bucket(len(rows))
+            inputs, self.config.vision, rows=numbers, batch=buckets.batch_bucket(len(numbers))
         )
         layouts = tuple(tuple(self._layout(inputs[i]) for i in row) for row in numbers)
-        return Pictures({"patches": patches, "tables": tables}, layouts, batched=False)
+        packed = {"patches": patches, "tables": tables}
+        return Pictures(packed, layouts, batched=False, slots=tables.tokens.shape[1])
 
     def _input(self, picture: Picture) -> VisionInput:
         if isinstance(picture, Video):

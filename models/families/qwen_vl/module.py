@@ -17,7 +17,7 @@ from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.mrope import RopeIndex, pruned_positions
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.tables import VisionTables
-from resprune_jax.models.towers.qwen_vision import QwenVision
+from resprune_jax.models.towers.qwen_vision import QwenMerger, QwenVision
 
 
 class Qwen25VL(CausalLM):
@@ -42,6 +42,15 @@ class Qwen25VL(CausalLM):
             dtype=dtype,
             mrope_section=config.mrope_section,
         )
+
+    @property
+    def projector(self) -> QwenMerger:
+        """See `CausalLM.projector`: the merger."""
+        return self.visual.merger
+
+    def vision_features(self, inputs: dict[str, Any]) -> tuple[jax.Array, None]:
+        """See `CausalLM.vision_features`: patches, those of padding behind."""
+        return self.visual(inputs["patches"], inputs["tables"])[0], None
 
     def encode_images(
         self, patches: jax.Array, tables: VisionTables, *, features: bool = False

@@ -162,7 +162,7 @@ def test_what_is_compiled_is_what_generate_runs(
     monkeypatch.setattr(generate, "programs", spy(compiled))
     found = list(
         model_rows(
-            "tiny", model.config, one_device(), cells=(rows, columns), keep=keep, batch=2,
+            "tiny", model.config, one_device(), size=pixels.shape[1:3], keep=keep, batch=2,
             limit=2**40, dtype="float32", text_tokens=len(model.encoder.encode(question).ids) - 1,
             new_tokens=4,
         )

@@ -47,7 +47,7 @@ def compiled_rows(name: str, batch: int) -> list[Row]:
     mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     return list(
         model_rows(
-            name, read_model_config(case.hf), mesh, cells=case.cells, keep=case.keep, batch=batch,
+            name, read_model_config(case.hf), mesh, size=case.size, keep=case.keep, batch=batch,
             limit=HBM["v5e"],
         )
     )  # fmt: skip
