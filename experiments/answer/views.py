@@ -58,13 +58,13 @@ def panels_of(
         A panel a part, or two, all and kept, where a prompt has a single part.
     """
     parts: list[Part] = []
-    start = 0
+    start, together = 0, sum(not isinstance(picture, Video) for picture in pictures)
     for number, picture in enumerate(pictures):
         title = f"image {number + 1}" if len(pictures) > 1 else ""
         if isinstance(picture, Video):
             own, count = _film(family, picture, start, title or "video")
         else:
-            own, count = _image_parts(family, picture, start, title, image_aspect)
+            own, count = _image_parts(family, picture, start, title, image_aspect, together)
         parts += own
         start += count
     chosen = np.asarray([] if picks is None else picks, np.int64)
@@ -90,7 +90,12 @@ def _view(part: Part, picks: np.ndarray | None) -> View:
 
 
 def _image_parts(
-    family: Family, picture: Any, start: int, title: str, image_aspect: ImageAspect
+    family: Family,
+    picture: Any,
+    start: int,
+    title: str,
+    image_aspect: ImageAspect,
+    together: int,
 ) -> tuple[list[Part], int]:
     """The parts of an image, and how many visual tokens it gives."""
     image = open_image(picture)
@@ -102,9 +107,9 @@ def _image_parts(
             start + region.tokens,
             region.cells,
         )
-        for region in family.regions(image, image_aspect)
+        for region in family.regions(image, image_aspect, together=together)
     ]
-    return parts, family.layout(image.height, image.width).tokens
+    return parts, family.layout(image.height, image.width, together=together).tokens
 
 
 def _film(family: Family, video: Video, start: int, title: str) -> tuple[list[Part], int]:
@@ -115,7 +120,7 @@ def _film(family: Family, video: Video, start: int, title: str) -> tuple[list[Pa
     each, groups = grid[0] * grid[1], layout.grid.frames
     drawn = set(np.unique(np.linspace(0, groups - 1, min(groups, MOST_FRAMES)).round().astype(int)))
     parts = []
-    span = family.config.vision.temporal_patch_size
+    span = family.frame_span
     cells = np.arange(each)
     with family.frames(video) as frames:
         for number, frame in enumerate(frames):

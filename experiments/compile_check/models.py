@@ -234,7 +234,7 @@ def model_rows(
         plan = work.plan
         kept: Any = np.zeros(visual.valid.shape, bool)
         if not plan.full.all():
-            method = get_method("resprune", **family.resprune)
+            method = get_method("resprune", **family.defaults)
             choose = partial(run.prune.lower, keep=plan.picks, newline="candidate")
             of_prompts = (plan.rows, plan.noun_ids, plan.noun_valid, plan.full, plan.limits)
             chosen = row(

@@ -133,6 +133,7 @@ class Family(ABC):
         resprune: ResPrune's settings for this family where they are not its defaults; see
             `defaults`, which may depend on the architecture.
         positions: the rule for position ids after pruning.
+        frame_span: frames of a video that its visual tokens show together.
     """
 
     config_class: ClassVar[type[Any]]
@@ -140,6 +141,7 @@ class Family(ABC):
     name: ClassVar[str]
     resprune: ClassVar[Mapping[str, Any]] = {}
     positions: ClassVar[Literal["reindex", "original"]] = "reindex"
+    frame_span: int = 1
     config: Any
 
     @abstractmethod
@@ -152,8 +154,13 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def layout(self, height: int, width: int) -> ImageLayout:
+    def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """What an image of this size in pixels gives.
+
+        Args:
+            height: in pixels.
+            width: in pixels.
+            together: how many images its prompt has.
 
         Raises:
             CallError: an image that cannot be used.
@@ -213,8 +220,10 @@ class Family(ABC):
         return None
 
     @abstractmethod
-    def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
-        """Which part of an upright RGB picture each visual token shows."""
+    def regions(
+        self, image: Image.Image, image_aspect: ImageAspect, *, together: int = 1
+    ) -> list[Region]:
+        """Which part of an upright RGB picture each visual token shows; see `layout`."""
 
     def frames(self, video: Video) -> AbstractContextManager[Iterable[Image.Image]]:
         """The frames of a video that the model sees."""

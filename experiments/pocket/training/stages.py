@@ -46,7 +46,7 @@ def initial(preset: str, rng_seed: int) -> tuple[Any, Any]:
                 part, layer = name.split(".")
                 kernel = getattr(getattr(block, part), layer).kernel
                 kernel[...] = kernel[...] * (2 * len(blocks)) ** -0.5
-    embeddings = model.vision_tower.embeddings
+    embeddings: Any = model.vision_tower.embeddings
     embeddings.class_embedding[...] = 0.1 * embeddings.class_embedding[...]
     # Random places, small beside what a patch shows, were never learnt to be told apart.
     places = _waves(sizes.scenes.grid, sizes.vision_width)
@@ -132,7 +132,8 @@ def levelled(graph: Any, params: Any, batch: dict[str, Any]) -> Any:
 
 
 def _visual_norm(model: Llava, images: jax.Array) -> jax.Array:
-    x, _ = model.vision_tower.encode(normalise(images))
+    tower: Any = model.vision_tower
+    x, _ = tower.encode(normalise(images))
     return jnp.linalg.norm(model.multi_modal_projector(x[:, 1:]), axis=-1).mean()
 
 

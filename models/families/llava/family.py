@@ -45,7 +45,7 @@ class LlavaFamily(Family):
         """See `Family.defaults`: without a class token there is no attention of it."""
         return self.resprune if self.config.vision.class_token else WITHOUT_CLASS_TOKEN
 
-    def layout(self, height: int, width: int) -> ImageLayout:
+    def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""
         return ImageLayout(self.config.num_visual_tokens)
 
@@ -71,7 +71,9 @@ class LlavaFamily(Family):
         pixels = np.zeros((buckets.batch_bucket(batch), *shape), np.float32)
         return Pictures({"pixels": pixels}, ((layout,),) * batch, batched=True, slots=layout.tokens)
 
-    def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
+    def regions(
+        self, image: Image.Image, image_aspect: ImageAspect, *, together: int = 1
+    ) -> list[Region]:
         """See `Family.regions`: the square that enters the tower."""
         grid, cells = self.config.vision.grid, np.arange(self.config.num_visual_tokens)
         way = self.processor.way(image_aspect)

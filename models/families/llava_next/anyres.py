@@ -13,22 +13,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from resprune_jax.errors import CallError
 from resprune_jax.methods.base import NEWLINE, PATCH
-from resprune_jax.models.families.llava_next.config import (
-    DEFAULT_PINPOINTS,
-    LlavaNextConfig,
-    Pinpoint,
-)
+from resprune_jax.models.families.llava_next.config import DEFAULT_PINPOINTS, Pinpoint
 
 NO_PATCH = -1
 """What an index table holds where no patch is gathered: newlines and padding."""
 
 Size = tuple[int, int]
+
+
+class Tiled(Protocol):
+    """What an architecture says of its tiles; `LlavaNextConfig` for one."""
+
+    @property
+    def vision(self) -> Any: ...
+
+    @property
+    def image_grid_pinpoints(self) -> tuple[Pinpoint, ...]: ...
+
+    @property
+    def patches_per_tile(self) -> int: ...
+
+    def __hash__(self) -> int: ...
+
 
 # Visual tokens a row for the published pinpoints and 576 patches a tile, by tiles: six shapes of
 # four lengths, since the decoder compiles for each length. Over pictures with sides of 50 to 4000
@@ -92,7 +105,7 @@ class AnyresTables:
     coords: np.ndarray | jax.Array
 
 
-def best_pinpoint(height: int, width: int, config: LlavaNextConfig) -> Pinpoint:
+def best_pinpoint(height: int, width: int, config: Tiled) -> Pinpoint:
     """The pinpoint that keeps most pixels of a picture and, among those, wastes fewest of its own.
 
     Args:
@@ -116,19 +129,19 @@ def best_pinpoint(height: int, width: int, config: LlavaNextConfig) -> Pinpoint:
     return max(config.image_grid_pinpoints, key=merit)
 
 
-def num_tiles(height: int, width: int, config: LlavaNextConfig) -> int:
+def num_tiles(height: int, width: int, config: Tiled) -> int:
     """Tiles of a picture of this size, the base tile counted; see `best_pinpoint`."""
     return _plane_tiles(best_pinpoint(height, width, config), config)
 
 
-def num_tokens(height: int, width: int, config: LlavaNextConfig) -> int:
+def num_tokens(height: int, width: int, config: Tiled) -> int:
     """Visual tokens of a picture of this size, newlines counted; see `best_pinpoint`."""
-    rows, columns, _, _ = _kept(height, width, best_pinpoint(height, width, config), config)
+    rows, columns, _, _ = kept_patches(height, width, best_pinpoint(height, width, config), config)
     return config.patches_per_tile + rows * (columns + 1)
 
 
 @lru_cache(maxsize=256)
-def packing(height: int, width: int, config: LlavaNextConfig) -> Packing:
+def packing(height: int, width: int, config: Tiled) -> Packing:
     """How the tiles of a picture of this size are packed.
 
     Equals `pack_image_features` of transformers' LLaVA-NeXT with `spatial_unpad`.
@@ -145,7 +158,7 @@ def packing(height: int, width: int, config: LlavaNextConfig) -> Packing:
         CallError: a picture without pixels.
     """
     pin = best_pinpoint(height, width, config)
-    rows, columns, top, left = _kept(height, width, pin, config)
+    rows, columns, top, left = kept_patches(height, width, pin, config)
     grid, patches = config.vision.grid, config.patches_per_tile
     across = pin[1] // config.vision.image_size  # tiles in a row of tiles
 
@@ -157,7 +170,7 @@ def packing(height: int, width: int, config: LlavaNextConfig) -> Packing:
     places = np.moveaxis(np.indices(plane.shape), 0, -1)  # [rows, columns + 1, 2]
 
     index = np.concatenate([np.arange(patches), plane.ravel()]).astype(np.int32)
-    base = _base_coords(height, width, pin, (top, left), config)
+    base = base_coords(height, width, pin, (top, left), config)
     coords = np.concatenate([base, places.reshape(-1, 2)]).astype(np.float32)
     kind = np.where(index == NO_PATCH, NEWLINE, PATCH).astype(np.int8)
     for array in (index, kind, coords):
@@ -168,7 +181,7 @@ def packing(height: int, width: int, config: LlavaNextConfig) -> Packing:
 
 def make_tables(
     rows: Sequence[Sequence[Size]],
-    config: LlavaNextConfig,
+    config: Tiled,
     *,
     tiles: int | None = None,
     tokens: int | None = None,
@@ -228,7 +241,7 @@ def make_tables(
     return tables
 
 
-def tile_bucket(tiles: int, config: LlavaNextConfig) -> int:
+def tile_bucket(tiles: int, config: Tiled) -> int:
     """Tiles a row, T: those that single pictures have, even numbers beyond.
 
     Args:
@@ -243,11 +256,11 @@ def tile_bucket(tiles: int, config: LlavaNextConfig) -> int:
     """
     if tiles < 1:
         raise CallError(f"a row has at least one tile, got {tiles}")
-    own = _tile_buckets(config)
+    own = tile_buckets(config)
     return next((size for size in own if size >= tiles), 2 * -(-tiles // 2))
 
 
-def token_bucket(tokens: int, tiles: int, config: LlavaNextConfig) -> int:
+def token_bucket(tokens: int, tiles: int, config: Tiled) -> int:
     """Visual tokens a row, N: two sizes for each number of tiles of single pictures.
 
     The second is the most that pictures of so many tiles can have; rows of several pictures take
@@ -270,22 +283,22 @@ def token_bucket(tokens: int, tiles: int, config: LlavaNextConfig) -> int:
     return next((size for size in own if size >= tokens), _LARGE_STEP * -(-tokens // _LARGE_STEP))
 
 
-def image_buckets(config: LlavaNextConfig) -> tuple[tuple[int, int], ...]:
+def image_buckets(config: Tiled) -> tuple[tuple[int, int], ...]:
     """Every (T, N) that a batch of one picture a row can have: what a warm-up compiles."""
     return tuple(
-        (tiles, tokens) for tiles in _tile_buckets(config)
+        (tiles, tokens) for tiles in tile_buckets(config)
         for tokens in _token_buckets(tiles, config)
     )  # fmt: skip
 
 
-def _plane_tiles(pin: Pinpoint, config: LlavaNextConfig) -> int:
+def _plane_tiles(pin: Pinpoint, config: Tiled) -> int:
     """Tiles of a pinpoint, the base tile counted."""
     side = config.vision.image_size
     return 1 + (pin[0] // side) * (pin[1] // side)
 
 
 @lru_cache(maxsize=64)
-def _tile_buckets(config: LlavaNextConfig) -> tuple[int, ...]:
+def tile_buckets(config: Tiled) -> tuple[int, ...]:
     """Ascending; the published pinpoints give 3, 4 and 5."""
     counts = sorted({_plane_tiles(pin, config) for pin in config.image_grid_pinpoints})
     kept = [counts.pop()]
@@ -297,9 +310,9 @@ def _tile_buckets(config: LlavaNextConfig) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def _token_buckets(tiles: int, config: LlavaNextConfig) -> tuple[int, ...]:
+def _token_buckets(tiles: int, config: Tiled) -> tuple[int, ...]:
     """The buckets of rows of so many tiles, ascending; none where no single picture has as many."""
-    if tiles not in _tile_buckets(config):
+    if tiles not in tile_buckets(config):
         return ()
     if config.vision.grid == _PUBLISHED_GRID and tiles in _PUBLISHED and _published_planes(config):
         return _PUBLISHED[tiles]
@@ -313,15 +326,15 @@ def _token_buckets(tiles: int, config: LlavaNextConfig) -> tuple[int, ...]:
     return tuple(sorted({_TOKEN_STEP * -(-size // _TOKEN_STEP) for size in (middle, most)}))
 
 
-def _published_planes(config: LlavaNextConfig) -> bool:
+def _published_planes(config: Tiled) -> bool:
     """Whether the pinpoints are the published ones, in tiles and in any order."""
     side, published = config.vision.image_size, DEFAULT_PINPOINTS[0][0]
     own = {(h // side, w // side) for h, w in config.image_grid_pinpoints}
     return own == {(h // published, w // published) for h, w in DEFAULT_PINPOINTS}
 
 
-def _kept(
-    height: int, width: int, pin: Pinpoint, config: LlavaNextConfig
+def kept_patches(
+    height: int, width: int, pin: Pinpoint, config: Tiled
 ) -> tuple[int, int, int, int]:
     """(rows, columns, first row, first column) of the plane's patches that the picture covers.
 
@@ -340,8 +353,8 @@ def _kept(
     return rows, columns - 2 * left, 0, left
 
 
-def _base_coords(
-    height: int, width: int, pin: Pinpoint, first: tuple[int, int], config: LlavaNextConfig
+def base_coords(
+    height: int, width: int, pin: Pinpoint, first: tuple[int, int], config: Tiled
 ) -> np.ndarray:
     """Where the middle of each patch of the base tile lies in the plane of the tiles (P, 2)."""
     grid = config.vision.grid

@@ -100,7 +100,7 @@ class LlavaNextConfig:
             vision=vision,
             text=DecoderConfig.from_hf(section(hf, "text_config", {})),
             num_vision_blocks=vision_blocks(hf.get("vision_feature_layer", -2), vision.num_layers),
-            image_grid_pinpoints=_pinpoints(hf.get("image_grid_pinpoints"), vision.image_size),
+            image_grid_pinpoints=read_pinpoints(hf.get("image_grid_pinpoints"), vision.image_size),
             image_token_id=whole("image_token_index", image_token),
             projector_act=one_of(
                 "projector_hidden_act",
@@ -113,10 +113,12 @@ class LlavaNextConfig:
         )
 
 
-def _pinpoints(value: Any, tile: int) -> tuple[Pinpoint, ...]:
+def read_pinpoints(
+    value: Any, tile: int, default: tuple[Pinpoint, ...] = DEFAULT_PINPOINTS
+) -> tuple[Pinpoint, ...]:
     """The pinpoints as pairs of whole numbers of whole tiles; the published ones for `None`."""
     if value is None:
-        value = DEFAULT_PINPOINTS
+        value = default
     pairs = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     if not pairs or not all(
         isinstance(pin, Sequence) and not isinstance(pin, str) and len(pin) == 2 for pin in value

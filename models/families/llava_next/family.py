@@ -39,7 +39,7 @@ class NextFamily(Family):
         self.config = config
         self.processor = NextProcessor.from_checkpoint(folder, config)
 
-    def layout(self, height: int, width: int) -> ImageLayout:
+    def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""
         return tiled_layout(self.config, height, width)
 
@@ -69,7 +69,9 @@ class NextFamily(Family):
         """See `Family.real_pixels`."""
         return "pixels", np.asarray(pictures.inputs["tables"].tile_valid)
 
-    def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
+    def regions(
+        self, image: Image.Image, image_aspect: ImageAspect, *, together: int = 1
+    ) -> list[Region]:
         """See `Family.regions`: the picture squeezed into a square, and the tiles' plane."""
         own = packing(image.height, image.width, self.config)
         patches, side = self.config.patches_per_tile, self.config.vision.grid

@@ -44,7 +44,12 @@ class QwenFamily(Family):
         self.config = config
         self.processor = QwenProcessor.from_checkpoint(folder, config.vision)
 
-    def layout(self, height: int, width: int) -> ImageLayout:
+    @property
+    def frame_span(self) -> int:  # type: ignore[override]
+        """See `Family.frame_span`."""
+        return self.config.vision.temporal_patch_size
+
+    def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""
         _, rows, columns = self.processor.grid(height, width)
         side = self.config.vision.spatial_merge_size
@@ -101,7 +106,9 @@ class QwenFamily(Family):
         runs = buckets.image_bucket(max(map(len, grids)))
         return rope_index(kinds, valid, grids, config.vision.tokens_per_second, runs=runs)
 
-    def regions(self, image: Image.Image, image_aspect: ImageAspect) -> list[Region]:
+    def regions(
+        self, image: Image.Image, image_aspect: ImageAspect, *, together: int = 1
+    ) -> list[Region]:
         """See `Family.regions`: the whole picture."""
         grid = self.layout(image.height, image.width).grid
         assert grid is not None
@@ -110,8 +117,9 @@ class QwenFamily(Family):
 
     def frames(self, video: Video) -> AbstractContextManager[Iterable[Image.Image]]:
         """See `Family.frames`."""
-        span = self.config.vision.temporal_patch_size
-        return read_video(video.frames, fps=video.fps, sampling=video.sampling, group=span)
+        return read_video(
+            video.frames, fps=video.fps, sampling=video.sampling, group=self.frame_span
+        )
 
     @classmethod
     def vision_costs(

@@ -28,7 +28,7 @@ class Qwen(QwenFamily):
     def __init__(self) -> None:
         self.config: Any = SimpleNamespace(vision=SimpleNamespace(temporal_patch_size=2))
 
-    def layout(self, height: int, width: int) -> ImageLayout:
+    def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         grid = Grid(1, height // 10, width // 10)
         return ImageLayout(grid.num_tokens, grid=grid)
 
