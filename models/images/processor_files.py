@@ -1,11 +1,12 @@
 """The checkpoint's own image processor, as `transformers` loads it without torch."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resprune_jax.errors import CallError, RunError
-from resprune_jax.models.prompts.chat_files import one_line
+from resprune_jax.models.prompts.chat_files import one_line, read_json
 
 _NAMES = ("preprocessor_config.json", "processor_config.json")
 
@@ -38,3 +39,14 @@ def load_image_processor(directory: str | os.PathLike[str]) -> Any:
         raise RunError(
             f"the image processor in {folder} cannot be loaded: {one_line(problem)}"
         ) from problem
+
+
+def video_settings(folder: Path) -> Mapping[str, Any]:
+    """The settings of a checkpoint's video processor, where its newest or oldest place has them."""
+    own = read_json(folder / "processor_config.json").get("video_processor")
+    if isinstance(own, Mapping):
+        return own
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return {}

@@ -19,7 +19,7 @@ def length_bucket(n: int) -> int:
     Raises:
         CallError: `n` is negative.
     """
-    return _multiple(n, 64 if n <= 1024 else 256)
+    return multiple(n, 64 if n <= 1024 else 256)
 
 
 def step(n: int) -> int:
@@ -34,7 +34,7 @@ def step(n: int) -> int:
     Raises:
         CallError: `n` is negative.
     """
-    return _multiple(n, 64) if n else 0
+    return multiple(n, 64) if n else 0
 
 
 def batch_bucket(n: int) -> int:
@@ -49,7 +49,7 @@ def batch_bucket(n: int) -> int:
     Raises:
         CallError: `n` is negative.
     """
-    return _power(n, 1) if n <= 8 else _multiple(n, 8)
+    return _power(n, 1) if n <= 8 else multiple(n, 8)
 
 
 def new_token_bucket(n: int) -> int:
@@ -64,7 +64,7 @@ def new_token_bucket(n: int) -> int:
     Raises:
         CallError: `n` is negative.
     """
-    return _multiple(n, 64)
+    return multiple(n, 64)
 
 
 def noun_bucket(n: int) -> int:
@@ -97,7 +97,7 @@ def image_bucket(n: int) -> int:
     return _power(n, 1)
 
 
-def _multiple(n: int, step: int) -> int:
+def multiple(n: int, step: int) -> int:
     """The smallest multiple of `step`, at least one of them, that is not below `n`."""
     return step * max(1, -(-_count(n) // step))
 

@@ -20,9 +20,8 @@ from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
 from resprune_jax.models.families.qwen_vl.tables import VisionTables, make_tables
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
-from resprune_jax.models.images.processor_files import load_image_processor
+from resprune_jax.models.images.processor_files import load_image_processor, video_settings
 from resprune_jax.models.images.video import Frames, Sampling, VideoLike, read_video
-from resprune_jax.models.prompts.chat_files import read_json
 
 MAX_ASPECT = 200
 """The longest side of a picture over its shortest, at most."""
@@ -158,7 +157,7 @@ class QwenProcessor:
             CallError: no such file, or settings that do not fit the vision tower.
             RunError: a file that cannot be read.
         """
-        return cls(load_image_processor(directory), config, video=_video_settings(Path(directory)))
+        return cls(load_image_processor(directory), config, video=video_settings(Path(directory)))
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """The grid of a picture of this size: (1, rows, columns) in patches.
@@ -365,14 +364,3 @@ def _limits(size: Any, flat: Mapping[str, Any], default: tuple[int, int]) -> tup
             "correct preprocessor_config.json, or the video processor's file"
         )
     return int(least), int(most)
-
-
-def _video_settings(folder: Path) -> Mapping[str, Any]:
-    """The settings of a checkpoint's video processor, where its newest or oldest place has them."""
-    own = read_json(folder / "processor_config.json").get("video_processor")
-    if isinstance(own, Mapping):
-        return own
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            return read_json(folder / name)
-    return {}
