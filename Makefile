@@ -9,7 +9,7 @@ TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_chec
 TRITON = triton==3.5.0
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-test demo test test-exact test-memory test-tpu test-triton lint format clean
+.PHONY: help setup setup-test demo test test-exact test-memory test-tpu test-triton test-attacks lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
+	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
 	@echo "make lint         ruff and mypy, as CI runs them"
 	@echo "make format       ruff, fixing what it can"
 
@@ -68,6 +69,9 @@ test-tpu: $(VENV)-tpu/.tpu
 
 test-triton: $(VENV)-tpu/.triton
 	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/engines/test_pallas_triton.py
+
+test-attacks: setup-test
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m tests.attacks $(ARGS)
 
 lint: setup-test
 	$(BIN)/ruff check .
