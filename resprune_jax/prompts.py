@@ -6,15 +6,19 @@ part-of-speech tagger finds nouns and proper nouns, and their characters are loo
 tokens of the text that the LLM really sees. Everything here is text and NumPy on the host.
 """
 
+import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from resprune_jax.choices import OcrLine, TextSource
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, RunError, one_line
+from resprune_jax.markup import blank, mask_markup
 from resprune_jax.nouns import load_pipeline
 
 OCR_LINES = ("strip", "keep")
@@ -92,17 +96,10 @@ _LENGTH_TAIL = (
 _SHORT = r"(?:short|brief|concise|direct|succinct|(?:one|single)(?:-| )(?:word|sentence|phrase))"
 _SHORT = f"(?:very )?{_SHORT}(?:(?: and|,) {_SHORT})*"
 _OPTION = r"(?:option'?s? letter|letters?|options?|choices?|answers?)"
+_REACH = 300  # the longest rest of an instruction, in characters
 _WHICH = r"(?:only )?(?:the )?(?:(?:correct|right|best|single) )?"
 
 _OCR_LINE = _family(r"^[ \t]*(?:reference\s+)?ocr\s+tokens?[ \t]*:[^\n]*")
-_PLACEHOLDER = _family(
-    r"<(?:image|video|audio)(?:_\d+)?>|<\|(?:vision_start|vision_end|image_pad|video_pad)\|>"
-)
-# The roles of a Vicuna conversation, with the system sentences that LLaVA-1.5 may put before them.
-_CHAT = (
-    _family(r"\AA chat between a curious (?:user|human) and an artificial [^\n]*?(?=USER:|$)"),
-    _family(r"^[ \t]*(?:USER|ASSISTANT)[ \t]*:[ \t]*|\bASSISTANT:[ \t]*(?=\Z)"),
-)
 _INSTRUCTIONS = (
     # Preambles: "First please perform reasoning, and think step by step to ...:"
     _instruction(
@@ -138,7 +135,10 @@ _INSTRUCTIONS = (
     # second word of the kind, since "select the answer" alone can be part of a question.
     _instruction(
         rf"(?:{_REPLY} (?:with|by giving|by choosing|using)|{_LETTER_VERB}) {_WHICH}{_OPTION}\b"
-        r"(?=[^\n.?!]*\b(?:options?|choices?|letters?|directly|above|below)\b)[^\n.?!]*",
+        rf"(?=[^\n.?!]{{0,{_REACH}}}\b(?:options?|choices?|letters?|directly|above|below)\b)"
+        # All of the sentence at once or its first clause: to try every end would take time that
+        # grows with the square of its length.
+        rf"(?:[^\n.?!]{{0,{_REACH}}}+(?=[\n.!]|\Z)|[^\n.?!:]{{0,{_REACH}}}+(?=:))",
         f"(?:{_REPLY} (?:with|using)|{_LETTER_VERB}) {_WHICH}(?:option'?s? )?letters?(?: only)?",
     ),
     _family(
@@ -160,10 +160,6 @@ _OPTION_TAG = _family(r"^[ \t]*\(?[A-H][.):][ \t]+|(?<=[ \t])\([A-H]\)[ \t]+")
 _PLAIN = str.maketrans("‘’“”？！：。，．\u00a0\u202f\u3000\r", "''\"\"?!:.,.   \n")
 
 
-def _blank(match: re.Match[str]) -> str:
-    return re.sub(r"[^\n]", " ", match.group())
-
-
 def _check(prompt: Any) -> str:
     if not isinstance(prompt, str):
         raise CallError(f"a prompt is a string, not {type(prompt).__name__}")
@@ -177,14 +173,14 @@ def _check(prompt: Any) -> str:
 
 
 def _mask(prompt: str, families: Sequence[re.Pattern[str]], *, tags: bool) -> str:
-    """`prompt` with all matches of `families` blanked, line breaks kept."""
+    """`prompt` with chat markup and all matches of `families` blanked, line breaks kept."""
     plain = prompt.replace("\r\n", " \n").translate(_PLAIN)
-    view = plain
+    view = mask_markup(plain)
     for family in families:
-        view = family.sub(_blank, view)
+        view = family.sub(blank, view)
     # One line that begins with "A. " may be a name; two are a list of options.
     if tags and len(_OPTION_TAG.findall(view)) > 1:
-        view = _OPTION_TAG.sub(_blank, view)
+        view = _OPTION_TAG.sub(blank, view)
     if view == plain:
         return prompt
     return "".join(
@@ -194,7 +190,7 @@ def _mask(prompt: str, families: Sequence[re.Pattern[str]], *, tags: bool) -> st
 
 
 def clean_prompt(prompt: str, *, ocr_line: OcrLine = "strip") -> CleanPrompt:
-    """Remove what is not the question: answer-format instructions, labels, placeholders, roles.
+    """Remove what is not the question: answer-format instructions, labels, chat markup.
 
     Options and hints of multiple-choice prompts stay, without their letters and labels. The
     families are those of LLaVA's, lmms-eval's and VLMEvalKit's benchmark prompts.
@@ -214,7 +210,7 @@ def clean_prompt(prompt: str, *, ocr_line: OcrLine = "strip") -> CleanPrompt:
     if ocr_line not in OCR_LINES:
         raise CallError(f"ocr_line={ocr_line!r} is unknown: choose one of {', '.join(OCR_LINES)}")
     first = (_OCR_LINE,) if ocr_line == "strip" else ()
-    masked = _mask(prompt, (*first, _PLACEHOLDER, *_CHAT, *_INSTRUCTIONS), tags=True)
+    masked = _mask(prompt, (*first, *_INSTRUCTIONS), tags=True)
     return CleanPrompt("\n".join(" ".join(line.split()) for _, line in _lines(masked)), masked)
 
 
@@ -228,29 +224,77 @@ def _lines(masked: str) -> Iterator[tuple[int, str]]:
 
 # --- nouns ----------------------------------------------------------------------------------------
 
+MAX_CHARACTERS = 200_000
+"""The longest prompt whose nouns are looked for, beyond the context of the models there are."""
+MAX_WORDS = 50_000
+"""The most words and punctuation marks of such a prompt."""
+LONGEST_WORD = 200
+"""Characters without white space that a tagger reads in one piece."""
+
+# Taggers take time that grows with the square of such a run, so it is cut: after punctuation where
+# there is some in the second half of a piece (Chinese clauses), else anywhere.
+_PIECE = re.compile(rf"\S{{{LONGEST_WORD // 2},{LONGEST_WORD}}}(?<=\W)(?=\w)|\S{{1,{LONGEST_WORD}}}")
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line as the tagger reads it: a space stands after every piece of a long run.
+
+    Attributes:
+        text: the line with these spaces.
+        start: where the line begins in the prompt.
+        cuts: where the spaces stand in `text`, in order.
+    """
+
+    text: str
+    start: int
+    cuts: list[int]
+
+    def offset(self, at: int) -> int:
+        """The place in the prompt of a character of `text`."""
+        return self.start + at - bisect_left(self.cuts, at)
+
+
+def _cut(start: int, line: str) -> _Line:
+    """A line whose runs are at most `LONGEST_WORD` long."""
+    ends = [
+        run.start() + piece.end()
+        for run in _LONG_RUN.finditer(line)
+        for piece in _PIECE.finditer(run.group())
+        if piece.end() < len(run.group())
+    ]
+    if not ends:
+        return _Line(line, start, [])
+    text = " ".join(line[a:b] for a, b in pairwise([0, *ends, len(line)]))
+    return _Line(text, start, [end + count for count, end in enumerate(ends)])
+
 
 class NounExtractor:
     """Finds the nouns and proper nouns of prompts; loads its tagger once, when made.
 
     Args:
-        backend: "auto", "en_core_web_sm" or "lexicon", see `resprune_jax.nouns.load_pipeline`.
+        tagger: "auto", "en_core_web_sm", "lexicon", or any spaCy pipeline by the name of its
+            package or by its folder, see `resprune_jax.nouns.load_pipeline`.
         strict: refuse the lexicon that "auto" falls back to.
 
     Attributes:
         backend: name and version of the tagger in use, for the records of a run.
 
     Raises:
-        CallError: an unknown backend, or `en_core_web_sm` demanded and not installed.
+        CallError: an unknown tagger, one that finds no parts of speech, or `en_core_web_sm`
+            demanded and not installed.
         RunError: an installed tagger that does not load.
     """
 
-    def __init__(self, backend: str = "auto", strict: bool = False) -> None:
-        self._pipeline, self.backend = load_pipeline(backend, strict=strict)
+    def __init__(self, tagger: str | os.PathLike[str] = "auto", strict: bool = False) -> None:
+        self._pipeline, self.backend = load_pipeline(tagger, strict=strict)
 
     def extract(self, prompt: str, *, ocr_line: OcrLine = "strip") -> list[Noun]:
         """The nouns of a prompt, cleaned first, in order, repetitions included.
 
-        The tagger reads line by line: options are not the tail of the question before them.
+        The tagger reads line by line: options are not the tail of the question before them. A run
+        of more than `LONGEST_WORD` characters without white space is read in pieces.
 
         Args:
             prompt: the user's question, as asked.
@@ -260,18 +304,39 @@ class NounExtractor:
             Nouns with character offsets into `prompt`; none is a fine answer ("What is this?").
 
         Raises:
-            CallError: see `clean_prompt`.
+            CallError: see `clean_prompt`; more than `MAX_CHARACTERS` or `MAX_WORDS`.
+            RunError: a tagger that fails on this text.
         """
-        starts, lines = [], []
-        for start, line in _lines(clean_prompt(prompt, ocr_line=ocr_line).masked):
-            starts.append(start)
-            lines.append(line)
+        masked = clean_prompt(prompt, ocr_line=ocr_line).masked
+        _at_most(len(prompt), MAX_CHARACTERS, "characters")
+        lines = [_cut(start, line) for start, line in _lines(masked)]
+        try:
+            docs, words = [], 0
+            for line in lines:
+                docs.append(self._pipeline.make_doc(line.text))
+                words += len(docs[-1])
+                _at_most(words, MAX_WORDS, "words and punctuation marks")
+            tagged = list(self._pipeline.pipe(docs))
+        except CallError:
+            raise
+        except Exception as error:  # whatever a component of somebody else's raises
+            raise RunError(
+                f"{self.backend} fails on a prompt of {len(prompt)} characters: {one_line(error)}"
+            ) from error
         return [
-            Noun(token.text, start + token.idx, start + token.idx + len(token))
-            for start, doc in zip(starts, self._pipeline.pipe(lines), strict=True)
+            Noun(token.text, line.offset(token.idx), line.offset(token.idx) + len(token))
+            for line, doc in zip(lines, tagged, strict=True)
             for token in doc
             if token.pos_ in ("NOUN", "PROPN")
         ]
+
+
+def _at_most(count: int, limit: int, what: str) -> None:
+    if count > limit:
+        raise CallError(
+            f"nouns are looked for in prompts of at most {limit:,} {what}, and this one has "
+            f"{count:,}: shorten it, or set alpha=0 (no text guidance) or text='prompt'"
+        )
 
 
 def conditioning_spans(
@@ -287,7 +352,7 @@ def conditioning_spans(
         prompt: the user's question, as asked.
         extractor: finds the nouns; not used, and may be None, for `text="prompt"`.
         text: "nouns", or "prompt" for every word, instructions included (Setting-1 of Table IV:
-            no text preprocessing); image placeholders are no words.
+            no text preprocessing); image placeholders and chat markup are no words.
         ocr_line: see `clean_prompt`; "prompt" keeps everything.
 
     Returns:
@@ -302,7 +367,7 @@ def conditioning_spans(
         if extractor is None:
             raise CallError("text='nouns' needs an extractor: pass NounExtractor()")
         return extractor.extract(prompt, ocr_line=ocr_line)
-    masked = _mask(_check(prompt), (_PLACEHOLDER,), tags=False)
+    masked = _mask(_check(prompt), (), tags=False)
     return [Noun(m.group(), m.start(), m.end()) for m in re.finditer(r"\S+", masked)]
 
 
@@ -353,6 +418,11 @@ def noun_token_ids(
                 f"span ({start}, {end}) does not lie in a text of {len(text)} characters"
             )
 
+    # How many characters of nouns stand before each character of the text.
+    covered = np.zeros(len(text) + 1, np.int64)
+    for start, end in spans:
+        covered[start + 1 : end + 1] = 1
+    covered = np.cumsum(covered)
     found: dict[int, None] = {}
     for index, (begin, end) in enumerate(rows.tolist()):
         # Special tokens have no characters; a piece that is only a space spells no noun.
@@ -360,6 +430,6 @@ def noun_token_ids(
             continue
         if pieces is not None and not pieces[index].strip("▁Ġ \n"):
             continue
-        if any(begin < b and end > a for a, b in spans):
+        if covered[min(end, len(text))] > covered[min(begin, len(text))]:
             found[int(tokens[index])] = None
     return np.fromiter(found, dtype=np.int32, count=len(found))
