@@ -167,7 +167,7 @@ def _load_other(tagger: str | os.PathLike[str]) -> tuple["Language", str]:
 def _load_folder(name: object, given: str, *, installed: bool) -> tuple["Language", str]:
     """A pipeline that lies in a folder, as `Language.to_disk` writes it."""
     try:
-        folder = Path(name).expanduser() if isinstance(name, str) else None
+        folder = Path(name).expanduser() if isinstance(name, str) and name else None
         found = folder is not None and folder.is_dir()
     except (OSError, ValueError, RuntimeError):  # no home, a name that no file can have
         folder, found = None, False

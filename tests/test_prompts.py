@@ -1,6 +1,5 @@
 """Cleaning prompts, and the words that condition a selection: resprune_jax/prompts.py."""
 
-import time
 from typing import Any
 
 import pytest
@@ -141,14 +140,21 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         clean_prompt("What is \ud83d?")
 
 
+# Which of these an instruction is, told from a colon or a question mark far behind it.
 @pytest.mark.parametrize(
-    "piece",
-    [" ", ": ", "\n", "answer the question in ", ". answer in word or word or ", "answer\n"],
+    ("prompt", "left"),
+    [
+        ("Select the option letter" + " " * 290 + "?", None),
+        ("Select the option letter from the choices: which dog is red?", "which dog is red?"),
+        ("Select the correct answer from the options above." + " " * 500, ""),
+        ("Choose the best option from the choices below" + " " * 500 + "\nWhat is red?", None),
+        ("Pick the letter of the option: A, B or C.\nWhat is red?", "What is red?"),
+        ("select the answer: " * 50 + "?", None),
+        ("Output the answer of the options" + "!" * 400 + "\nWhat is red?", "What is red?"),
+    ],
 )
-def test_long_prompts_clean_in_linear_time(piece: str) -> None:
-    start = time.perf_counter()
-    clean_prompt(piece * (40_000 // len(piece)))
-    assert time.perf_counter() - start < 5  # quadratic patterns take minutes
+def test_long_instructions_end_where_they_did(prompt: str, left: str | None) -> None:
+    assert clean_prompt(prompt).text == (" ".join(prompt.split()) if left is None else left)
 
 
 FRAGMENTS = st.one_of(

@@ -19,8 +19,8 @@ def _planted(name: str, fault: Callable[[], object]) -> Fuzzer:
             raise CallError(f"the number {seed} is odd: give an even one")
 
     return Fuzzer(
-        name, run, cases=4, quick=4, prepare=lambda: [0] * 1000, cpu_s=1.0, wait_s=1.5 if name == "waits" else 30.0,
-        memory=200 << 20,
+        name, run, cases=4, quick=4, prepare=lambda: [0] * 1000, cpu_s=1.0,
+        wait_s=1.5 if name == "waits" else 30.0, memory=200 << 20,
     )  # fmt: skip
 
 

@@ -165,9 +165,9 @@ def run(seed: int) -> None:
 
 # --- the same thing over and over -----------------------------------------------------------------
 
-_FIRST = ("_", "%", "[", "]", "=", "*", "!", "://", "😀", "x:y", "'", '"', "(", "/", "-", "7", "a_")
+_FIRST = ("_", "%", "[", "]", "=", "*", "!", "://", "😀", "x:y", "'", '"', "(", "-", "7", "a_")
 _REPEATED = (
-    *_FIRST, *_PIECES, *_MARKS, *("ab", "7", "é", "😀", "🇫🇷", "👍🏽", "图", "ก", "\u0301"), "\u200b",
+    *_FIRST, *_PIECES, *_MARKS, *("ab", "7", "é", "🇫🇷", "👍🏽", "图", "ก", "\u0301"), "\u200b",
     *("word ", "dog. ", "'s ", "_ ", "a_", "[]", "x:y ", "  \t", "\n\n", "。", "1.", "e\u0301"),
     "select the option letter: ", "answer in word or word or ", ". answer ", ". answer in a a a ",
     "please only ", "be brief. ", "ASSISTANT: USER: ", "<|im_start|>system <|im_end|>", "<<SYS>> ",
