@@ -147,7 +147,7 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         ("Select the option letter" + " " * 290 + "?", None),
         ("Select the option letter from the choices: which dog is red?", "which dog is red?"),
         ("Select the correct answer from the options above." + " " * 500, ""),
-        ("Choose the best option from the choices below" + " " * 500 + "\nWhat is red?", None),
+        ("Choose the best option from the choices below" + " " * 500 + "\nIs it?", "Is it?"),
         ("Pick the letter of the option: A, B or C.\nWhat is red?", "What is red?"),
         ("select the answer: " * 50 + "?", None),
         ("Output the answer of the options" + "!" * 400 + "\nWhat is red?", "What is red?"),
