@@ -1,5 +1,6 @@
 """What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,13 +68,31 @@ class LVLM(Runner):
         super().__init__(family, state, eos_ids=encoder.eos_ids, dtype=dtype, mesh=mesh)
         self.path = path
         self.encoder = encoder
-        self._extractor = extractor
+        # By tagger as it was asked for; each takes seconds to load.
+        self._extractors: dict[tuple[Any, bool], NounExtractor] = {}
+        if extractor is not None:
+            self._extractors["auto", False] = extractor
 
-    def extractor(self, *, strict: bool = False) -> NounExtractor:
-        """The noun extractor, loaded at its first use; `strict` refuses the lexicon fallback."""
-        if self._extractor is None or strict:
-            self._extractor = NounExtractor(strict=strict)
-        return self._extractor
+    def extractor(
+        self, tagger: str | os.PathLike[str] = "auto", *, strict: bool = False
+    ) -> NounExtractor:
+        """The noun extractor of a tagger, loaded at its first use.
+
+        Args:
+            tagger: see `NounExtractor`.
+            strict: refuse the lexicon that "auto" falls back to.
+
+        Returns:
+            The extractor, the same one for the same arguments.
+
+        Raises:
+            CallError, RunError: see `NounExtractor`.
+        """
+        if not isinstance(tagger, str | os.PathLike):
+            return NounExtractor(tagger, strict)  # says what is wrong with it
+        if (tagger, strict) not in self._extractors:
+            self._extractors[tagger, strict] = NounExtractor(tagger, strict)
+        return self._extractors[tagger, strict]
 
     def encode(self, images: Images, *, image_aspect: ImageAspect = "processor") -> Encoded:
         """Run the vision tower and projector; the result serves any number of questions.
@@ -246,10 +265,12 @@ class LVLM(Runner):
                 f"{len(media)} images for {len(questions)} prompts: give one image for all prompts,"
                 " one for each, or a list of images for each"
             )
-        conditioned = method is not None and "text" in method.needs
+        # Where every token is kept there is nothing to guide: no tagger is loaded or spoken of.
+        pruned = any(budget is not None for budget in each)
+        conditioned = pruned and method is not None and "text" in method.needs
         extractor = None
         if conditioned and options.text == "nouns":
-            extractor = self.extractor(strict=options.strict_nouns)
+            extractor = self.extractor(options.tagger, strict=options.strict_nouns)
         read = read_prompts(
             self.encoder, questions, media if len(media) > 1 else media * len(questions),
             text=options.text if conditioned else None, extractor=extractor,

@@ -306,7 +306,7 @@ def _print_answer(options: AnswerOptions, result: dict[str, Any]) -> None:
     kept, total = result["kept"], result["visual_tokens"]
     nouns = ", ".join(result["nouns"]) or "none found"
     facts = {"kept": f"{kept} of {total} visual tokens ({kept / total:.1%})"}
-    if kept < total:
+    if kept < total and result["noun_backend"] != "none":
         facts["nouns"] = f"{nouns} ({result['noun_backend']})"
     facts["time"] = " · ".join(f"{name} {s:.2f} s" for name, s in result["timings"].items())
     out.print()

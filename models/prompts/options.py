@@ -134,6 +134,11 @@ class PromptOptions:
         "TextVQA's line of reference OCR tokens: strip: it stays out of the nouns. keep: it"
         " counts.",
     )
+    tagger: str = _option(
+        "auto",
+        "What finds the nouns: auto (spaCy's en_core_web_sm, else the lexicon), lexicon, or any"
+        " spaCy pipeline by the name of its package or its folder.",
+    )
     strict_nouns: bool = _option(
         False, "Refuse to run without spaCy's en_core_web_sm, in place of taking the lexicon."
     )

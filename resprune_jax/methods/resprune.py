@@ -54,9 +54,10 @@ class ResPrune:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The question's nouns, and what the seed rule reads."""
+        """The question's nouns unless `alpha` is 0, and what the seed rule reads."""
+        unguided = isinstance(self.alpha, int | float) and self.alpha == 0
         extra = {"cls_attention": {"saliency"}, "center": {"coords"}}
-        return frozenset({"text"} | extra.get(self.seed_rule, set()))
+        return frozenset((set() if unguided else {"text"}) | extra.get(self.seed_rule, set()))
 
     def select(
         self,

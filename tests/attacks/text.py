@@ -55,8 +55,12 @@ def _size(rng: np.random.Generator) -> int:
 
 
 def _letters(rng: np.random.Generator, size: int) -> str:
-    letters = np.array(list(_ALPHABETS[rng.integers(len(_ALPHABETS))]))
-    return "".join(rng.choice(letters, size).tolist())
+    return _some(rng, _ALPHABETS[rng.integers(len(_ALPHABETS))], size)
+
+
+def _some(rng: np.random.Generator, letters: str, size: int) -> str:
+    # Drawn by index: NumPy's strings end at a NUL.
+    return "".join(letters[i] for i in rng.integers(len(letters), size=size).tolist())
 
 
 def _run_of(piece: str, size: int) -> str:
@@ -70,8 +74,7 @@ def _any_character(rng: np.random.Generator, size: int) -> str:
 def _piece(rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return _PIECES[rng.integers(len(_PIECES))]
-    letters = _ALPHABETS[rng.integers(len(_ALPHABETS))]
-    return "".join(rng.choice(list(letters), rng.integers(1, 4)).tolist())
+    return _letters(rng, int(rng.integers(1, 4)))
 
 
 def _mixture(rng: np.random.Generator, size: int) -> str:
