@@ -1,7 +1,8 @@
 """The `resprune` command: sub-commands from typed dataclasses, exit statuses, one-line errors.
 
 Exit status 0: done. 1: a right call that failed, or rows that failed. 2: a wrong call. 130: stopped
-with Ctrl-C. Nothing here imports JAX or transformers, so that `resprune --help` is quick.
+with Ctrl-C. 143: stopped by SIGTERM. Nothing here imports JAX or transformers, so that
+`resprune --help` is quick.
 """
 
 import contextlib
@@ -15,10 +16,15 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from resprune_jax.experiments import start
+
+if __name__ == "__main__":  # before anything slow is imported: signals are heard from here on
+    sys.exit(start.main())
+
 import tyro
 
-from resprune_jax.errors import CallError, ResPruneError
-from resprune_jax.experiments import demo, info
+from resprune_jax.errors import CallError, ResPruneError, printable
+from resprune_jax.experiments import demo, info, stopping, streams, words
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.bench import generate as bench_generate
 from resprune_jax.experiments.bench import selection as bench_selection
@@ -55,7 +61,7 @@ logger = logging.getLogger("resprune_jax")
 
 
 def _complain(message: str) -> None:
-    print(f"resprune: {message}", file=sys.stderr)
+    print(printable(f"resprune: {message}", 500), file=sys.stderr)
 
 
 # How tyro reports a word that an optional value cannot be made of.
@@ -85,6 +91,8 @@ def _from_box(text: str) -> str:
         said = f"{name} cannot be {word}: give {what}"
     elif not said.startswith(title):
         said = f"{title}: {said}"
+    # "None" is how the parser writes an option that was left out.
+    said = re.sub(r"(, 'None'(?=[,)}\]])|'None', )", "", said)
     found = re.search(r"resprune(?: [a-z-]+)* --help", " ".join(lines))
     return f"{said} (try: {found[0] if found else 'resprune --help'})"
 
@@ -114,11 +122,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
 
     Raises:
         CallError: words that no command understands, or an option that was given twice.
-        SystemExit: after the help text was printed.
+        SystemExit: after the help text or the version was printed.
     """
-    options = [word.split("=", 1)[0] for word in argv if re.match(r"--[a-z]", word)]
-    if twice := sorted({name for name in options if options.count(name) > 1}):
-        raise CallError(f"{twice[0]} was given twice: give it once, with all its values after it")
+    if list(argv) == ["--version"]:
+        print(words.version())
+        raise SystemExit(0)
+    words.check(argv, {name: command.options for name, command in COMMANDS.items()}, GROUPS)
     reports = io.StringIO()
     try:
         with contextlib.redirect_stderr(reports):
@@ -145,7 +154,11 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        print(f"note: {self.format(record)}", file=sys.stderr)
+        said = self.format(record)
+        # A debug record carries its traceback, on lines of its own.
+        print(
+            f"note: {said}" if record.exc_info else printable(f"note: {said}", 500), file=sys.stderr
+        )
 
 
 def _listen(debug: bool) -> logging.Handler:
@@ -164,27 +177,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `resprune`; those of the process by default.
 
     Returns:
-        The exit status: 0, 1 for a failed run, 2 for a wrong call, 130 after Ctrl-C.
+        The exit status: 0, 1 for a failed run, 2 for a wrong call, 130 after Ctrl-C, 143 after
+        SIGTERM.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
+    with stopping.listening(), streams.safe():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
+    debug = "--debug" in argv
     handler: logging.Handler | None = None
     try:
-        name, options = parse(words)
+        name, options = parse(argv)
         handler = _listen(debug)
         status = COMMANDS[name].run(options)
-        sys.stdout.flush()  # here, where a reader that went away can be dealt with
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that went away can be dealt with
         return status
     except KeyboardInterrupt:
-        _complain("stopped")
-        return 130
+        return _stopped()
     except BrokenPipeError:  # the reader of our output went away, as `head` does
+        streams.settle()
         return 1
     except Exception as error:
+        if stopping.asked():  # something made another error of the interrupt
+            return _stopped()
         if debug:
             traceback.print_exc()
         hint = "" if debug or isinstance(error, ResPruneError) else " (--debug shows where)"
         _complain(f"{reason(error)}{hint}")
+        streams.settle()
         return 2 if isinstance(error, CallError) else 1
     finally:
         if handler is not None:
@@ -192,5 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logger.propagate = True
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _stopped() -> int:
+    status = stopping.status()
+    _complain("stopped")
+    return status

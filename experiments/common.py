@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import tyro
 
-from resprune_jax.errors import CallError, ResPruneError
+from resprune_jax.errors import CallError, ResPruneError, printable
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import CallOptions
 
@@ -90,7 +91,7 @@ def reason(error: BaseException) -> str:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     else:
         text = f"unexpected {type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return printable(text)
 
 
 def checkpoint_of(model: str) -> str:
@@ -112,8 +113,11 @@ def model_name(model: str) -> str:
     """The checkpoint as it is recorded in results: an absolute path for a folder, else the id."""
     if model == POCKET:
         return model
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.is_dir() else model
+    try:
+        path = Path(model).expanduser()
+        return str(path.resolve()) if path.is_dir() else model
+    except (OSError, RuntimeError, ValueError):  # no path at all; whoever opens it says so
+        return model
 
 
 def parse_keep(value: object, where: str = "--keep") -> Keep:
@@ -149,6 +153,8 @@ def parse_keep(value: object, where: str = "--keep") -> Keep:
     if isinstance(value, int):
         if value < 1:
             raise CallError(f"{where} {value} keeps no visual token: {way_out}")
+        if value >= 10**18:
+            raise CallError(f"{where} is a number of {len(str(value))} digits: {way_out}")
         return value
     if not math.isfinite(value) or value <= 0.0:
         raise CallError(f"{where} {value} is not a budget: {way_out}")
@@ -180,21 +186,47 @@ def check_number(
         raise CallError(f"{name} is {value:g}: it must be a number {floor}{roof}")
 
 
+def status_of(path: Path, name: str) -> os.stat_result | None:
+    """What lies at a path that somebody typed, None where there is nothing.
+
+    Raises:
+        CallError: a path that no file can have, a loop of links, a folder that may not be entered.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # a NUL, half of a surrogate pair
+        raise CallError(f"{name} {str(path)!r} is no path: {error}") from None
+    except OSError as error:
+        raise CallError(f"{name} {path} cannot be used: {error.strerror}") from None
+
+
 def check_file(path: Path, name: str) -> None:
     """Refuse an input file that is not there or is not a file."""
-    if not path.exists():
+    status = status_of(path, name)
+    if status is None:
+        if link := re.match(r"([A-Za-z][A-Za-z0-9+.-]{1,9}):/", str(path)):
+            raise CallError(
+                f"{name} {link[1]}:// links are not fetched: download the file and give its path"
+            )
         raise CallError(f"{name} {path} does not exist: check the path")
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         raise CallError(f"{name} {path} is not a file: give the path of one")
+    if not os.access(path, os.R_OK):
+        raise CallError(f"{name} {path} cannot be read: permission denied")
 
 
 def check_target(path: Path, name: str, suffixes: tuple[str, ...] = ()) -> None:
     """Refuse an output path that cannot become a file, before any work is spent on it."""
-    if path.exists() and not path.is_file():
+    status = status_of(path, name)
+    if status is not None and not stat.S_ISREG(status.st_mode):
         raise CallError(f"{name} {path} is not a regular file: give the path of one")
-    if not path.parent.is_dir():
-        raise CallError(f"{name} {path}: the folder {path.parent} does not exist: make it first")
-    target = path if path.exists() else path.parent
+    folder = path.parent
+    above = status_of(folder, name)
+    if above is None or not stat.S_ISDIR(above.st_mode):
+        raise CallError(f"{name} {path}: the folder {folder} does not exist: make it first")
+    target = folder if status is None else path
     if not os.access(target, os.W_OK):
         raise CallError(f"{name} {path}: no permission to write to {target}")
     if suffixes and path.suffix.lower() not in suffixes:
@@ -207,6 +239,8 @@ def make_folder(path: Path, name: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CallError(f"{name} {path} cannot be made a folder: {error.strerror}") from None
+    except ValueError as error:
+        raise CallError(f"{name} {str(path)!r} is no path: {error}") from None
 
 
 def console(stderr: bool = False) -> "Console":
@@ -216,15 +250,20 @@ def console(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def user_cache_dir() -> Path:
-    """The folder for this user's caches: XDG_CACHE_HOME, or what the platform uses."""
+def user_cache_dir() -> Path | None:
+    """The folder for this user's caches: XDG_CACHE_HOME, or what the platform uses.
+
+    None where this user has no home: HOME is not set, and the system does not know the user.
+    """
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"])
     if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
         return Path(os.environ["LOCALAPPDATA"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path.home() / ".cache"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 
 def use_compilation_cache() -> None:
@@ -235,12 +274,31 @@ def use_compilation_cache() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = user_cache_dir() / "resprune-jax" / "jax"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            logger.warning("compiled programs are not kept between runs: %s", error)
+            folder = _cache_folder()
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            logger.warning("compiled programs are not kept between runs: %s", why)
             return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _cache_folder() -> str:
+    """The folder of compiled programs, which can be written to.
+
+    Raises:
+        OSError: it cannot.
+        ValueError: it has no name that JAX can take.
+    """
+    caches = user_cache_dir()
+    if caches is None:
+        raise ValueError("this user has no home folder (set HOME or XDG_CACHE_HOME)")
+    folder = caches / "resprune-jax" / "jax"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(13, f"no permission to write to {folder}")
+    name = str(folder)
+    name.encode()  # JAX takes UTF-8; UnicodeEncodeError is a ValueError
+    return name

@@ -1,14 +1,53 @@
 """The errors a user can meet, and how the library says something once."""
 
 import logging
+import re
 
 logger = logging.getLogger("resprune_jax")
 
 _SAID: set[str] = set()
 
+LONGEST = 450
+"""Characters of an error's longest message: with what a command adds, a line has at most 500."""
+
+_BREAKS = re.compile(r" *[^\S ]\s*")
+
+
+def printable(text: str, longest: int = LONGEST) -> str:
+    """Make a line of any text that is safe to print: names and values come from anywhere.
+
+    Args:
+        text: what is to be said. Breaks of a line, with the blanks around them, become a blank;
+            what cannot be printed (control characters, halves of surrogate pairs) is escaped.
+        longest: characters of the result; of a longer text its middle is left out, since the end
+            mostly says what to do.
+
+    Returns:
+        One line of printable characters.
+    """
+    if len(text) > 4 * longest:  # before anything else: a message may be a whole file
+        text = text[: 2 * longest] + text[-2 * longest :]
+    line = _BREAKS.sub(" ", text).strip()
+    if not line.isprintable():
+        line = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
+        )
+    if len(line) <= longest:
+        return line
+    end = longest // 3
+    return f"{line[: longest - end - 5]} ... {line[len(line) - end :]}"
+
 
 class ResPruneError(Exception):
-    """Base of every error this project raises on purpose; its message is one clear line."""
+    """Base of every error this project raises on purpose.
+
+    Args:
+        message: what was given, what was expected and what to do; it is made one printable line
+            of at most `LONGEST` characters, whatever it quotes.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class CallError(ResPruneError, ValueError):
@@ -34,7 +73,7 @@ def say_once(key: str, message: str) -> None:
     """
     if key not in _SAID:
         _SAID.add(key)
-        logger.warning(message)
+        logger.warning("%s", printable(message))
 
 
 def one_of(what: str, value: object, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,6 @@
 """`resprune answer`: questions about images, one at a time or as a run that can be resumed."""
 
 import functools
-import json
 import logging
 import sys
 import time
@@ -9,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from resprune_jax.errors import CallError, RunError
+from resprune_jax.errors import CallError, RunError, printable
+from resprune_jax.experiments import stopping
 from resprune_jax.experiments.answer.options import AnswerOptions, check, settings_of
 from resprune_jax.experiments.answer.rows import Results, Row, read_rows
 from resprune_jax.experiments.common import (
@@ -19,6 +19,7 @@ from resprune_jax.experiments.common import (
     reason,
     use_compilation_cache,
 )
+from resprune_jax.experiments.streams import print_json
 
 logger = logging.getLogger("resprune_jax")
 
@@ -96,10 +97,17 @@ def answer_rows(
 
     Returns:
         One result a row, in order; a row that failed has "error" in place of "answer".
+
+    Raises:
+        KeyboardInterrupt: the run is to stop; a batch that was disturbed by that gives nothing.
     """
+    stopping.check()
     try:
-        return _results(rows, _generate(lvlm, options, rows, announcer))
+        found = _results(rows, _generate(lvlm, options, rows, announcer))
+        stopping.check()
+        return found
     except Exception as error:
+        stopping.check()  # what a library made of the interrupt is no row's fault
         logger.debug("a batch of %d rows failed", len(rows), exc_info=True)
         if len(rows) == 1:
             return [rows[0].result(error=reason(error))]
@@ -107,8 +115,9 @@ def answer_rows(
     bad = {row.index: row.result(error=why) for row in rows if (why := _unreadable(row))}
     if bad:
         good = [row for row in rows if row.index not in bad]
-        found = bad | {r["row"]: r for r in (again(good) if good else [])}
-        return [found[row.index] for row in rows]
+        answered = again(good) if good else []
+        by_row = bad | {result["row"]: result for result in answered}
+        return [by_row[row.index] for row in rows]
     return [again([row])[0] for row in rows]
 
 
@@ -222,8 +231,7 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
             if results is not None:
                 results.write(result)
             else:
-                line = json.dumps({**result, "settings": settings}, ensure_ascii=False)
-                print(line, flush=True)
+                print_json({**result, "settings": settings})
 
         done = set() if results is None else set(results.done)
         todo = [row for row in rows if row.index not in done]
@@ -291,13 +299,13 @@ def _print_summary(
         line += f", {len(failed)} failed; the first is row {first['row']}: {first['error']}"
         if options.output:
             line += " (the same call again asks the failed rows again)"
-    print(f"resprune: {line}", file=sys.stderr)
+    print(printable(f"resprune: {line}"), file=sys.stderr)
 
 
 def _print_answer(options: AnswerOptions, result: dict[str, Any]) -> None:
     """One answer for a person, or as JSON."""
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return
     from rich.text import Text
 

@@ -4,6 +4,8 @@ Every result row carries the settings it was computed with, so a file says by it
 answers come from, and a run with other settings cannot be mixed into it.
 """
 
+import codecs
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,12 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from resprune_jax.errors import CallError, RunError, say_once
+from resprune_jax.errors import CallError, RunError, printable, say_once
+from resprune_jax.experiments import stopping
 from resprune_jax.experiments.common import Keep, check_file, parse_keep
+from resprune_jax.experiments.streams import json_bytes
 
 KNOWN_KEYS = ("image", "video", "fps", "prompt", "id", "keep")
 
 _BEGIN = b'{"row": '  # how every result row begins
+
+MOST_NAMED = 8
+"""Unknown keys of the rows that are named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Row:
     image: str | list[str] | None
     prompt: str | None
     keep: Keep = None
-    id: str | int | None = None
+    id: str | int | float | None = None
     paths: tuple[Path, ...] = ()
     video: str | None = None
     video_path: Path | None = None
@@ -86,7 +93,9 @@ def read_rows(path: Path, *, keep: Keep, prompt: str | None = None) -> list[Row]
         path: one object a line: {"image": path, "prompt": question}, and where wanted "id" and
             "keep". "image" may be a list of paths, all for one question; "video", a file or a
             folder of frames with its "fps" where wanted, stands behind the images or alone. A
-            relative path starts at the folder of this file. Empty lines are skipped.
+            relative path starts at the folder of this file. A line ends at a line feed alone:
+            JSON may hold every other separator. Empty lines are skipped. A null is a key that is
+            not there, except that "keep": null keeps every visual token.
         keep: budget of rows that name none.
         prompt: question of rows that name none.
 
@@ -99,28 +108,51 @@ def read_rows(path: Path, *, keep: Keep, prompt: str | None = None) -> list[Row]
     """
     check_file(path, "--rows")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise CallError(f"--rows {path} is not UTF-8 text: give a file of JSON lines") from None
-    lines = [line for line in lines if line.strip()]
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise RunError(f"--rows {path} cannot be read: {error.strerror}") from error
+    lines = [line for line in content.split(b"\n") if line.strip()]
     if not lines:
         raise CallError(
             f'--rows {path} holds no row: write one {{"image": ..., "prompt": ...}} a line'
         )
-    return [_read_row(i, line, path.parent, keep, prompt) for i, line in enumerate(lines)]
+    if not any(_is_text(line) for line in lines):
+        raise CallError(f"--rows {path} is not UTF-8 text: give a file of JSON lines")
+    unknown: dict[str, None] = {}
+    rows = [_read_row(i, line, path.parent, keep, prompt, unknown) for i, line in enumerate(lines)]
+    for key in list(unknown)[:MOST_NAMED]:
+        say_once(f"row key {key}", f"rows carry {key!r}, which has no meaning here: ignored")
+    return rows
 
 
-def _read_row(index: int, line: str, folder: Path, keep: Keep, prompt: str | None) -> Row:
+def _is_text(line: bytes) -> bool:
     try:
-        data = json.loads(line)
+        return "\0" not in line.decode()  # UTF-16 without a mark decodes, and is full of them
+    except UnicodeDecodeError:
+        return False
+
+
+def _read_row(
+    index: int,
+    line: bytes,
+    folder: Path,
+    keep: Keep,
+    prompt: str | None,
+    unknown: dict[str, None],
+) -> Row:
+    """One line as a row; keys without a meaning are added to `unknown`."""
+    try:
+        data = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return Row(index, None, None, error="the line is not UTF-8 text")
     except (ValueError, RecursionError) as error:
-        return Row(index, None, None, error=f"the line is not JSON: {error}")
+        return Row(index, None, None, error=printable(f"the line is not JSON: {error}"))
     if not isinstance(data, dict):
         return Row(index, None, None, error="the line is not a JSON object")
-    for key in sorted(set(data) - set(KNOWN_KEYS)):
-        say_once(f"row key {key}", f"rows carry {key!r}, which has no meaning here: ignored")
+    unknown.update(dict.fromkeys(key for key in data if key not in KNOWN_KEYS))
+    data = {key: value for key, value in data.items() if value is not None or key == "keep"}
     image, question, name = data.get("image"), data.get("prompt", prompt), data.get("id")
-    video, fps = data.get("video"), data.get("fps")
+    video, fps = data.get("video"), _speed(data.get("fps"))
     listed = [image] if isinstance(image, str) else image if isinstance(image, list) else []
     good = all(isinstance(each, str) and each for each in listed)
     row = Row(
@@ -128,27 +160,62 @@ def _read_row(index: int, line: str, folder: Path, keep: Keep, prompt: str | Non
         image if good and isinstance(image, str | list) else None,
         question if isinstance(question, str) else None,
         keep,
-        name if isinstance(name, str | int) else None,
+        name if _is_name(name) else None,
         tuple(folder / each for each in listed) if good else (),
         video if isinstance(video, str) else None,
         folder / video if isinstance(video, str) and video else None,
-        fps if isinstance(fps, int | float) and not isinstance(fps, bool) else None,
+        fps,
     )
-    if row.video_path is None and "video" in data:
-        return dataclasses.replace(row, error='"video" is no path')
-    if not good or (image is not None and not listed):
-        return dataclasses.replace(row, error='"image" is neither a path nor a list of paths')
-    if not listed and row.video_path is None:
-        return dataclasses.replace(row, error='the row has no "image", a path')
-    if "fps" in data and (row.fps is None or not 0 < row.fps < math.inf):
-        return dataclasses.replace(row, error='"fps" is no number above 0')
-    if not isinstance(question, str) or not question.strip():
-        return dataclasses.replace(row, error='the row has no "prompt", or an empty one')
     try:
         budget = parse_keep(data["keep"], '"keep"') if "keep" in data else keep
+        why = _fault(row, data, question)
     except CallError as error:
-        return dataclasses.replace(row, error=str(error))
+        why = str(error)
+    if why is not None:
+        return dataclasses.replace(row, error=why)
     return dataclasses.replace(row, keep=budget)
+
+
+def _fault(row: Row, data: Mapping[str, Any], question: object) -> str | None:
+    """Why a row of JSON cannot be asked, or None."""
+    if row.video_path is None and "video" in data:
+        return '"video" is no path'
+    if "image" in data and not row.paths:
+        return '"image" is neither a path nor a list of paths'
+    if not row.paths and row.video_path is None:
+        return 'the row has no "image", a path'
+    for path in (*row.paths, *([row.video_path] if row.video_path else [])):
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            return f"no file can have the name {str(path)!r}: it holds half of a surrogate pair"
+    if "fps" in data and row.fps is None:
+        return '"fps" is no number above 0'
+    if "id" in data and row.id is None:
+        return '"id" is neither a text nor a number'
+    if not isinstance(question, str) or not question.strip():
+        return 'the row has no "prompt", or an empty one'
+    for key, value in (("prompt", question), ("id", row.id)):
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            return f'"{key}" holds half of a surrogate pair, which is no character'
+    return None
+
+
+def _speed(value: object) -> float | None:
+    """Frames a second as a row has it, None where that is no number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if 0 < float(value) < math.inf else None
+    except OverflowError:
+        return None
+
+
+def _is_name(value: object) -> bool:
+    """Whether a row may have this "id": a text, or a number that JSON has."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 class Results:
@@ -189,9 +256,13 @@ class Results:
     def write(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Append one result, in full and flushed, and return it as stored."""
         stored = {**result, "settings": self.settings}
-        line = json.dumps(stored, ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        line = json_bytes(stored) + b"\n"
+        try:
+            with stopping.whole():
+                self._file.write(line)
+                self._file.flush()
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written: {error.strerror}") from error
         return stored
 
     def __enter__(self) -> "Results":
@@ -203,10 +274,25 @@ class Results:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, which `write` has told already
+            self._file.close()
 
     def _open(self) -> BinaryIO:
-        file = self.path.open("ab")
+        """Open the file and hold it: the one that has the name once it is held.
+
+        Another run may have put its cleaned file in the place of the one that was opened here.
+        """
+        while True:
+            file = self.path.open("ab")
+            self._hold(file)
+            try:
+                if os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
+                    return file
+            except FileNotFoundError:
+                pass
+            file.close()
+
+    def _hold(self, file: BinaryIO) -> None:
         try:
             _lock(file)
         except BlockingIOError:
@@ -214,7 +300,6 @@ class Results:
             raise CallError(
                 f"another run is writing {self.path}: wait for it, or give another --output"
             ) from None
-        return file
 
     def _read(self, rows: Sequence[Row]) -> tuple[dict[int, dict[str, Any]], bytes, bool]:
         """The finished results, the lines that hold them, and whether the file holds more."""
@@ -227,7 +312,7 @@ class Results:
                 continue
             try:
                 result = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 if number > len(lines) and line[: len(_BEGIN)] == _BEGIN[: len(line)]:
                     break  # the half-written end of a killed run
                 result = None
@@ -237,7 +322,7 @@ class Results:
                     " give another --output"
                 )
             self._check(result, rows, number)
-            if "error" not in result:
+            if "error" not in result and result["row"] not in done:
                 done[result["row"]] = result
                 clean.append(line + b"\n")
         kept = b"".join(clean)
@@ -273,20 +358,27 @@ class Results:
             )
 
     def _replace(self, content: bytes) -> None:
-        """Put `content` in the place of the file in one step, and go on behind it."""
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copymode(self.path, name)
-            Path(name).replace(self.path)
-        except OSError as error:
-            Path(name).unlink(missing_ok=True)
-            raise RunError(f"{self.path} cannot be rewritten: {error}") from error
-        old, self._file = self._file, self._open()
-        old.close()
+        """Put `content` in the place of the file in one step, and go on behind it.
+
+        The new file is held before it gets the name: there is no moment at which nobody holds it.
+        """
+        with stopping.whole():
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".resprune-")
+            new = os.fdopen(handle, "ab")
+            try:
+                _lock(new)
+                new.write(content)
+                new.flush()
+                os.fsync(new.fileno())
+                shutil.copymode(self.path, name)
+                Path(name).replace(self.path)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    new.close()
+                Path(name).unlink(missing_ok=True)
+                raise RunError(f"{self.path} cannot be rewritten: {error.strerror}") from error
+            old, self._file = self._file, new
+            old.close()
 
 
 def _lock(file: BinaryIO) -> None:

@@ -1,0 +1,108 @@
+"""The words of a command line, looked at before the parser: what is nearly right gets a hint."""
+
+import dataclasses
+import difflib
+import importlib.metadata
+import platform
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from resprune_jax.errors import CallError
+
+HELP = ("-h", "--help")
+
+
+def version() -> str:
+    """This package's version, and those of what it computes with: a line for a bug report."""
+    found = {}
+    for name in ("resprune-jax", "jax", "flax", "transformers"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if found["resprune-jax"] == "not installed" and project.is_file():  # run from a checkout
+        content = tomllib.loads(project.read_text(encoding="utf-8"))
+        found["resprune-jax"] = str(content["project"]["version"])
+    own, *others = [f"{name} {text}" for name, text in found.items()]
+    return f"{own} ({', '.join([*others, f'Python {platform.python_version()}'])})"
+
+
+def check(words: Sequence[str], commands: Mapping[str, type], groups: Iterable[str]) -> None:
+    """Refuse a command or an option that there is not, and an option that was given twice.
+
+    Args:
+        words: what was typed behind `resprune`.
+        commands: the options of every command, as dataclasses; "group command" in a group.
+        groups: the names of the groups.
+
+    Raises:
+        CallError: naming what was typed and what is nearest to it.
+    """
+    name, rest = "", list(words)
+    known = [*groups, *(each for each in commands if " " not in each)]
+    while name not in commands:
+        if not rest or rest[0].startswith("-"):
+            return  # the parser says what is missing, or prints the help
+        word, *rest = rest
+        own = word if not name else f"{name} {word}"
+        if own not in known:
+            near = _nearest(own, [*known, *commands])
+            hint = f"did you mean {near!r}?" if near else f"choose one of {', '.join(known)}"
+            raise CallError(f"there is no command {own!r}: {hint} (try: {_help(name)})")
+        name = own
+        known = [each for each in commands if each.startswith(f"{name} ")]
+    options = _options(commands[name])
+    given = [_dashed(word.split("=", 1)[0]) for word in rest if re.match(r"--[A-Za-z]", word)]
+    for option in given:
+        if option not in options and option not in HELP:
+            near = _nearest(option, list(options))
+            hint = f": did you mean {near}?" if near else ""
+            raise CallError(f"{name} has no option {option!r}{hint} (try: {_help(name)})")
+    for option in dict.fromkeys(given):
+        if given.count(option) > 1 and option not in HELP:
+            raise CallError(f"{option} was given twice: {_once(option, options)}")
+
+
+def _once(option: str, options: Mapping[str, bool]) -> str:
+    """What to do in place of giving an option twice."""
+    if options[option]:
+        return "give it once, with all its values after it"
+    if option == "--prompt" and "--rows" in options:
+        return "give it once; several questions are the rows of a --rows FILE.jsonl"
+    return "it takes one value, give it once"
+
+
+def _help(name: str) -> str:
+    return f"resprune {name} --help" if name else "resprune --help"
+
+
+def _dashed(option: str) -> str:
+    """An option as it is listed: the parser takes --batch_size for --batch-size."""
+    return "--" + option[2:].replace("_", "-")
+
+
+def _options(options: type) -> dict[str, bool]:
+    """The options of a command, and whether each takes several values."""
+    hints = typing.get_type_hints(options)
+    found = {}
+    for field in dataclasses.fields(options):
+        switch = "no-" if hints[field.name] is bool and field.default is True else ""
+        found[f"--{switch}{field.name.replace('_', '-')}"] = _several(hints[field.name])
+    return found
+
+
+def _several(hint: object) -> bool:
+    """Whether values of this type are written one after another."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(map(_several, typing.get_args(hint)))
+    return typing.get_origin(hint) in (tuple, list)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that is most like this one, where one is like it at all."""
+    return next(iter(difflib.get_close_matches(word[:80], known, n=1)), None)
