@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from resprune_jax.experiments.common import (
     model_name,
     parse_keep,
     shown,
+    status_of,
 )
 from resprune_jax.models.prompts.options import CallOptions
 
@@ -118,8 +120,10 @@ def check(options: AnswerOptions) -> Keep:
         raise CallError("--prompt is empty: write a question")
     for path in options.image:
         check_file(path, "--image")
-    if options.video and not options.video.exists():
-        raise CallError(f"--video {options.video} does not exist: check the path")
+    if options.video:
+        status = status_of(options.video, "--video")
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            check_file(options.video, "--video")
     if options.fps is not None:
         if options.video is None:
             raise CallError("--fps is the speed of a --video, and none was given: drop it")
@@ -152,6 +156,7 @@ def check(options: AnswerOptions) -> Keep:
     check_number("--batch-size", options.batch_size, 1)
     if options.output:
         check_target(options.output, "--output")
+        _check_inputs(options, options.output, "--output")
     if options.overlay:
         single = len(options.image) == 1 or options.together or options.video is not None
         if not single or options.rows or options.output:
@@ -160,7 +165,16 @@ def check(options: AnswerOptions) -> Keep:
                 " and no --output"
             )
         check_target(options.overlay, "--overlay", PICTURES)
+        _check_inputs(options, options.overlay, "--overlay")
     return keep
+
+
+def _check_inputs(options: AnswerOptions, target: Path, name: str) -> None:
+    """Refuse to write over what is asked about."""
+    inputs = [*options.image, *(path for path in (options.video, options.rows) if path)]
+    for path in inputs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise CallError(f"{name} {target} is the input {path} itself: give another file")
 
 
 def settings_of(options: AnswerOptions) -> dict[str, Any]:

@@ -7,17 +7,22 @@ without its colour profile. Animations give their first frame.
 """
 
 import os
+import re
 import stat
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from resprune_jax.errors import CallError, ResPruneError, RunError
+from resprune_jax.models.images.kinds import FORMATS, HEAD, kind_of, refused
+from resprune_jax.models.images.pnm import LONGEST_HEADER, pnm_header, scaled, takes_long
+from resprune_jax.models.images.sieve import sieve, webp_size
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 """A path, a PIL image, or a uint8 array (height, width), (height, width, 3) or (..., 4)."""
@@ -30,13 +35,6 @@ MAX_SIDE = 65_535
 
 _LIMITS = (
     f"images of up to {MAX_PIXELS} pixels and {MAX_SIDE} pixels a side are read: shrink it first"
-)
-
-# What photographs and screenshots come in. Formats that run other programs (EPS) or need a scaling
-# (WMF) stay out. TGA has no signature, so it is tried last.
-FORMATS = (
-    *("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO", "DIB"),
-    *("QOI", "PCX", "TGA"),
 )
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -58,7 +56,8 @@ def open_image(image: ImageLike) -> Image.Image:
     """Read a picture as an upright RGB image.
 
     The size is checked in the header, before any pixel is decoded: an image may have up to
-    `MAX_PIXELS` pixels and `MAX_SIDE` pixels a side.
+    `MAX_PIXELS` pixels and `MAX_SIDE` pixels a side; a file is looked through for what would take
+    time or memory without end, see `sieve`. Formats are those of `kinds.FORMATS`.
 
     16-bit greys (mode I;16) map 0..65535 to 0..255. 32-bit whole numbers (mode I) do the same if
     they come from a PNG or PPM file; other 32-bit whole numbers and floats (mode F) carry no
@@ -73,8 +72,8 @@ def open_image(image: ImageLike) -> Image.Image:
         A new PIL image of mode RGB without metadata.
 
     Raises:
-        CallError: no such file, a folder, an array of another shape or dtype, or a size beyond the
-            limits.
+        CallError: no such file, a folder, an array of another shape or dtype, or a size or a file
+            beyond the limits.
         RunError: a file that is empty, corrupt, truncated, or not an image in one of `FORMATS`.
     """
     if isinstance(image, Image.Image):
@@ -117,28 +116,73 @@ def name_of(image: ImageLike) -> str:
     return f"image {(text if len(text) <= 120 else f'{text[:56]}...{text[-56:]}')!r}"
 
 
-def _from_path(given: str | os.PathLike[str]) -> Image.Image:
-    """Open an image file, telling apart what is not there from what is broken."""
+def check_kind(given: str | os.PathLike[str]) -> None:
+    """Refuse what a look at its first bytes shows to be no picture, before a model is loaded.
+
+    Raises:
+        CallError: no such file, or a folder.
+        RunError: a file that is empty, cannot be read, or is not in one of `kinds.FORMATS`.
+    """
+    name = _named(given)
+    with _opened(given, name) as file:
+        _kind(file, name)
+
+
+def _named(given: str | os.PathLike[str]) -> str:
     text = os.fspath(given)
     if not isinstance(text, str) or not text:
         raise CallError(f"an image path is a non-empty text, got {text!r}")
-    name = name_of(text)
+    return name_of(text)
+
+
+def _opened(given: str | os.PathLike[str], name: str) -> BinaryIO:
+    """Open an image file, telling apart what is not there from what is broken."""
+    text = os.fspath(given)
     try:
         status = Path(text).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise CallError(f"{name} is a folder, expected an image file")
+        if not stat.S_ISREG(status.st_mode):
+            raise CallError(f"{name} is not a regular file: save the image to a file first")
+        if status.st_size == 0:
+            raise RunError(f"{name} is empty (0 bytes)")
+        return Path(text).open("rb")
     except PermissionError as problem:
         raise RunError(f"{name} cannot be read: permission denied") from problem
+    except ResPruneError:
+        raise
     except (OSError, ValueError) as problem:
-        hint = "; links are not fetched, download it first" if "://" in text else ""
+        link = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text)
+        hint = "; links are not fetched, download it first" if link else ""
         reason = problem.strerror if isinstance(problem, OSError) else problem
         raise CallError(f"{name} does not exist ({reason}){hint}") from problem
-    if stat.S_ISDIR(status.st_mode):
-        raise CallError(f"{name} is a folder, expected an image file")
-    if not stat.S_ISREG(status.st_mode):
-        raise CallError(f"{name} is not a regular file: save the image to a file first")
-    if status.st_size == 0:
-        raise RunError(f"{name} is empty (0 bytes)")
-    with _reading(name), Image.open(text, formats=_formats()) as opened:
-        return _upright_rgb(opened, name)
+
+
+def _kind(file: BinaryIO, name: str) -> tuple[str, bytes]:
+    """The format of a file that is open at its beginning, and its first bytes."""
+    head = file.read(HEAD)
+    kind, _ = kind_of(head)
+    if kind is None or kind not in _formats():
+        raise RunError(f"{name} {refused(head)}")
+    return kind, head
+
+
+def _from_path(given: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file."""
+    name = _named(given)
+    with _opened(given, name) as file, _reading(name):
+        kind, head = _kind(file, name)
+        if kind == "WEBP" and (size := webp_size(head)):
+            check_size(*size, name)
+        source = sieve(file, kind, name)
+        if kind == "PPM" and (header := pnm_header(source.read(LONGEST_HEADER))):
+            check_size(header[1], header[2], name)
+            if takes_long(header):
+                source.seek(0)
+                return _rgb(scaled(source.read(), header), name)
+        source.seek(0)
+        with Image.open(source, formats=[kind]) as opened:
+            return _upright_rgb(opened, name)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -241,6 +285,6 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this build of Pillow knows."""
+    """Those of `kinds.FORMATS` that this build of Pillow knows."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]

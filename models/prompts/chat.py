@@ -196,7 +196,7 @@ class PromptEncoder:
                     raise CallError(
                         f"the question holds the {kind} placeholder {token}, which the chat "
                         "template adds: leave it out, or give the whole text with "
-                        "chat_template=False"
+                        "chat_template=False (--no-chat-template)"
                     )
             text, start, question = self._place(question, tuple(media))
         else:
@@ -299,7 +299,7 @@ class PromptEncoder:
         """The error for a chat template that does not work here."""
         return CallError(
             f"the chat template of {self._name} cannot be used: {reason}; give the whole text with "
-            "chat_template=False"
+            "chat_template=False (--no-chat-template)"
         )
 
 
