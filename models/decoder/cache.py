@@ -86,7 +86,7 @@ class KVCache:
         Returns:
             The cache with `valid` written at slots [slot, slot + n).
         """
-        marked = jax.lax.dynamic_update_slice(self.valid, valid, (0, slot))
+        marked = jax.lax.dynamic_update_slice(self.valid, valid, _starts(0, slot))
         return replace(self, valid=marked)
 
     def write(
@@ -130,4 +130,9 @@ class KVCache:
 
 def _placed(cache: jax.Array, slot: int | jax.Array, new: jax.Array) -> jax.Array:
     """The cache (B, KV, S, hd) with `new` (B, n, KV, hd) from `slot` on."""
-    return jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2), (0, 0, slot, 0))
+    return jax.lax.dynamic_update_slice(cache, jnp.swapaxes(new, 1, 2), _starts(0, 0, slot, 0))
+
+
+def _starts(*indices: int | jax.Array) -> tuple[jax.Array, ...]:
+    """Indices of one dtype: a Python number alone would be an int64 where `jax_enable_x64` is."""
+    return tuple(jnp.asarray(index, jnp.int32) for index in indices)

@@ -7,6 +7,7 @@ read one at a time, so that a long film never lies in memory.
 import math
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL import Image
 
 from resprune_jax.errors import CallError, ResPruneError, RunError, say_once
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
+from resprune_jax.models.images.kinds import FORMATS
 
 VideoLike = np.ndarray | Sequence[ImageLike] | str | os.PathLike[str]
 """Frames (T, height, width, 3) uint8, a list of pictures, a folder of pictures, or a video file."""
@@ -134,7 +136,8 @@ def read_video(
 
     Args:
         video: see `VideoLike`. A folder's pictures are taken in the order of their names, numbers
-            in them counted (frame 10 comes after frame 9).
+            in them counted (frame 10 comes after frame 9); hidden files are no frames. A file's
+            frames are turned as its display matrix says.
         fps: its frames a second; default what the file says, else `ASSUMED_FPS`, which is said
             once.
         sampling: which frames to take; default `FILE_FPS` a second of a file, all frames else.
@@ -189,10 +192,12 @@ def _pictures(video: VideoLike) -> tuple[str, Sequence[ImageLike]]:
     """(name, pictures) of frames that are given or lie in a folder."""
     if isinstance(video, str | os.PathLike):
         folder = Path(video)
-        known = Image.registered_extensions()
-        files = [path for path in folder.iterdir() if path.suffix.lower() in known]
+        files = [path for path in _entries(folder) if _is_frame(path)]
         if not files:
-            raise CallError(f"folder {str(folder)!r} has no pictures: give a folder of frames")
+            raise CallError(
+                f"folder {str(folder)!r} has no pictures ({', '.join(FORMATS)}): give a folder of "
+                "frames"
+            )
         return f"folder {str(folder)!r}", sorted(files, key=_natural)
     if isinstance(video, np.ndarray):
         if video.ndim != 4 or video.dtype != np.uint8 or not len(video):
@@ -209,6 +214,19 @@ def _pictures(video: VideoLike) -> tuple[str, Sequence[ImageLike]]:
     if not len(video):
         raise CallError("the video has no frames")
     return f"the video of {len(video)} pictures, first {name_of(video[0])},", video
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as problem:
+        raise RunError(f"folder {str(folder)!r} cannot be read: {problem.strerror}") from problem
+
+
+def _is_frame(path: Path) -> bool:
+    """Whether a file of a folder is meant as a frame: systems leave hidden files among them."""
+    form = Image.registered_extensions().get(path.suffix.lower())
+    return form in FORMATS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -263,5 +281,33 @@ def _decode(container: Any, wanted: np.ndarray) -> Iterator[Image.Image]:
         if target is None:
             return
         if number == target:
-            yield Image.fromarray(frame.to_ndarray(format="rgb24"))
+            picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+            turn = _turn(frame)
+            yield picture if turn is None else picture.transpose(turn)
             target = next(targets, None)
+
+
+# Where a frame's axes go on the screen: the signs of (x to x, x to y, y to x, y to y).
+_TURNS = {
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """How to turn a frame upright, as players do: a telephone's films lie on their side.
+
+    The display matrix holds nine numbers in 16.16 fixed point, three a column of the file format
+    (ISO/IEC 14496-12, section 6.2.2); other angles than quarter turns are left alone.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None or len(bytes(matrix)) < 36:
+        return None
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
+    sign = tuple((value > 2**15) - (value < -(2**15)) for value in (a, b, c, d))
+    return _TURNS.get(sign)  # type: ignore[call-overload]
