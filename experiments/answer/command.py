@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from resprune_jax.errors import CallError, RunError, printable
@@ -125,9 +126,20 @@ def _unreadable(row: Row) -> str | None:
     """Why the image of a row cannot be read, or None if it can."""
     from resprune_jax.models.images.files import open_image
 
+    return _why(row, open_image)
+
+
+def _no_picture(row: Row) -> str | None:
+    """What the first bytes of a row's images say against them, before a model is loaded."""
+    from resprune_jax.models.images.files import check_kind
+
+    return _why(row, check_kind)
+
+
+def _why(row: Row, look: Callable[[Path], object]) -> str | None:
     try:
         for path in row.paths:
-            open_image(path)
+            look(path)
     except Exception as error:
         return reason(error)
     return None
@@ -200,6 +212,8 @@ def _run_one(options: AnswerOptions, row: Row, load: Load) -> int:
             logger.warning("%s has this answer already: the model was not run", options.output)
             _print_answer(options, results.done[0])
             return 0
+        if (why := _no_picture(row)) is not None:
+            raise RunError(why)
         lvlm = load(options)
         made = _generate(lvlm, options, [row], Announcer())
         (result,) = _results([row], made)
@@ -237,11 +251,15 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
         todo = [row for row in rows if row.index not in done]
         if done:
             logger.warning("%d of %d rows are answered already", len(done), len(rows))
+        good = []
         for row in todo:
-            if row.error is not None:
-                record(row.result(error=row.error))
-        todo = [row for row in todo if row.error is None]
-        if todo:
+            stopping.check()
+            why = row.error or _no_picture(row)
+            if why is None:
+                good.append(row)
+            else:
+                record(row.result(error=why))
+        if todo := good:
             lvlm, announcer = load(options), Announcer()
             step = stack.enter_context(_progress(len(rows), len(rows) - len(todo)))
             for batch in _batches(todo, options.batch_size):

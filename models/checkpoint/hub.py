@@ -73,8 +73,8 @@ def resolve_checkpoint(
     text = str(path_or_id)
     if not text.strip():
         raise CallError("the model is empty: give a checkpoint folder or a Hugging Face Hub id")
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = _expanded(text)
+    if _is_dir(path):
         if revision is not None:
             raise CallError(
                 f"revision {revision!r} was given, but {text} is a local folder: "
@@ -91,12 +91,35 @@ def resolve_checkpoint(
     return _from_hub(text, revision, token)
 
 
+def _expanded(text: str) -> Path:
+    """The path that a text names, its ~ replaced.
+
+    Raises:
+        CallError: the home of a user that there is not.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise CallError(f"no such folder: {text} ({error})") from error
+
+
+def _is_dir(path: Path) -> bool:
+    """Whether a folder lies there.
+
+    Raises:
+        CallError: a path that no file can have, or one that may not be entered.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise CallError(f"{path} cannot be used: {error.strerror}") from error
+
+
 def _looks_like_path(text: str) -> bool:
     """Whether a string can only be meant as a path: a Hub id is one or two plain words."""
     if text.startswith((".", "/", "~")) or text.endswith("/") or "\\" in text:
         return True
-    parent = Path(text).parent
-    return text.count("/") > 1 or (parent != Path() and parent.is_dir())
+    return text.count("/") > 1
 
 
 def _nearest(path: Path) -> str:
@@ -167,8 +190,9 @@ def _fetch(repo_id: str, revision: str | None, token: str | None, names: list[st
         ) from error
     except RepositoryNotFoundError as error:
         raise CallError(
-            f"there is no folder {repo_id}, and the Hub has no such repository or does not show it "
-            "to you: check the name; a private one needs token= or `hf auth login`"
+            f"there is no folder {repo_id}{_nearest(Path(repo_id))}, and the Hub has no such "
+            "repository or does not show it to you: check the name; a private one needs token= or "
+            "`hf auth login`"
         ) from error
     except RevisionNotFoundError as error:
         raise CallError(f"{repo_id} has no revision {revision!r}: give a branch, tag or commit"
@@ -183,8 +207,11 @@ def _fetch(repo_id: str, revision: str | None, token: str | None, names: list[st
             if constants.HF_HUB_OFFLINE
             else "the Hub cannot be reached: check the connection and try again"
         )
-        raise RunError(f"{repo_id}{at} is not in the cache ({constants.HF_HUB_CACHE}), and {why}"
-                       ) from error  # fmt: skip
+        near = _nearest(Path(repo_id))
+        raise RunError(
+            f"{repo_id}{at} is neither a folder{near} nor in the cache ({constants.HF_HUB_CACHE}), "
+            f"and {why}"
+        ) from error  # fmt: skip
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "an error")
         raise RunError(f"the Hub refused {repo_id}{at} with status {status}: {_first_line(error)}"

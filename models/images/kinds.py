@@ -130,5 +130,9 @@ def _text(head: bytes) -> str:
             text = body[: len(body) - cut].decode()
         except UnicodeDecodeError:
             continue
-        return "a text file, not an image: give a picture" if all(c.isprintable() or c.isspace() for c in text) else ""
+        return (
+            "a text file, not an image: give a picture"
+            if all(c.isprintable() or c.isspace() for c in text)
+            else ""
+        )
     return ""

@@ -115,8 +115,6 @@ def test_a_local_folder_comes_first(
         ("llava/", "no such folder: llava/"),
         ("C:\\models\\llava", "no such folder"),
         (Path("some-lab/llava"), "no such folder: some-lab/llava"),
-        # The parent is a folder here, so this is a misspelt path and not a Hub id.
-        ("models-here/llava-smal", r"no such folder: .* \(is it models-here/llava-small\?\)"),
         ("models-here/weights.bin", "is a file"),
         ("an id with spaces", "neither a folder nor a Hugging Face Hub id"),
     ],
@@ -134,6 +132,40 @@ def test_a_wrong_path_is_not_taken_to_the_hub(
     with pytest.raises(CallError, match=said):
         resolve_checkpoint(given)
     assert hub.tokens == set(), "the Hub was asked"
+
+
+@pytest.mark.parametrize("inside", [[], ["tiny-llav"], ["tiny-llava-2", "other"]])
+def test_a_folder_named_like_the_owner_hides_no_hub_id(
+    tmp_path: Path, hub: StandInHub, monkeypatch: pytest.MonkeyPatch, inside: list[str]
+) -> None:
+    owner = ID.split("/")[0]
+    (tmp_path / owner).mkdir()
+    for name in inside:
+        (tmp_path / owner / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint(ID).name == COMMITS["main"]
+
+
+def test_a_misspelt_folder_is_named_where_the_hub_does_not_know_it(
+    tmp_path: Path, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models-here/llava-small").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CallError, match=r"no folder .* \(is it models-here/llava-small\?\)"):
+        resolve_checkpoint("models-here/llava-smal")
+
+
+@pytest.mark.parametrize(
+    "given", ["~nobody-of-this-name/x", "a" * 5000, "loop", "loop/inside", "zero\0byte"]
+)
+def test_names_that_no_folder_can_have(
+    given: str, tmp_path: Path, hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CallError) as caught:
+        resolve_checkpoint(given)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 500
 
 
 def test_the_hub_gives_what_is_needed_and_nothing_else(hub: StandInHub) -> None:
