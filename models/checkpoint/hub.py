@@ -209,8 +209,7 @@ def _fetch(repo_id: str, revision: str | None, token: str | None, names: list[st
         )
         near = _nearest(Path(repo_id))
         raise RunError(
-            f"{repo_id}{at} is neither a folder{near} nor in the cache ({constants.HF_HUB_CACHE}), "
-            f"and {why}"
+            f"{repo_id}{at} is not in the cache ({constants.HF_HUB_CACHE}){near}, and {why}"
         ) from error  # fmt: skip
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "an error")

@@ -310,4 +310,4 @@ def _turn(frame: Any) -> Image.Transpose | None:
         return None
     a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:36])
     sign = tuple((value > 2**15) - (value < -(2**15)) for value in (a, b, c, d))
-    return _TURNS.get(sign)  # type: ignore[call-overload]
+    return _TURNS.get(sign)
