@@ -1,8 +1,8 @@
 """The options of `resprune answer`, and what is refused before a model is loaded."""
 
 import dataclasses
-from collections.abc import Sequence
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 

@@ -21,10 +21,14 @@ from resprune_jax.errors import CallError, RunError, printable, say_once
 from resprune_jax.experiments import stopping
 from resprune_jax.experiments.common import Keep, check_file, parse_keep
 from resprune_jax.experiments.streams import json_bytes
+from resprune_jax.models.prompts.options import CallOptions
 
 KNOWN_KEYS = ("image", "video", "fps", "prompt", "id", "keep")
 
 _BEGIN = b'{"row": '  # how every result row begins
+
+# A file of an earlier version says nothing of options that it did not have.
+_UNSAID = {option.name: option.default for option in dataclasses.fields(CallOptions)}
 
 MOST_NAMED = 8
 """Unknown keys of the rows that are named."""
@@ -330,13 +334,12 @@ class Results:
 
     def _check(self, result: dict[str, Any], rows: Sequence[Row], number: int) -> None:
         """Refuse a result that this run could not have written."""
-        theirs = result.get("settings")
-        theirs = theirs if isinstance(theirs, dict) else {}
-        names = sorted({*theirs, *self.settings})
+        own, theirs = _UNSAID | self.settings, result.get("settings")
+        theirs = _UNSAID | (theirs if isinstance(theirs, dict) else {})
         other = [
-            f"{name} {theirs.get(name)!r} there, {self.settings.get(name)!r} here"
-            for name in names
-            if theirs.get(name) != self.settings.get(name)
+            f"{name} {theirs.get(name)!r} there, {own.get(name)!r} here"
+            for name in sorted({*theirs, *own})
+            if theirs.get(name) != own.get(name)
         ]
         if other:
             raise CallError(

@@ -56,7 +56,7 @@ class ResPrune:
     def needs(self) -> frozenset[str]:
         """The question's nouns unless `alpha` is 0, and what the seed rule reads."""
         unguided = isinstance(self.alpha, int | float) and self.alpha == 0
-        extra = {"cls_attention": {"saliency"}, "center": {"coords"}}
+        extra = {"cls_attention": {"saliency"}, "center": {"coords"}, "text": {"text"}}
         return frozenset((set() if unguided else {"text"}) | extra.get(self.seed_rule, set()))
 
     def select(
