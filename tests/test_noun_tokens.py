@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resprune_jax.errors import CallError
 from resprune_jax.prompts import (
@@ -192,6 +194,45 @@ def test_special_tokens_and_bytes_by_hand() -> None:
     assert noun_token_ids([(7, 10), (4, 6)], *arrays, text).tolist() == [21, 22, 23, 24]
     assert noun_token_ids([(4, 6), (7, 10)], *arrays, text).tolist() == [21, 22, 23, 24]
     assert noun_token_ids([(4, 6)], offsets, [5] * 9, text).tolist() == [5]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8)), max_size=12),
+    st.lists(st.tuples(st.integers(0, 29), st.integers(1, 8)), max_size=8),
+    st.text("ab \n", min_size=40, max_size=40),
+)
+def test_tokens_are_those_that_overlap_a_noun(
+    rows: list[tuple[int, int]], nouns: list[tuple[int, int]], text: str
+) -> None:
+    offsets = [(begin, begin + size) for begin, size in rows]
+    spans = [(begin, begin + size) for begin, size in nouns]
+    want = [
+        index
+        for index, (begin, end) in enumerate(offsets)
+        if text[begin:end].strip() and any(begin < b and end > a for a, b in spans)
+    ]
+    ids = list(range(len(rows)))
+    assert noun_token_ids(spans, offsets, ids, text).tolist() == want
+
+
+def test_each_token_is_looked_at_once() -> None:
+    """Not once for each noun: a prompt's nouns and tokens grow together."""
+
+    class Counted(list[tuple[int, int]]):
+        reads = 0
+
+        def __iter__(self) -> Any:
+            for span in super().__iter__():
+                Counted.reads += 1
+                yield span
+
+    text = "dog " * 2000
+    spans = Counted((i, i + 3) for i in range(0, len(text), 4))
+    offsets = np.array(list(spans))
+    Counted.reads = 0
+    got = noun_token_ids(spans, offsets, np.arange(2000), text)
+    assert got.tolist() == list(range(2000))
+    assert Counted.reads <= 4 * 2000
 
 
 @pytest.mark.parametrize(
