@@ -230,13 +230,12 @@ def run(options: InfoOptions) -> int:
 
     from resprune_jax.models.checkpoint.hub import resolve_checkpoint
     from resprune_jax.models.checkpoint.reading import resolve_dtype
-    from resprune_jax.models.families.registry import family_class, read_config, read_model_config
+    from resprune_jax.models.families.registry import checkpoint_config, family_class
 
     folder = resolve_checkpoint(
         checkpoint_of(options.model), revision=options.revision, weights=False
     )
-    raw = read_config(folder)
-    config = read_model_config(raw)
+    raw, config = checkpoint_config(folder)
     family = family_class(config)
     if not sizes:
         sizes = tuple((width, height) for height, width in family.usual_sizes(config))

@@ -1,6 +1,7 @@
 """`load_model`: from a checkpoint's folder or Hub id to an `LVLM` that answers."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -11,6 +12,7 @@ from resprune_jax.models.checkpoint.hub import resolve_checkpoint
 from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
 from resprune_jax.models.checkpoint.sharding import auto_mesh
 from resprune_jax.models.families.registry import (
+    checkpoint_config,
     make_family,
     module_class,
     read_config,
@@ -26,6 +28,7 @@ def load_model(
     token: str | None = None,
     dtype: DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    chat_template: str | Path | None = None,
 ) -> LVLM:
     """Load a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL checkpoint (Hugging Face format).
 
@@ -36,6 +39,8 @@ def load_model(
         dtype: float32, bfloat16 or float16; default the checkpoint's own (float16 becomes bfloat16
             on TPU and CPU, which is said once).
         mesh: shard the parameters over these devices (axes "data" and "model", `sharding.py`).
+        chat_template: a Jinja chat template, or the `Path` of its file, in place of the
+            checkpoint's: for checkpoints that came without theirs.
 
     Returns:
         The model, its parameters on the devices.
@@ -44,14 +49,20 @@ def load_model(
         CallError: no such folder or id, or an architecture that is not supported.
         RunError: a checkpoint that is broken; one error names everything that is wrong with it.
     """
-    folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token)
-    raw = read_config(folder)
-    config = read_model_config(raw)
+    parts: list[Any] = []
+
+    def judge(folder: Path) -> None:
+        """The cheap parts first: what is wrong with them shows before gigabytes are fetched."""
+        config = read_model_config(read_config(folder))
+        encoder = PromptEncoder.from_checkpoint(folder, config, chat_template=chat_template)
+        parts[:] = make_family(config, folder), encoder
+
+    folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token, judge=judge)
+    family, encoder = parts
+    raw, config = checkpoint_config(folder)
+    family.config = config
     chosen = resolve_dtype(dtype, folder, raw)
     mesh = None if mesh is None else auto_mesh(mesh)
-    # The cheap parts first: what is wrong with them shows before gigabytes are read.
-    family = make_family(config, folder)
-    encoder = PromptEncoder.from_checkpoint(folder, config)
     made = module_class(config)
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
     state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)

@@ -84,3 +84,12 @@ def one_of(what: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise CallError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """How a message quotes a value that was given: as Python writes it, and not too long."""
+    try:
+        text = repr(value)
+    except Exception:  # a whole number of thousands of digits, an object whose repr fails
+        text = f"a {type(value).__name__}"
+    return printable(text, longest)

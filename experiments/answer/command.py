@@ -151,7 +151,12 @@ def _load(options: AnswerOptions) -> Any:
     use_compilation_cache()
     from resprune_jax.models.load import load_model
 
-    return load_model(folder, revision=options.revision, dtype=options.dtype)
+    return load_model(
+        folder,
+        revision=options.revision,
+        dtype=options.dtype,
+        chat_template=options.chat_template,
+    )
 
 
 def run(options: AnswerOptions, *, load: Load | None = None) -> int:

@@ -135,14 +135,24 @@ def run(options: VerifyOptions, *, reference_folder: Path | None = None) -> int:
     from resprune_jax.models.images.files import open_image
 
     picture = built_in_picture() if options.image is None else open_image(options.image)
-    folder = resolve_checkpoint(checkpoint_of(options.model), revision=options.revision)
+    from resprune_jax.models.families.registry import (
+        checkpoint_config,
+        read_config,
+        read_model_config,
+    )
+
+    # An unsupported one is refused before gigabytes are fetched, and before they are read.
+    folder = resolve_checkpoint(
+        checkpoint_of(options.model),
+        revision=options.revision,
+        judge=lambda folder: read_model_config(read_config(folder)),
+    )
+    checkpoint_config(folder)
     use_compilation_cache()
     from resprune_jax.experiments.verify.checks import run_checks
     from resprune_jax.experiments.verify.ours import Ours
     from resprune_jax.experiments.verify.theirs import make_reference
-    from resprune_jax.models.families.registry import read_config, read_model_config
 
-    read_model_config(read_config(folder))  # an unsupported one is refused before gigabytes load
     say_memory(folder, options.dtype)
     _progress(f"running torch on {options.torch_device}")
     reference = make_reference(

@@ -14,12 +14,7 @@ from resprune_jax.errors import RunError
 from resprune_jax.experiments.verify.reference import NEW_TOKENS, Reference
 from resprune_jax.methods import ResPrune, VisualTokens
 from resprune_jax.models import LVLM, load_model
-from resprune_jax.models.families.registry import (
-    make_family,
-    module_class,
-    read_config,
-    read_model_config,
-)
+from resprune_jax.models.families.registry import checkpoint_config, make_family, module_class
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
 from resprune_jax.models.prompts.options import CallOptions
@@ -52,7 +47,7 @@ class Ours:
         self.question = question
         self.dtype = dtype
         self.answer = ""
-        self.config: Any = read_model_config(read_config(folder))
+        self.config: Any = checkpoint_config(folder)[1]
         self.family = make_family(self.config, folder)
         self.encoder = PromptEncoder.from_checkpoint(folder, self.config)
 

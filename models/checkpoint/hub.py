@@ -5,27 +5,25 @@ the safetensors that the index names. Downloads go to the ordinary Hub cache (`H
 `HF_HUB_CACHE`) and `HF_HUB_OFFLINE=1` serves from it alone.
 """
 
-import difflib
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants
 
-from resprune_jax.errors import CallError, RunError
-from resprune_jax.models.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
+from resprune_jax.errors import CallError, RunError, shown
+from resprune_jax.models.checkpoint.download import fetch, nearest
+from resprune_jax.models.checkpoint.files import cause, is_file
+from resprune_jax.models.checkpoint.safetensors_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    read_weight_map,
+)
 
 # Exact names: patterns such as *.json would also match copies in subfolders.
 SMALL_FILES = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     INDEX_FILE,
     "preprocessor_config.json",
@@ -52,6 +50,7 @@ def resolve_checkpoint(
     revision: str | None = None,
     token: str | None = None,
     weights: bool = True,
+    judge: Callable[[Path], object] | None = None,
 ) -> Path:
     """Return the local folder of a checkpoint, fetching it from the Hub if it must be.
 
@@ -61,6 +60,8 @@ def resolve_checkpoint(
         revision: branch, tag or commit of a Hub id; default its main branch.
         token: access token of a gated or private Hub id; default the one that is logged in.
         weights: False fetches the configurations of model and processor of a Hub id, no more.
+        judge: called with the folder when all of it but the weights is there; what it raises
+            spares the download of gigabytes that cannot be used.
 
     Returns:
         The folder.
@@ -73,46 +74,45 @@ def resolve_checkpoint(
     text = str(path_or_id)
     if not text.strip():
         raise CallError("the model is empty: give a checkpoint folder or a Hugging Face Hub id")
-    path = _expanded(text)
-    if _is_dir(path):
+    folder = _local(path_or_id, text, revision)
+    if folder is not None:
+        if judge is not None:
+            judge(folder)
+        return folder
+    names = SMALL_FILES if weights else [name for name in SMALL_FILES if _of_models(name)]
+    folder = fetch(text, revision, token, names)
+    if judge is not None:
+        judge(folder)
+    return _with_weights(text, folder, token) if weights else folder
+
+
+def _local(path_or_id: str | Path, text: str, revision: str | None) -> Path | None:
+    """The local folder that is meant; None for a Hub id."""
+    if "\0" in text:  # some versions of Python find that no such file exists, others raise
+        raise CallError(f"the model {shown(text)} is no path that can be: it holds a NUL byte")
+    try:
+        path = Path(text).expanduser()
+        found, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, NUL, an unknown ~user
+        what = cause(error) if isinstance(error, OSError) else str(error)
+        raise CallError(f"the model {shown(text)} is no path that can be: {what}") from error
+    if folder:
         if revision is not None:
             raise CallError(
-                f"revision {revision!r} was given, but {text} is a local folder: "
+                f"revision {shown(revision)} was given, but {text} is a local folder: "
                 "revisions belong to Hub ids"
             )
         return path
-    if path.exists():
+    if found:
         raise CallError(f"{text} is a file: give the checkpoint's folder")
     if isinstance(path_or_id, Path) or _looks_like_path(text):
-        raise CallError(f"no such folder: {text}{_nearest(path)}")
-    if not weights:
-        names = [name for name in SMALL_FILES if name.endswith("config.json")]
-        return _fetch(text, revision, token, [n for n in names if not n.startswith("tokenizer")])
-    return _from_hub(text, revision, token)
+        raise CallError(f"no such folder: {text}{nearest(path)}")
+    return None
 
 
-def _expanded(text: str) -> Path:
-    """The path that a text names, its ~ replaced.
-
-    Raises:
-        CallError: the home of a user that there is not.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise CallError(f"no such folder: {text} ({error})") from error
-
-
-def _is_dir(path: Path) -> bool:
-    """Whether a folder lies there.
-
-    Raises:
-        CallError: a path that no file can have, or one that may not be entered.
-    """
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise CallError(f"{path} cannot be used: {error.strerror}") from error
+def _of_models(name: str) -> bool:
+    """Whether a file describes the model or its processor, and not the tokenizer."""
+    return name.endswith("config.json") and not name.startswith("tokenizer")
 
 
 def _looks_like_path(text: str) -> bool:
@@ -122,24 +122,13 @@ def _looks_like_path(text: str) -> bool:
     return text.count("/") > 1
 
 
-def _nearest(path: Path) -> str:
-    """A hint at a folder beside `path` with a similar name."""
-    try:
-        folders = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name, folders, n=1)
-    return f" (is it {path.parent / near[0]}?)" if near else ""
-
-
-def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Path:
-    """The snapshot folder of a Hub id, with all that is needed in it."""
-    folder = _fetch(repo_id, revision, token, list(SMALL_FILES))
+def _with_weights(repo_id: str, folder: Path, token: str | None) -> Path:
+    """The snapshot folder of a Hub id, its weights fetched too."""
     weights = _weight_files(folder)
     # The snapshot's name is its commit: the weights come from the same one, even when the branch
     # moves meanwhile.
-    folder = _fetch(repo_id, folder.name, token, weights)
-    absent = [name for name in ["config.json", *weights] if not (folder / name).is_file()]
+    folder = fetch(repo_id, folder.name, token, weights, weights=True)
+    absent = [name for name in ["config.json", *weights] if not is_file(folder / name)]
     if not absent:
         return folder
     names = ", ".join(absent)
@@ -159,66 +148,8 @@ def _from_hub(repo_id: str, revision: str | None, token: str | None) -> Path:
 
 def _weight_files(folder: Path) -> list[str]:
     """Names of the weight files: those of the index if there is one."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
+    if not is_file(folder / INDEX_FILE):
         return [SINGLE_FILE]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        # The loader reports odd names; here they must not act as patterns.
-        return sorted(name for name in names if _SHARD_NAME.fullmatch(name))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{INDEX_FILE} in {folder} is broken ({error}): delete the folder and download again"
-        ) from error
-
-
-def _fetch(repo_id: str, revision: str | None, token: str | None, names: list[str]) -> Path:
-    """Bring the named files of a repository into the cache; returns the snapshot's folder."""
-    at = "" if revision is None else f" at revision {revision!r}"
-    try:
-        return Path(
-            snapshot_download(repo_id, revision=revision, token=token, allow_patterns=names)
-        )
-    except HFValidationError as error:
-        raise CallError(
-            f"{repo_id!r} is neither a folder nor a Hugging Face Hub id (name or owner/name)"
-        ) from error
-    except GatedRepoError as error:
-        raise RunError(
-            f"access to {repo_id} is restricted: ask for it at {constants.ENDPOINT}/{repo_id}, "
-            "then pass token= or log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CallError(
-            f"there is no folder {repo_id}{_nearest(Path(repo_id))}, and the Hub has no such "
-            "repository or does not show it to you: check the name; a private one needs token= or "
-            "`hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CallError(f"{repo_id} has no revision {revision!r}: give a branch, tag or commit"
-                        ) from error  # fmt: skip
-    except LocalEntryNotFoundError as error:
-        # Newer versions refuse a snapshot that lacks any file they know of, needed or not.
-        snapshot = getattr(error, "snapshot_path", None)
-        if snapshot is not None:
-            return Path(snapshot)
-        why = (
-            "HF_HUB_OFFLINE is set: unset it once to download it"
-            if constants.HF_HUB_OFFLINE
-            else "the Hub cannot be reached: check the connection and try again"
-        )
-        near = _nearest(Path(repo_id))
-        raise RunError(
-            f"{repo_id}{at} is not in the cache ({constants.HF_HUB_CACHE}){near}, and {why}"
-        ) from error  # fmt: skip
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        raise RunError(f"the Hub refused {repo_id}{at} with status {status}: {_first_line(error)}"
-                       ) from error  # fmt: skip
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{repo_id}{at} could not be downloaded: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    names = set(read_weight_map(folder).values())
+    # The loader reports odd names; here they must not act as patterns.
+    return sorted(name for name in names if _SHARD_NAME.fullmatch(name))

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-_BLOCK_NUMBER = re.compile(r"\.layers\.(\d+)\.")
+from resprune_jax.errors import printable
+
+_BLOCK_NUMBER = re.compile(r"\.layers\.(\d{1,9})\.")
 
 
 Layout = Literal["copy", "transpose", "patches"]
@@ -100,7 +102,28 @@ def fold_names(keys: Iterable[str]) -> str:
     for pattern, numbers in groups.items():
         text = str(numbers[0]) if len(numbers) == 1 else "{" + _ranges(sorted(numbers)) + "}"
         names.append(pattern.replace("\0", text) if numbers else pattern)
-    return ", ".join(sorted(names))
+    return listed(sorted(names))
+
+
+MOST_NAMES = 6
+"""Names, or groups of them, that one problem lists."""
+
+
+def name_of(key: str) -> str:
+    """A name out of a file, fit for a message."""
+    return printable(key, 100)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of tensors or files for a message; of many, some of each part and how many more."""
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.split(".", 1)[0], []).append(name)
+    share = max(1, MOST_NAMES // max(1, len(parts)))
+    some = names if len(names) <= MOST_NAMES else [n for own in parts.values() for n in own[:share]]
+    said = ", ".join(name_of(name) for name in some[:MOST_NAMES])
+    more = len(names) - min(len(some), MOST_NAMES)
+    return f"{said} and {more} more" if more > 0 else said
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -8,6 +8,7 @@ weight is read and named in one `CheckpointError`.
 
 import dataclasses
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from ml_dtypes import finfo
 
-from resprune_jax.errors import CallError, say_once
+from resprune_jax.errors import CallError, say_once, shown
 from resprune_jax.models.checkpoint.formats import CheckpointFormat, ModelConfig
-from resprune_jax.models.checkpoint.names import Source, fold_names
+from resprune_jax.models.checkpoint.names import Source, fold_names, listed, name_of
 from resprune_jax.models.checkpoint.safetensors_files import (
     DTYPES,
     CheckpointError,
@@ -35,9 +36,11 @@ from resprune_jax.models.checkpoint.sharding import (
     check_mesh,
     logical_axes,
 )
+from resprune_jax.models.checkpoint.survey import HEAD, TABLE, same
 
 __all__ = ["CheckpointError", "load_parameters", "resolve_dtype"]
 
+_PEFT = re.compile(r"^base_model\.model\.|\.lora_[AB]\.|\.lora_embedding_|\.base_layer\.")
 _logger = logging.getLogger("resprune_jax")
 _COMPUTE_DTYPES = {name: DTYPES[code] for name, code in
                    (("float32", "F32"), ("bfloat16", "BF16"), ("float16", "F16"))}  # fmt: skip
@@ -258,7 +261,7 @@ def _match(
     for tensor in files.tensors:
         key = keys.canonical_key(tensor.key)
         # A head beside a tied embedding table has no parameter, and must then equal the table.
-        tied_head = key == "lm_head.weight" and "language_model.embed_tokens.weight" in sources
+        tied_head = key == HEAD and TABLE in sources
         if key in sources or tied_head:
             found.setdefault(key, []).append(tensor)
             if tensor.dtype not in DTYPES:
@@ -274,36 +277,36 @@ def _match(
         problems.append(f"{len(missing)} missing: {fold_names(missing)}")
     if unknown:
         problems.append(f"{len(unknown)} unknown: {fold_names(unknown)}")
+        if peft := [key for key in unknown if _PEFT.search(key)]:
+            problems.insert(
+                0,
+                f"{len(peft)} names are PEFT's, as {name_of(peft[0])}: the adapter was saved with "
+                "the model and is not merged; load it where peft is installed, then "
+                "merge_and_unload and save_pretrained",
+            )
     for key, tensors in sorted(found.items()):
         if len(tensors) > 1:
-            places = ", ".join(f"{tensor.key} in {tensor.file}" for tensor in tensors)
-            problems.append(f"duplicate: {key} (as {places})")
+            places = listed([f"{tensor.key} in {tensor.file}" for tensor in tensors])
+            problems.append(f"duplicate: {name_of(key)} (as {places})")
     for key, tensors in sorted(found.items()):
         for tensor in tensors:
             if key in sources and not sources[key].fits(tensor.shape):
                 problems.append(
-                    f"misshapen: {tensor.key} is {tensor.shape}, expected {sources[key].expected}"
+                    f"misshapen: {name_of(tensor.key)} is {shown(tensor.shape)}, expected "
+                    f"{sources[key].expected}"
                 )
     if odd:
-        problems.append(f"not plain floats (quantised?): {', '.join(odd)}")
+        problems.append(f"not plain floats (quantised?): {listed(odd)}")
     if problems:
         raise CheckpointError(files.directory, problems)
-    if "lm_head.weight" in found and "lm_head.weight" not in sources:
-        _check_tied(
-            files, found["lm_head.weight"][0], found["language_model.embed_tokens.weight"][0]
-        )
+    if HEAD in found and HEAD not in sources:
+        _check_tied(files, found[HEAD][0], found[TABLE][0])
     return {key: tensors[0] for key, tensors in found.items()}
 
 
 def _check_tied(files: WeightFiles, head: TensorInfo, table: TensorInfo) -> None:
     """Raise unless the stored head is the embedding table that the model uses in its place."""
-    same = head.shape == table.shape
-    rows = 2048
-    for start in range(0, table.shape[0] if same else 0, rows):
-        index = (slice(start, min(start + rows, table.shape[0])), slice(0, table.shape[1]))
-        left, right = (files.read(tensor, index).astype(np.float32) for tensor in (head, table))
-        same = same and np.array_equal(left, right)
-    if not same:
+    if head.shape != table.shape or not same(files, head, table):
         raise CheckpointError(
             files.directory,
             [f"tied: {head.key} differs from {table.key}, though config.json ties them "
@@ -326,8 +329,8 @@ def _compute_dtype(value: Any, what: str) -> np.dtype:
     if name is None:
         try:
             name = np.dtype(value).name
-        except TypeError:
-            name = repr(value)
+        except Exception:  # NumPy raises many kinds
+            name = shown(value)
     if name not in _COMPUTE_DTYPES:
-        raise CallError(f"{what} is {name!r}, expected one of {', '.join(_COMPUTE_DTYPES)}")
+        raise CallError(f"{what} is {shown(name)}, expected one of {', '.join(_COMPUTE_DTYPES)}")
     return _COMPUTE_DTYPES[name]

@@ -8,8 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.fields import divides, number, one_of, size, whole
+from resprune_jax.errors import CallError, printable, shown
+from resprune_jax.models.checkpoint.fields import (
+    MOST_LAYERS,
+    divides,
+    layers,
+    number,
+    one_of,
+    section,
+    size,
+    whole,
+)
 
 
 class _Defaults(NamedTuple):
@@ -95,19 +104,19 @@ class DecoderConfig:
             head_dim = hidden // heads
         divides("text num_attention_heads", heads, "key/value heads", kv_heads)
         divides("text head_dim", size("text head_dim", head_dim), "rotary halves", 2)
-        layers = size("text num_hidden_layers", hf.get("num_hidden_layers", 32))
+        depth = layers("text num_hidden_layers", hf.get("num_hidden_layers", 32))
         window = None
         if model_type == "mistral":
             window = hf.get("sliding_window", _MISTRAL_WINDOW)
         if model_type == "qwen2":
-            check_windows(hf, layers, first=_QWEN2_FIRST_WINDOW)
+            check_windows(hf, depth, first=_QWEN2_FIRST_WINDOW)
         return cls(
             vocab_size=size("text vocab_size", hf.get("vocab_size", default.vocab_size)),
             hidden_size=hidden,
             intermediate_size=size(
                 "text intermediate_size", hf.get("intermediate_size", default.intermediate_size)
             ),
-            num_layers=layers,
+            num_layers=depth,
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
@@ -139,16 +148,19 @@ def check_windows(hf: Mapping[str, Any], layers: int, *, first: int) -> None:
         if windowed:
             first = whole("max_window_layers", hf.get("max_window_layers", first))
         kinds = ["sliding_attention"] * (layers - min(layers, first) if windowed else 0)
+    if not isinstance(kinds, list) or len(kinds) > MOST_LAYERS:
+        raise CallError(f"layer_types is {shown(kinds)}, expected a name for every layer")
     if other := sorted({str(kind) for kind in kinds} - {"full_attention"}):
         raise CallError(
-            f"text layers with {', '.join(other)} are not supported; supported: full_attention "
-            "(use_sliding_window false)"
+            f"text layers with {', '.join(printable(kind, 40) for kind in other[:4])} are not "
+            "supported; supported: full_attention (use_sliding_window false)"
         )
 
 
 def _rope_theta(hf: Mapping[str, Any]) -> float:
     """The rotary base, from nested or flat settings; refuses every kind of scaling."""
-    nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    nested = section(hf, "rope_scaling", {}) or section(hf, "rope_parameters", {})
     kind = nested.get("rope_type", nested.get("type", "default"))
-    one_of("RoPE type", kind, ("default",))
+    if kind != "linear" or nested.get("factor") != 1:  # positions divided by one
+        one_of("RoPE type", kind, ("default",))
     return number("rope_theta", nested.get("rope_theta", hf.get("rope_theta", 10000.0)))

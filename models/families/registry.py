@@ -1,15 +1,16 @@
 """The supported model families: one row each."""
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, shown
+from resprune_jax.models.checkpoint import config_file
 from resprune_jax.models.checkpoint.formats import ModelConfig
-from resprune_jax.models.checkpoint.safetensors_files import CheckpointError
+from resprune_jax.models.checkpoint.survey import check_layers, has_own_head, weights_in
 from resprune_jax.models.checkpoint.writing import write_checkpoint
 from resprune_jax.models.families.base import Family
 from resprune_jax.models.families.llava.family import LlavaFamily
@@ -28,50 +29,15 @@ def family_of_type(model_type: Any) -> type[Family]:
     Raises:
         CallError: another one, named with those that are supported.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         supported = ", ".join(repr(name) for name in FAMILIES)
-        raise CallError(f"model type {model_type!r} is not supported; supported: {supported}")
+        raise CallError(f"model type {shown(model_type)} is not supported; supported: {supported}")
     return FAMILIES[model_type]
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Read the `config.json` of a checkpoint folder.
-
-    Args:
-        directory: the folder.
-
-    Returns:
-        The parsed file.
-
-    Raises:
-        CallError: there is no such folder, or its model type or quantisation is not supported.
-        CheckpointError: the folder has no `config.json`, or a broken one.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        what = "a file, not a folder" if directory.exists() else "not there"
-        raise CallError(f"checkpoint folder {directory} is {what}: give a folder with config.json")
-    path = directory / "config.json"
-    if not path.is_file():
-        raise CheckpointError(directory, ["it has no config.json: is this a checkpoint folder?"])
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(directory, [f"config.json is not readable JSON ({error})"]) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(directory, ["config.json is not a JSON object"])
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise CallError(
-            f"checkpoint {directory} has model_type {kind!r}, which is not supported; supported: "
-            + ", ".join(FAMILIES)
-        )
-    if config.get("quantization_config"):
-        raise CallError(
-            f"checkpoint {directory} is quantised (config.json has quantization_config), which is "
-            "not supported: use the original float weights"
-        )
-    return config
+    """`checkpoint.config_file.read_config` for the families that there are."""
+    return config_file.read_config(directory, tuple(FAMILIES))
 
 
 def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
@@ -85,6 +51,31 @@ def read_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     """
     config: ModelConfig = family_of_type(hf.get("model_type", "llava")).config_class.from_hf(hf)
     return config
+
+
+def checkpoint_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """The configuration of a checkpoint folder, compared with its weights where they are there.
+
+    Args:
+        folder: the checkpoint's folder; the headers of its weights are read, nothing more.
+
+    Returns:
+        (the parsed `config.json`, the configuration). A head that is stored beside tied embeddings
+        and differs from them is the model's own.
+
+    Raises:
+        CallError: what `read_config` and `read_model_config` refuse.
+        CheckpointError: files that are broken, or that do not fit the configuration.
+    """
+    raw = read_config(folder)
+    config = read_model_config(raw)
+    files = weights_in(folder)
+    if files is not None:
+        check_layers(files, config)
+        tied = getattr(config, "tie_word_embeddings", False)
+        if tied and has_own_head(files, config):
+            config = dataclasses.replace(config, tie_word_embeddings=False)  # type: ignore[type-var]
+    return raw, config
 
 
 def family_class(config: ModelConfig) -> type[Family]:

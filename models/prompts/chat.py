@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from resprune_jax.errors import CallError, RunError, say_once
+from resprune_jax.errors import CallError, RunError, say_once, shown
+from resprune_jax.models.checkpoint.files import foreign, one_line, read_json
 from resprune_jax.models.checkpoint.formats import ModelConfig
-from resprune_jax.models.prompts.chat_files import one_line, read_eos_ids, read_json, read_template
+from resprune_jax.models.prompts.chat_files import (
+    given_template,
+    is_vicuna,
+    read_eos_ids,
+    read_template,
+)
+from resprune_jax.models.prompts.render import TemplateError, render
+from resprune_jax.models.prompts.tokenizer_files import load_tokenizer
 
 # Stands for the question while the text around it is found. Letters and digits only: whatever a
 # template does to ordinary words, it does to this.
 _SENTINEL = "resprune0question5f1c7d2e9b"
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 # What a template may have trimmed from a question.
 _TRIMMED: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
@@ -73,6 +79,7 @@ class PromptEncoder:
         eos_ids: Sequence[int],
         name: str = "this checkpoint",
         vicuna: bool = True,
+        vocab_size: int | None = None,
     ) -> None:
         """Wrap a tokenizer that is already loaded.
 
@@ -84,6 +91,7 @@ class PromptEncoder:
             eos_ids: the ids that end an answer.
             name: what messages call the checkpoint.
             vicuna: without a template, use Vicuna's; False refuses plain questions then.
+            vocab_size: rows of the model's embedding table, which ids must be below.
 
         Raises:
             CallError: a slow tokenizer, or one that does not know the placeholder.
@@ -97,9 +105,12 @@ class PromptEncoder:
         for media, token_id in (("image", image_token_id), ("video", video_token_id)):
             if token_id is None:
                 continue
-            text = tokenizer.convert_ids_to_tokens(token_id)
-            # An ordinary piece of the vocabulary would melt into the text around it.
-            if tokenizer.get_added_vocab().get(text) != token_id:
+            with foreign(f"the tokenizer of {name} is broken"):
+                known = 0 <= token_id < len(tokenizer) + 2**20
+                text = tokenizer.convert_ids_to_tokens(token_id) if known else None
+                # An ordinary piece of the vocabulary would melt into the text around it.
+                known = text is not None and tokenizer.get_added_vocab().get(text) == token_id
+            if not known or not text:
                 raise CallError(
                     f"the tokenizer of {name} has no {media} placeholder with the id {token_id} "
                     f"that config.json names ({media}_token_index): they belong to different models"
@@ -110,6 +121,7 @@ class PromptEncoder:
         self._template = template
         self._name = name
         self._vicuna = vicuna
+        self._vocab_size = vocab_size
 
     @property
     def image_token_id(self) -> int:
@@ -118,7 +130,11 @@ class PromptEncoder:
 
     @classmethod
     def from_checkpoint(
-        cls, directory: str | os.PathLike[str], config: ModelConfig
+        cls,
+        directory: str | os.PathLike[str],
+        config: ModelConfig,
+        *,
+        chat_template: str | Path | None = None,
     ) -> "PromptEncoder":
         """Load tokenizer, chat template and end-of-sequence ids of a checkpoint.
 
@@ -127,38 +143,29 @@ class PromptEncoder:
         Args:
             directory: the checkpoint's folder.
             config: its configuration.
+            chat_template: a Jinja template, or the path of its file, in place of the checkpoint's.
 
         Returns:
             The encoder.
 
         Raises:
-            CallError: no tokenizer, a slow one, or one that does not know the placeholder.
+            CallError: no tokenizer, a slow one, or one that does not know the placeholder; a chat
+                template that is none.
             RunError: a file that cannot be read.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(directory)
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise CallError(f"{folder} has no tokenizer: copy its tokenizer.json there")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as problem:  # transformers raises many kinds
-            raise RunError(
-                f"the tokenizer in {folder} cannot be loaded: {one_line(problem)}"
-            ) from problem
+        given = None if chat_template is None else given_template(chat_template)
+        tokenizer = load_tokenizer(folder)
         model = read_json(folder / "config.json")
-        text = model.get("text_config") or {}
         return cls(
             tokenizer,
             image_token_id=config.image_token_id,
             video_token_id=getattr(config, "video_token_id", None),
-            template=read_template(folder, tokenizer),
+            template=read_template(folder, tokenizer) if given is None else given,
             eos_ids=read_eos_ids(folder, tokenizer, model),
             name=str(folder),
-            vicuna=str(model.get("model_type", "llava")).startswith("llava")
-            and text.get("model_type", "llama") == "llama",
+            vicuna=is_vicuna(model, config.text.vocab_size, tokenizer),
+            vocab_size=config.text.vocab_size,
         )
 
     def encode(
@@ -216,21 +223,39 @@ class PromptEncoder:
                 f"the prompt's placeholders stand for {', '.join(order)}, but what was given is "
                 f"{', '.join(media)}: bring them into one order"
             )
-        pieces = tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
+        with foreign(f"the tokenizer of {self._name} is broken"):
+            pieces = tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
+        self._check_ids(ids, pieces)
         return EncodedPrompt(text, ids, pieces, offsets, start, question)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of generated ids, special tokens left out, blanks around it stripped."""
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True).strip()
+        with foreign(f"the tokenizer of {self._name} cannot decode"):
+            text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return str(text).strip()
+
+    def _check_ids(self, ids: np.ndarray, pieces: Sequence[str]) -> None:
+        """Refuse text tokens that the model has no embedding of."""
+        if self._vocab_size is None:
+            return
+        places = np.array([token_id for token_id, _ in self.placeholders.values()], np.int64)
+        beyond = np.flatnonzero((ids >= self._vocab_size) & ~np.isin(ids, places))
+        if len(beyond):
+            at = int(beyond[0])
+            raise CallError(
+                f"the tokenizer of {self._name} gives {shown(pieces[at])} the id {ids[at]}, but "
+                f"the model has {self._vocab_size} embeddings: they belong to different models"
+            )
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids (S,) and character offsets (S, 2) of a whole prompt."""
         bos = self.tokenizer.bos_token
         # The processors of transformers add BOS through the tokenizer unless the text has it.
         given = bos is not None and text.startswith(bos)
-        tokens = self.tokenizer(
-            text, add_special_tokens=not given, return_offsets_mapping=True, verbose=False
-        )
+        with foreign(f"the tokenizer of {self._name} is broken"):
+            tokens = self.tokenizer(
+                text, add_special_tokens=not given, return_offsets_mapping=True, verbose=False
+            )
         ids = np.asarray(tokens["input_ids"], np.int32)
         for token_id, token in self.placeholders.values():
             marks, wanted = int((ids == token_id).sum()), text.count(token)
@@ -247,7 +272,7 @@ class PromptEncoder:
         try:
             around = self._render(_SENTINEL, media, parts).split(_SENTINEL)
             text = self._render(question, media, parts)
-        except Exception as problem:  # a template may raise anything
+        except TemplateError as problem:
             raise self._unusable(one_line(problem)) from problem
         if len(around) != 2:
             raise self._unusable(f"it repeats the question or drops it ({len(media)} images)")
@@ -262,7 +287,10 @@ class PromptEncoder:
         """Whether the template takes a message as a list of parts; else as one string."""
         if self._template is None:
             if not self._vicuna:
-                raise self._unusable("there is none, and its language model is not Vicuna's kind")
+                raise self._unusable(
+                    "there is none, and its language model is not Vicuna's kind; the format it was "
+                    "trained on must be given (chat_template=, --chat-template FILE)"
+                )
             say_once(
                 f"chat template {self._name}",
                 f"{self._name} has no chat template: Vicuna's is used (USER: ... ASSISTANT:)",
@@ -272,8 +300,10 @@ class PromptEncoder:
         for parts in (True, False):
             try:
                 text = self._render(_SENTINEL, ("image",), parts)
-            except Exception as problem:  # a template may raise anything
+            except TemplateError as problem:
                 reasons.append(one_line(problem))
+                if parts and "may not end" in reasons[0]:
+                    raise self._unusable(reasons[0]) from problem
                 continue
             counts = text.count(_SENTINEL), text.count(self.placeholders["image"][1])
             if counts == (1, 1):
@@ -288,12 +318,11 @@ class PromptEncoder:
             return f"USER: {whole} ASSISTANT:"
         content = [{"type": kind} for kind in media] + [{"type": "text", "text": question}]
         message = {"role": "user", "content": content if parts else whole}
-        return self.tokenizer.apply_chat_template(
-            [message],
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        names = {
+            "messages": [message], "tools": None, "documents": None, "add_generation_prompt": True,
+            **{name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
+        }  # fmt: skip
+        return render(self._template, names)
 
     def _unusable(self, reason: str) -> CallError:
         """The error for a chat template that does not work here."""

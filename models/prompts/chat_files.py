@@ -1,10 +1,53 @@
 """What a checkpoint's small files say about chat: its template and how an answer ends."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from resprune_jax.errors import CallError, RunError
+from resprune_jax.errors import CallError, RunError, shown
+from resprune_jax.models.checkpoint.files import foreign, read_json, read_text
+from resprune_jax.models.checkpoint.names import listed
+
+LONGEST_TEMPLATE = 1 << 18
+"""Characters of a chat template, at most: long published ones have ten thousand."""
+
+_LARGEST_ID = 2**31
+_MOST_IDS = 1000
+
+# Rows of an embedding table up to which a Llama decoder may be Llama-2's, whose vocabulary has
+# 32,000 pieces: some are added, and tables are padded. Yi has 64,000, Llama 3 128,256.
+_LLAMA_2_ROWS = 33_000
+
+# Tokens that a tokenizer holds for another chat format than Vicuna's.
+_OTHER_FORMATS = ("<|im_start|>", "<|start_header_id|>", "<|eot_id|>", "<start_of_turn>")
+
+
+def given_template(template: str | Path) -> str:
+    """A chat template that a caller gives in place of the checkpoint's.
+
+    Args:
+        template: the Jinja text, or the path of a file that holds it.
+
+    Returns:
+        The text.
+
+    Raises:
+        CallError: no such file, or a text that is no template.
+        RunError: a file that cannot be read.
+    """
+    if isinstance(template, Path):
+        text = read_text(template.expanduser(), LONGEST_TEMPLATE)
+        if text is None:
+            raise CallError(f"there is no chat template {template}: give a Jinja file")
+        return text
+    if not isinstance(template, str):
+        raise CallError(
+            f"chat_template is a Jinja text or the Path of a file, got {shown(template)}"
+        )
+    if "{{" not in template and "{%" not in template:
+        raise CallError(
+            f"chat_template {shown(template)} is no Jinja template: a file is given as Path(...)"
+        )
+    return template
 
 
 def read_template(folder: Path, tokenizer: Any) -> str | None:
@@ -27,27 +70,61 @@ def read_template(folder: Path, tokenizer: Any) -> str | None:
     template = (
         read_json(folder / "processor_config.json").get("chat_template")
         or read_json(folder / "chat_template.json").get("chat_template")
-        or _read_text(folder / "chat_template.jinja")
+        or read_text(folder / "chat_template.jinja")
         or tokenizer.chat_template
     )
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}
+        template = {
+            str(entry.get("name")): entry.get("template")
+            for entry in template
+            if isinstance(entry, dict)
+        }
     if isinstance(template, dict):
         if "default" not in template:
             raise CallError(
-                f"{folder} has the chat templates {', '.join(template)}, none of them named "
-                "default: rename the one to use"
+                f"{folder} has the chat templates {listed([str(name) for name in template])}, none "
+                "of them named default: rename the one to use, or give one (chat_template=)"
             )
         template = template["default"]
-    if template is not None and not isinstance(template, str):
+    if template is None:
+        return None
+    if not isinstance(template, str):
         raise RunError(f"the chat template in {folder} is no text: the checkpoint is broken")
+    if len(template) > LONGEST_TEMPLATE:
+        raise RunError(
+            f"the chat template in {folder} has {len(template)} characters, more than "
+            f"{LONGEST_TEMPLATE}: it is broken"
+        )
     return template
 
 
-def read_eos_ids(folder: Path, tokenizer: Any, model: dict[str, Any]) -> list[int]:
-    """The ids that end an answer, from the first place that names any.
+def is_vicuna(model: dict[str, Any], vocab_size: int, tokenizer: Any) -> bool:
+    """Whether a checkpoint without a chat template may be taken for one of Vicuna's.
 
-    That is: `generation_config.json`, the tokenizer, the configuration.
+    Of the decoders of LLaVA-1.5 and LLaVA-NeXT, Vicuna is the one with Llama 2's vocabulary.
+
+    Args:
+        model: its parsed `config.json`.
+        vocab_size: rows of its embedding table.
+        tokenizer: its tokenizer.
+    """
+    text = model.get("text_config")
+    kind = text.get("model_type", "llama") if isinstance(text, dict) else "llama"
+    with foreign("the tokenizer is broken"):
+        known = tokenizer.get_vocab()
+    return (
+        model.get("model_type", "llava") in ("llava", "llava_next")
+        and kind == "llama"
+        and vocab_size <= _LLAMA_2_ROWS
+        and not any(token in known for token in _OTHER_FORMATS)
+    )
+
+
+def read_eos_ids(folder: Path, tokenizer: Any, model: dict[str, Any]) -> list[int]:
+    """The ids that end an answer.
+
+    They are those of `generation_config.json`. Where it names none, as where it is missing, they
+    are those of `config.json` and the tokenizer's.
 
     Args:
         folder: the checkpoint's folder.
@@ -55,47 +132,28 @@ def read_eos_ids(folder: Path, tokenizer: Any, model: dict[str, Any]) -> list[in
         model: its parsed `config.json`.
 
     Returns:
-        The ids, without any where no place names one.
+        The ids, each once, without any where no place names one.
 
     Raises:
         RunError: a file that cannot be read, or an id that is none.
     """
-    found = read_json(folder / "generation_config.json").get("eos_token_id")
-    for other in (tokenizer.eos_token_id, model.get("eos_token_id")):
-        found = other if found is None else found
-    if found is None:
-        found = (model.get("text_config") or {}).get("eos_token_id")
+    name = "generation_config.json"
+    ids = _ids(read_json(folder / name).get("eos_token_id"), folder / name)
+    if not ids:
+        text = model.get("text_config")
+        for part in (model, text if isinstance(text, dict) else {}):
+            ids = ids or _ids(part.get("eos_token_id"), folder / "config.json")
+        ids = ids + _ids(tokenizer.eos_token_id, folder / "tokenizer_config.json")
+    return list(dict.fromkeys(ids))
+
+
+def _ids(found: Any, path: Path) -> list[int]:
+    """The entry `eos_token_id` of a file as a list."""
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
-        raise RunError(f"eos_token_id is {found!r} in {folder}, expected ids of at least 0")
+    good = all(type(i) is int and 0 <= i < _LARGEST_ID for i in ids)
+    if not good or len(ids) > _MOST_IDS:
+        raise RunError(
+            f"eos_token_id is {shown(found)} in {path}, expected an id or a list of ids, each at "
+            f"least 0 and below {_LARGEST_ID}"
+        )
     return ids
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty if there is no such file.
-
-    Raises:
-        RunError: a file that cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(_read_text(path) or "{}")
-    except ValueError as problem:
-        raise RunError(f"{path} is not JSON: {problem}") from problem
-    if not isinstance(content, dict):
-        raise RunError(f"{path} holds no JSON object: the checkpoint is broken")
-    return content
-
-
-def _read_text(path: Path) -> str:
-    """The text of a file; empty if there is no such file."""
-    if not path.is_file():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as problem:
-        raise RunError(f"{path} cannot be read: {problem}") from problem
-
-
-def one_line(problem: Exception) -> str:
-    """What an error of another library says, on one line."""
-    return " ".join(str(problem).split()) or type(problem).__name__

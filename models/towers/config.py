@@ -8,8 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.fields import divides, number, one_of, side, size, whole
+from resprune_jax.errors import CallError, shown
+from resprune_jax.models.checkpoint.fields import (
+    divides,
+    layers,
+    number,
+    one_of,
+    side,
+    size,
+    whole,
+)
 
 CLIP_ACTIVATIONS = ("quick_gelu", "gelu")
 SIGLIP_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "quick_gelu")
@@ -166,7 +174,7 @@ def _sizes(hf: Mapping[str, Any], *, patch: int) -> dict[str, int]:
     sizes = {
         "hidden_size": size("vision hidden_size", hf.get("hidden_size", 768)),
         "intermediate_size": size("vision intermediate_size", hf.get("intermediate_size", 3072)),
-        "num_layers": size("vision num_hidden_layers", hf.get("num_hidden_layers", 12)),
+        "num_layers": layers("vision num_hidden_layers", hf.get("num_hidden_layers", 12)),
         "num_heads": size("vision num_attention_heads", hf.get("num_attention_heads", 12)),
         "image_size": side("vision image_size", hf.get("image_size", 224)),
         "patch_size": side("vision patch_size", hf.get("patch_size", patch)),
@@ -184,10 +192,12 @@ def _sizes(hf: Mapping[str, Any], *, patch: int) -> dict[str, int]:
 def vision_blocks(layer: Any, num_layers: int) -> int:
     """How many vision blocks run so that Hugging Face's `hidden_states[layer]` comes out."""
     if isinstance(layer, Sequence) and not isinstance(layer, str):
-        raise CallError(
-            f"vision_feature_layer {list(layer)} joins several layers; supported is one layer as a "
-            "whole number, like -2"
-        )
+        if len(layer) != 1:
+            raise CallError(
+                f"vision_feature_layer {shown(layer)} joins several layers; supported is one layer "
+                "as a whole number, like -2"
+            )
+        layer = layer[0]
     layer = whole("vision_feature_layer", layer)
     # hidden_states has num_layers + 1 entries; entry i is the output of i blocks.
     blocks = layer + num_layers + 1 if layer < 0 else layer

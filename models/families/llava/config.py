@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from resprune_jax.models.checkpoint.fields import one_of, section, whole
+from resprune_jax.models.checkpoint.fields import one_of, section, token_id
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava import names
@@ -86,7 +86,7 @@ class LlavaConfig:
             vision=vision,
             text=DecoderConfig.from_hf(text_hf),
             num_vision_blocks=vision_blocks(hf.get("vision_feature_layer", -2), vision.num_layers),
-            image_token_id=whole("image_token_index", image_token),
+            image_token_id=token_id("image_token_index", image_token),
             projector_act=one_of(
                 "projector_hidden_act",
                 hf.get("projector_hidden_act", "gelu"),

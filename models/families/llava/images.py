@@ -26,6 +26,8 @@ MAX_RESIZED_PIXELS = 2**25
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour, with which the original LLaVA pads."""
 
+_PROCESSORS = ("CLIPImageProcessor", "LlavaImageProcessor")
+
 # Pixels that `pad_and_resize` widens at a time.
 _STRIP_PIXELS = 2**21
 
@@ -76,7 +78,7 @@ class ImageProcessor:
             CallError: no such file, or settings that do not give pictures of that size.
             RunError: a file that cannot be read.
         """
-        return cls(load_image_processor(directory), image_size)
+        return cls(load_image_processor(directory, _PROCESSORS), image_size)
 
     def __call__(
         self, images: Sequence[ImageLike], image_aspect: ImageAspect = "processor"

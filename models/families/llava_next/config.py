@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.fields import one_of, section, size, whole
+from resprune_jax.errors import CallError, shown
+from resprune_jax.models.checkpoint.fields import one_of, section, size, token_id
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava import names
@@ -101,7 +101,7 @@ class LlavaNextConfig:
             text=DecoderConfig.from_hf(section(hf, "text_config", {})),
             num_vision_blocks=vision_blocks(hf.get("vision_feature_layer", -2), vision.num_layers),
             image_grid_pinpoints=read_pinpoints(hf.get("image_grid_pinpoints"), vision.image_size),
-            image_token_id=whole("image_token_index", image_token),
+            image_token_id=token_id("image_token_index", image_token),
             projector_act=one_of(
                 "projector_hidden_act",
                 hf.get("projector_hidden_act", "gelu"),
@@ -111,6 +111,13 @@ class LlavaNextConfig:
             # Unlike LLaVA-1.5's, this class does not look at the text model's own flag.
             tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
         )
+
+
+MOST_PINPOINTS = 256
+"""Shapes that a picture may be cut at; published models have five, or 36."""
+
+MOST_TILES = 256
+"""Tiles of one such shape; published models have at most 36."""
 
 
 def read_pinpoints(
@@ -124,12 +131,22 @@ def read_pinpoints(
         isinstance(pin, Sequence) and not isinstance(pin, str) and len(pin) == 2 for pin in value
     ):
         raise CallError(
-            f"image_grid_pinpoints is {value!r}, expected pairs (height, width); config.json is "
-            "broken"
+            f"image_grid_pinpoints is {shown(value)}, expected pairs (height, width); config.json "
+            "is broken"
+        )
+    if len(value) > MOST_PINPOINTS:
+        raise CallError(
+            f"image_grid_pinpoints has {len(value)} entries, expected at most {MOST_PINPOINTS}; "
+            "config.json is broken"
         )
     what = "image_grid_pinpoints"
     pins = tuple((size(what, height), size(what, width)) for height, width in value)
     for pin in pins:
+        if pin[0] * pin[1] > MOST_TILES * tile**2:
+            raise CallError(
+                f"image_grid_pinpoints holds {pin[0]} x {pin[1]}, more than {MOST_TILES} tiles of "
+                f"{tile} x {tile} pixels; config.json is broken"
+            )
         if pin[0] % tile or pin[1] % tile:
             raise CallError(
                 f"image_grid_pinpoints holds {pin[0]} x {pin[1]}, which is not made of whole tiles "

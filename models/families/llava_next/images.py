@@ -58,13 +58,12 @@ class NextProcessor:
             CallError: the processor's tiles are not the model's.
         """
         side = config.vision.image_size
-        pins = getattr(processor, "image_grid_pinpoints", None)
-        if pins is None:
+        if not type(processor).__name__.startswith("LlavaNext"):
             raise CallError(
                 f"the image processor is {type(processor).__name__}, which makes no tiles: "
                 "preprocessor_config.json must name LlavaNextImageProcessor"
             )
-        own = tuple(tuple(pin) for pin in pins)
+        own = tuple(tuple(pin) for pin in processor.image_grid_pinpoints)
         if own != config.image_grid_pinpoints:
             raise CallError(
                 f"the image processor's image_grid_pinpoints {list(own)} are not those of "
@@ -100,7 +99,7 @@ class NextProcessor:
             CallError: no such file, or settings that do not fit the model.
             RunError: a file that cannot be read.
         """
-        return cls(load_image_processor(directory), config)
+        return cls(load_image_processor(directory, ("LlavaNextImageProcessor",)), config)
 
     def num_tokens(self, size: Size) -> int:
         """Visual tokens of a picture of this (height, width), known before it is encoded."""

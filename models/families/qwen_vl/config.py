@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, shown
 from resprune_jax.models.checkpoint.fields import (
+    MOST_LAYERS,
     divides,
+    layers,
     number,
     one_of,
     section,
     side,
     size,
+    token_id,
     whole,
 )
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
@@ -112,7 +115,7 @@ class QwenVisionConfig:
         config = cls(
             hidden_size=size("vision hidden_size", hf.get("hidden_size", 3584)),
             intermediate_size=size("vision intermediate_size", hf.get("intermediate_size", 3420)),
-            num_layers=size("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
+            num_layers=layers("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
             num_heads=size("vision num_heads", _either(hf, "num_heads", "num_attention_heads", 16)),
             out_hidden_size=size("vision out_hidden_size", hf.get("out_hidden_size", 3584)),
             patch_size=side("vision patch_size", hf.get("patch_size", 14)),
@@ -194,12 +197,14 @@ class Qwen25VLConfig:
             vision=vision,
             text=text,
             mrope_section=_mrope_section(text_hf, text.head_dim),
-            image_token_id=whole("image_token_id", hf.get("image_token_id", 151655)),
-            video_token_id=whole("video_token_id", hf.get("video_token_id", 151656)),
-            vision_start_token_id=whole(
+            image_token_id=token_id("image_token_id", hf.get("image_token_id", 151655)),
+            video_token_id=token_id("video_token_id", hf.get("video_token_id", 151656)),
+            vision_start_token_id=token_id(
                 "vision_start_token_id", hf.get("vision_start_token_id", 151652)
             ),
-            vision_end_token_id=whole("vision_end_token_id", hf.get("vision_end_token_id", 151653)),
+            vision_end_token_id=token_id(
+                "vision_end_token_id", hf.get("vision_end_token_id", 151653)
+            ),
             # Files before version 5 keep the flag with the text model only.
             tie_word_embeddings=bool(
                 hf.get("tie_word_embeddings") or text_hf.get("tie_word_embeddings")
@@ -215,20 +220,20 @@ def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
     heads = size("text num_attention_heads", hf.get("num_attention_heads", 64))
     kv_heads = hf.get("num_key_value_heads", 8)
     kv_heads = heads if kv_heads is None else size("text num_key_value_heads", kv_heads)
-    layers = size("text num_hidden_layers", hf.get("num_hidden_layers", 80))
+    depth = layers("text num_hidden_layers", hf.get("num_hidden_layers", 80))
     divides("text hidden_size", hidden, "attention heads", heads)
     divides("text num_attention_heads", heads, "key/value heads", kv_heads)
     head_dim = hidden // heads
     divides("text head_dim", head_dim, "rotary halves", 2)
     # The reference's attention ignores a head width of its own.
     one_of("text head_dim", hf.get("head_dim", None), (None, head_dim))
-    check_windows(hf, layers, first=80)
+    check_windows(hf, depth, first=80)
     rope = _rope(hf, "text", ("default", "mrope"))
     return DecoderConfig(
         vocab_size=size("text vocab_size", hf.get("vocab_size", 152064)),
         hidden_size=hidden,
         intermediate_size=size("text intermediate_size", hf.get("intermediate_size", 29568)),
-        num_layers=layers,
+        num_layers=depth,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -243,7 +248,7 @@ def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     """The RoPE settings, nested or flat, as one mapping without entries that are not set."""
-    nested = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    nested = section(hf, "rope_scaling", {}) or section(hf, "rope_parameters", {})
     one_of(f"{what} RoPE type", nested.get("rope_type", nested.get("type", kinds[0])), kinds)
     merged = {"rope_theta": hf.get("rope_theta"), **nested}
     return {key: value for key, value in merged.items() if value is not None}
@@ -251,13 +256,13 @@ def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str,
 
 def _mrope_section(hf: Mapping[str, Any], head_dim: int) -> tuple[int, int, int]:
     """How the frequencies are shared out between time, rows and columns."""
-    section = _rope(hf, "text", ("default", "mrope")).get("mrope_section", (16, 24, 24))
-    if not isinstance(section, Sequence) or isinstance(section, str) or len(section) != 3:
-        raise CallError(f"mrope_section is {section!r}, expected three numbers")
-    time, rows, columns = (size("mrope_section", part) for part in section)
+    value = _rope(hf, "text", ("default", "mrope")).get("mrope_section", (16, 24, 24))
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3:
+        raise CallError(f"mrope_section is {shown(value)}, expected three numbers")
+    time, rows, columns = (size("mrope_section", part) for part in value)
     if time + rows + columns != head_dim // 2:
         raise CallError(
-            f"mrope_section {list(section)} shares out {time + rows + columns} frequencies, but a "
+            f"mrope_section {list(value)} shares out {time + rows + columns} frequencies, but a "
             f"head of {head_dim} has {head_dim // 2}: config.json is broken"
         )
     return time, rows, columns
@@ -270,6 +275,9 @@ def _either(hf: Mapping[str, Any], name: str, other: str, default: int) -> Any:
 
 def _blocks(indices: Any) -> tuple[int, ...]:
     """Block indices as a sorted tuple."""
-    if not isinstance(indices, Sequence) or isinstance(indices, str):
-        raise CallError(f"vision fullatt_block_indexes is {indices!r}, expected a list of numbers")
+    good = isinstance(indices, Sequence) and not isinstance(indices, str)
+    if not good or len(indices) > MOST_LAYERS:
+        raise CallError(
+            f"vision fullatt_block_indexes is {shown(indices)}, expected a list of numbers"
+        )
     return tuple(sorted(whole("vision fullatt_block_indexes", index) for index in indices))

@@ -18,16 +18,22 @@ from PIL import Image
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
+from resprune_jax.models.families.qwen_vl.limits import (
+    IMAGE_LIMITS,
+    VIDEO_LIMITS,
+    limits,
+)
 from resprune_jax.models.families.qwen_vl.tables import VisionTables, make_tables
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
-from resprune_jax.models.images.processor_files import load_image_processor, video_settings
+from resprune_jax.models.images.processor_files import (
+    load_image_processor,
+    read_settings,
+    video_settings,
+)
 from resprune_jax.models.images.video import Frames, Sampling, VideoLike, read_video
 
 MAX_ASPECT = 200
 """The longest side of a picture over its shortest, at most."""
-
-# A video's limits where no file gives any: 128 to 768 tokens a group of frames.
-_VIDEO_LIMITS = (128 * 28 * 28, 768 * 28 * 28)
 
 # A share of the context that a video with `cap_pixels` may fill.
 _CAPPED_SHARE = 0.9
@@ -109,6 +115,7 @@ class QwenProcessor:
         processor: Any,
         config: QwenVisionConfig,
         *,
+        areas: Mapping[str, Any] | None = None,
         video: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap a processor that is already loaded.
@@ -116,6 +123,8 @@ class QwenProcessor:
         Args:
             processor: an image processor of `transformers` with the PIL backend.
             config: the vision tower.
+            areas: the image processor's file, for the areas of pictures; `None` for those that the
+                processor has.
             video: the video processor's settings; `None` for transformers' defaults.
 
         Raises:
@@ -131,8 +140,9 @@ class QwenProcessor:
             )
         video = {} if video is None else video
         self.config = config
-        self.image_limits = _limits(processor.size, {}, (56 * 56, 1280 * 28 * 28))
-        self.video_limits = _limits(video.get("size"), video, _VIDEO_LIMITS)
+        own = {"size": dict(processor.size)} if areas is None else areas
+        self.image_limits = limits(own, IMAGE_LIMITS)
+        self.video_limits = limits(video, VIDEO_LIMITS)
         self.cap_pixels = bool(video.get("cap_pixels_per_frame", False))
         self.max_video_tokens = int(video.get("max_video_tokens", 128000))
         self._processor = processor
@@ -157,7 +167,11 @@ class QwenProcessor:
             CallError: no such file, or settings that do not fit the vision tower.
             RunError: a file that cannot be read.
         """
-        return cls(load_image_processor(directory), config, video=video_settings(Path(directory)))
+        folder = Path(directory)
+        processor = load_image_processor(folder, ("Qwen2VLImageProcessor",))
+        # The class knows a file's areas under other names only.
+        areas = read_settings(folder)[0]
+        return cls(processor, config, areas=areas, video=video_settings(folder))
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """The grid of a picture of this size: (1, rows, columns) in patches.
@@ -351,16 +365,3 @@ def _repeat_last(frames: Iterable[Image.Image], span: int) -> Iterable[Image.Ima
         count += 1
     for _ in range(-count % span):
         yield last
-
-
-def _limits(size: Any, flat: Mapping[str, Any], default: tuple[int, int]) -> tuple[int, int]:
-    """(smallest, largest) area, from nested or flat settings."""
-    size = {} if size is None else dict(size)
-    least = flat.get("min_pixels") or size.get("shortest_edge") or default[0]
-    most = flat.get("max_pixels") or size.get("longest_edge") or default[1]
-    if not 0 < least <= most:
-        raise CallError(
-            f"the processor's smallest area {least} and largest area {most} fit no picture: "
-            "correct preprocessor_config.json, or the video processor's file"
-        )
-    return int(least), int(most)

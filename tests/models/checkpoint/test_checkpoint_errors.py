@@ -177,11 +177,11 @@ def test_index_and_files_must_agree(sharded: Path) -> None:
     found = problems(sharded)
     name = "model.safetensors.index.json"
     assert f"{name} places {lost} tensors in {second}, which is not in the folder" in found[0]
-    assert f"{here} is not in {third}, where {name} places it" in found
-    assert f"language_model.model.ghost is not in {third}, where {name} places it" in found
+    both = ", ".join(sorted([here, "language_model.model.ghost"]))
+    assert f"{both} are not in {third}, where {name} places them" in found
     assert f"{leftover} in {third} is not in {name}" in found
     assert any(p.startswith("duplicate: ") and f"{twice} in {third}" in p for p in found)
-    assert len(found) == 5
+    assert len(found) == 4
 
 
 def test_index_may_not_leave_the_folder(sharded: Path) -> None:
@@ -247,10 +247,10 @@ def test_read_config_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not readable JSON"):
         read_config(tmp_path)
     config.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CheckpointError, match="not readable JSON"):
+    with pytest.raises(CheckpointError, match="not a text in UTF-8"):
         read_config(tmp_path)
     config.write_text("[1]")
-    with pytest.raises(CheckpointError, match="not a JSON object"):
+    with pytest.raises(CheckpointError, match="no JSON object"):
         read_config(tmp_path)
     config.write_text('{"model_type": "bert"}')
     with pytest.raises(CallError, match="model_type 'bert', which is not supported; supported: ll"):

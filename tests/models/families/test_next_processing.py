@@ -176,7 +176,7 @@ def test_folders_without_a_fitting_processor_are_refused(tmp_path: Path) -> None
     with pytest.raises(CallError, match="CLIPImageProcessorPil, which makes no tiles"):
         NextProcessor(CLIPImageProcessorPil(size=square, crop_size=square), TINY)
     (tmp_path / "preprocessor_config.json").write_text("{broken")
-    with pytest.raises(RunError, match="cannot be loaded"):
+    with pytest.raises(RunError, match="not readable JSON"):
         NextProcessor.from_checkpoint(tmp_path, TINY)
     # Sizes as a square instead of an edge, and no crop at all, give the same tiles.
     plain = LlavaNextImageProcessorPil(**{**SMALL, "size": square, "do_center_crop": False})

@@ -206,7 +206,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"\(16, 2, 2\), but the vision tower takes \(14, 2, 2\)"):
         QwenProcessor.from_checkpoint(tmp_path, CONFIG)
     write(tmp_path, {"preprocessor_config.json": "{"})
-    with pytest.raises(RunError, match="cannot be loaded"):
+    with pytest.raises(RunError, match="not readable JSON"):
         QwenProcessor.from_checkpoint(tmp_path, CONFIG)
     with pytest.raises(CallError, match="smallest area 784 and largest area 28"):
         processor({"shortest_edge": 784, "longest_edge": 28})
