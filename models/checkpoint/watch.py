@@ -31,7 +31,9 @@ LARGEST_ANSWER = 32 << 20
 MOST_ANSWERS = 300
 """Answers before the files themselves come: a list has a few pages."""
 
-_GRACE_S = 3.0
+GRACE_S = 3.0
+"""Seconds that a download which was ended has to notice."""
+"""Seconds for a download that was ended to notice."""
 
 
 class EndedError(Exception):
@@ -104,7 +106,7 @@ def _wait(done: threading.Event, rules: "_Rules", folder: Path) -> None:
 
 def _give_up(done: threading.Event, rules: "_Rules") -> None:
     """Close the connections until the download notices, or for a moment."""
-    limit = time.monotonic() + _GRACE_S
+    limit = time.monotonic() + GRACE_S
     while not done.is_set() and time.monotonic() < limit:
         close_session()
         rules.install()  # in the client that retries will be made with

@@ -274,6 +274,8 @@ class PromptEncoder:
             text = self._render(question, media, parts)
         except TemplateError as problem:
             raise self._unusable(one_line(problem)) from problem
+        if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+            raise self._unusable("what it writes is not valid Unicode")
         if len(around) != 2:
             raise self._unusable(f"it repeats the question or drops it ({len(media)} images)")
         before, after = around

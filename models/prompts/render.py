@@ -19,7 +19,7 @@ from typing import Any
 
 from resprune_jax.errors import RunError
 
-CPU_S = 3
+CPU_S = 2.0
 """Seconds of processor time that a rendering may take; ordinary ones take a thousandth."""
 
 WAIT_S = 30.0
@@ -87,7 +87,7 @@ class _Process:
         if reply is None:
             ended = child.poll() is not None
             self.stop()
-            what = f"{CPU_S} s of processor time" if ended else f"{WAIT_S:g} s"
+            what = f"{CPU_S:g} s of processor time" if ended else f"{WAIT_S:g} s"
             raise TemplateError(f"it takes more than {what} or {MEMORY >> 20} MiB: it may not end")
         found = json.loads(reply)
         if "error" in found:

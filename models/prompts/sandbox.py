@@ -11,6 +11,7 @@ It reads one JSON line a rendering, and answers each with one.
 import json
 import os
 import resource
+import signal
 import sys
 from datetime import datetime
 from typing import Any
@@ -80,19 +81,15 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-def limit(cpu_s: int, memory: int) -> None:
-    """Let this process have so many more seconds of processor time, and so many bytes in all."""
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 1 + cpu_s, hard))
+def limit_memory(most: int) -> None:
+    """Let this process have so many bytes in all."""
     for name in ("RLIMIT_AS", "RLIMIT_DATA"):
         if hasattr(resource, name):
             own = getattr(resource, name)
-            most = resource.getrlimit(own)[1]
             try:
-                resource.setrlimit(own, (memory, most))
+                resource.setrlimit(own, (most, resource.getrlimit(own)[1]))
             except (ValueError, OSError):
-                continue  # the system has lower ones, or none of this kind
+                continue  # the system has a lower one, or none of this kind
 
 
 def answer(
@@ -123,14 +120,17 @@ def answer(
 
 def main() -> None:
     """Serve until standard input is closed."""
-    cpu_s, memory, longest = (int(word) for word in sys.argv[1:4])
+    cpu_s, memory, longest = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a template does may write between the answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    limit_memory(memory)
     known: dict[str, jinja2.Template] = {}
     for line in sys.stdin.buffer:
-        limit(cpu_s, memory)
+        # Counts processor time, and ends the process wherever it is, in C too.
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         made = answer(known, json.loads(line), longest)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(made).encode() + b"\n")
         answers.flush()
 
