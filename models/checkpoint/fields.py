@@ -34,8 +34,8 @@ def section(hf: Mapping[str, Any], key: str, default: Mapping[str, Any]) -> Mapp
 
 
 def one_of(what: str, value: Any, supported: tuple[Any, ...]) -> Any:
-    """`value`, if it is supported."""
-    if value not in supported:
+    """`value`, if it is supported; 2.0 and True are no 2 and 1."""
+    if not any(type(value) is type(other) and value == other for other in supported):
         names = ", ".join(repr(name) for name in supported)
         raise CallError(f"{what} {shown(value)} is not supported; supported: {names}")
     return value

@@ -1,0 +1,146 @@
+"""Small checkpoints of the three families for the fuzzers, written without torch."""
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from resprune_jax.experiments.pocket.export import shipped
+from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite, write_file
+from resprune_jax.models.families.registry import module_class, read_model_config
+
+SIDE = 28
+PINS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+TEXT = {
+    "vocab_size": 400, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5, "eos_token_id": 2, "tie_word_embeddings": False,
+}  # fmt: skip
+VISION = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,
+    "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 14,
+}  # fmt: skip
+LLAVA: dict[str, Any] = {
+    "model_type": "llava", "image_token_index": 4, "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default", "projector_hidden_act": "gelu",
+    "dtype": "float32", "tie_word_embeddings": False, "vision_config": VISION,
+    "text_config": {"model_type": "llama", "rope_parameters": {"rope_theta": 1e4}, **TEXT},
+}  # fmt: skip
+NEXT = {
+    **LLAVA, "model_type": "llava_next", "image_grid_pinpoints": PINS,
+    "text_config": {"model_type": "mistral", "sliding_window": None, "rope_theta": 1e6, **TEXT},
+}  # fmt: skip
+QWEN: dict[str, Any] = {
+    "model_type": "qwen2_5_vl", "image_token_id": 5, "video_token_id": 6, "dtype": "float32",
+    "vision_start_token_id": 7, "vision_end_token_id": 8, **TEXT, "rope_theta": 1e6,
+    "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}, "use_sliding_window": False,
+    "max_window_layers": 2,
+    "vision_config": {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2,
+        "out_hidden_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2,
+        "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
+    },
+}  # fmt: skip
+PROCESSOR: dict[str, Any] = {
+    "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+    "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3,
+    "rescale_factor": 1 / 255,
+}  # fmt: skip
+CROPPED = {
+    **PROCESSOR, "do_center_crop": True, "size": {"shortest_edge": SIDE},
+    "crop_size": {"height": SIDE, "width": SIDE}, "image_processor_type": "CLIPImageProcessor",
+}  # fmt: skip
+TILED = {
+    **CROPPED, "image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINS,
+    "do_pad": True,
+}  # fmt: skip
+PATCHED = {
+    **PROCESSOR, "image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14,
+    "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136, "max_pixels": 12544,
+}  # fmt: skip
+FAMILIES = {"llava": (LLAVA, CROPPED), "llava_next": (NEXT, TILED), "qwen2_5_vl": (QWEN, PATCHED)}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A good checkpoint: its folder, and its small files as they were parsed."""
+
+    folder: Path
+    files: dict[str, Any]
+    module: Any
+
+
+@cache
+def base(family: str) -> Base:
+    """The checkpoint of a family; made once in a process, and gone with it."""
+    config, processor = FAMILIES[family]
+    folder = Path(_home().name) / family
+    folder.mkdir()
+    module = write_weights(folder, config)
+    made = _tokenizer(folder)
+    files = {
+        "config.json": config,
+        "preprocessor_config.json": processor,
+        "generation_config.json": {"eos_token_id": [2, 0], "pad_token_id": 3, "do_sample": False},
+        "tokenizer_config.json": made,
+        "chat_template.json": {"chat_template": (shipped() / "chat_template.jinja").read_text()},
+    }
+    if family == "qwen2_5_vl":
+        token, own = "<image>", "<|image_pad|>"
+        files["chat_template.json"] = {
+            "chat_template": files["chat_template.json"]["chat_template"].replace(token, own)
+        }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return Base(folder, files, module)
+
+
+def write_weights(folder: Path, config: dict[str, Any]) -> Any:
+    """Weights of zeros for a configuration; gives the abstract module that they fit."""
+    read = read_model_config(config)
+    made = module_class(read)
+    module = nnx.eval_shape(lambda: made(read, rngs=nnx.Rngs(0), dtype=np.float32))
+    tensors = []
+    for path, leaf in nnx.to_flat_state(nnx.state(module)):
+        source = read.form.keys.source_of(path, leaf.shape)
+        shape = tuple(leaf.shape)
+        if source.layout == "transpose":
+            shape = shape[::-1]
+        elif source.layout == "patches":
+            depth = (2,) if config["model_type"].startswith("qwen") else ()
+            side = math.isqrt(shape[0] // 3 // math.prod(depth))
+            shape = (shape[1], 3, *depth, side, side)
+        make = lambda shape=shape: np.zeros(shape, np.float32)  # noqa: E731
+        tensors.append(TensorToWrite(source.key, np.dtype(np.float32), shape, make))
+    write_file(folder / "model.safetensors", tensors)
+    return module
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+    special += ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {piece: number for number, piece in enumerate(special + letters)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>", additional_special_tokens=special[4:],
+    ).save_pretrained(folder)  # fmt: skip
+    found: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
+    return found
+
+
+@cache
+def _home() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="attacks-")
