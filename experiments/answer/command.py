@@ -155,7 +155,7 @@ def _load(options: AnswerOptions) -> Any:
         folder,
         revision=options.revision,
         dtype=options.dtype,
-        chat_template=options.chat_template,
+        chat_template=options.template,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import tyro
+
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     DType,
@@ -78,8 +80,20 @@ class AnswerOptions(CallOptions, QuestionOptions):
     method: Literal["resprune", "none"] = "resprune"
     """How the kept tokens are chosen; none keeps every token."""
 
-    chat_template: Annotated[Path | None, shown("FILE", "the checkpoint's")] = None
-    """A Jinja chat template in place of the checkpoint's, for one that came without."""
+    template: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            name="chat-template",
+            metavar="FILE",
+            help_behavior_hint="(default: the checkpoint's)",
+            help="A Jinja chat template in place of the checkpoint's, for one that came without.",
+        ),
+    ] = None
+    chat_template: Annotated[
+        bool,
+        tyro.conf.FlagCreatePairsOff,
+        tyro.conf.arg(help="The prompts are whole texts with their image placeholders."),
+    ] = True
 
     batch_size: Annotated[int, shown("B", None)] = 4
     """Rows that run together."""
@@ -124,8 +138,8 @@ def check(options: AnswerOptions) -> Keep:
         raise CallError("--prompt is empty: write a question")
     for path in options.image:
         check_file(path, "--image")
-    if options.chat_template is not None:
-        check_file(options.chat_template, "--chat-template")
+    if options.template is not None:
+        check_file(options.template, "--chat-template")
     if options.video:
         status = status_of(options.video, "--video")
         if status is None or not stat.S_ISDIR(status.st_mode):
@@ -187,7 +201,7 @@ def settings_of(options: AnswerOptions) -> dict[str, Any]:
     """What decides an answer, as it is stored in every result row; budgets are the rows' own."""
     names = [option.name for option in dataclasses.fields(CallOptions) if option.name != "keep"]
     chosen = {name: getattr(options, name) for name in ("revision", "dtype", *names)}
-    if options.chat_template is not None:
-        content = options.chat_template.read_bytes()
-        chosen["chat_template"] = f"sha256 {hashlib.sha256(content).hexdigest()}"
+    if options.template is not None:
+        content = options.template.read_bytes()
+        chosen["template"] = f"sha256 {hashlib.sha256(content).hexdigest()}"
     return {"model": model_name(options.model), **chosen}

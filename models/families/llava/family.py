@@ -38,7 +38,10 @@ class LlavaFamily(Family):
 
     def __init__(self, config: LlavaConfig, folder: Path) -> None:
         self.config = config
-        self.processor = ImageProcessor.from_checkpoint(folder, config.vision.image_size)
+        vision = config.vision
+        self.processor = ImageProcessor.from_checkpoint(
+            folder, vision.image_size, vision.model_type
+        )
 
     @property
     def defaults(self) -> Mapping[str, Any]:

@@ -26,7 +26,11 @@ MAX_RESIZED_PIXELS = 2**25
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean colour, with which the original LLaVA pads."""
 
-_PROCESSORS = ("CLIPImageProcessor", "LlavaImageProcessor")
+_PROCESSORS = {
+    "clip_vision_model": ("CLIPImageProcessor", "LlavaImageProcessor"),
+    "siglip_vision_model": ("SiglipImageProcessor",),
+}
+"""What prepares a tower's pictures, by the tower's type."""
 
 # Pixels that `pad_and_resize` widens at a time.
 _STRIP_PIXELS = 2**21
@@ -62,7 +66,7 @@ class ImageProcessor:
 
     @classmethod
     def from_checkpoint(
-        cls, directory: str | os.PathLike[str], image_size: int
+        cls, directory: str | os.PathLike[str], image_size: int, tower: str = "clip_vision_model"
     ) -> "ImageProcessor":
         """Load the processor of a checkpoint.
 
@@ -70,6 +74,7 @@ class ImageProcessor:
             directory: a folder with `preprocessor_config.json` or `processor_config.json`.
             image_size: side of the vision tower's pictures, in pixels, from the model's
                 configuration.
+            tower: the vision tower's type there.
 
         Returns:
             The processor.
@@ -78,7 +83,7 @@ class ImageProcessor:
             CallError: no such file, or settings that do not give pictures of that size.
             RunError: a file that cannot be read.
         """
-        return cls(load_image_processor(directory, _PROCESSORS), image_size)
+        return cls(load_image_processor(directory, _PROCESSORS[tower]), image_size)
 
     def __call__(
         self, images: Sequence[ImageLike], image_aspect: ImageAspect = "processor"
