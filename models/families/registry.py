@@ -15,10 +15,12 @@ from resprune_jax.models.checkpoint.writing import write_checkpoint
 from resprune_jax.models.families.base import Family
 from resprune_jax.models.families.llava.family import LlavaFamily
 from resprune_jax.models.families.llava_next.family import NextFamily
+from resprune_jax.models.families.onevision.family import OneVisionFamily
 from resprune_jax.models.families.qwen_vl.family import QwenFamily
 
 FAMILIES: Mapping[str, type[Family]] = {
-    family.config_class.form.model_type: family for family in (LlavaFamily, NextFamily, QwenFamily)
+    family.config_class.form.model_type: family
+    for family in (LlavaFamily, NextFamily, QwenFamily, OneVisionFamily)
 }
 """By the `model_type` of `config.json`."""
 
