@@ -1,5 +1,6 @@
 """`resprune verify` passes on every family and points planted faults out, each at its own line."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -24,11 +25,21 @@ from resprune_jax.experiments.verify.checks import STEPS, Check, run_checks
 from resprune_jax.experiments.verify.ours import Ours
 from resprune_jax.experiments.verify.reference import Continued, Reference
 from resprune_jax.experiments.verify.theirs import make_reference
+from resprune_jax.models.families.onevision import packing
 from tests.checkpoints.llava import tiny_llava
 from tests.checkpoints.llava_next import tiny_next
+from tests.checkpoints.onevision import tiny_onevision
 from tests.checkpoints.qwen_vl import tiny_qwen
+from tests.checkpoints.siglip import tiny_interleave
 
-FAMILIES = {"llava": tiny_llava, "next": tiny_next, "qwen": tiny_qwen}
+FAMILIES = {
+    "llava": tiny_llava,
+    "next": tiny_next,
+    "qwen": tiny_qwen,
+    "interleave": tiny_interleave,
+    "onevision": tiny_onevision,
+}
+NO_CLASS_TOKEN = ("qwen", "interleave", "onevision")
 QUESTION = "What colour is the dog near the window?"
 
 
@@ -49,12 +60,12 @@ def picture() -> Image.Image:
     return Image.fromarray(noise.astype(np.uint8))
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=len(FAMILIES))
 def folder(family: str) -> Path:
     return FAMILIES[family](Path(mkdtemp()) / family)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=len(FAMILIES))
 def reference(family: str) -> Reference:
     return make_reference(folder(family), picture(), QUESTION, dtype="float32", device="cpu")
 
@@ -70,11 +81,12 @@ def checks(there: Reference, here: Path, until: str | None = None) -> list[Check
 def test_every_check_passes(family: str) -> None:
     made = checks(reference(family), folder(family))
     assert [line.name for line in made if line.state != "passed"] == []
-    wanted = [name for name in STEPS if family != "qwen" or name != "CLS attention"]
+    wanted = [name for name in STEPS if family not in NO_CLASS_TOKEN or name != "CLS attention"]
     assert [line.name for line in made] == wanted
     there = reference(family)
-    assert len(there.full.tokens) == 16 and len(there.picks) >= 5
-    assert (family == "next") == there.newline.any() and (family == "qwen") == bool(there.grid)
+    assert len(there.full.tokens) == 16 and len(there.picks) >= (3 if family == "interleave" else 5)
+    assert (family in ("next", "onevision")) == there.newline.any()
+    assert (family == "qwen") == bool(there.grid)
 
 
 @pytest.fixture
@@ -149,7 +161,8 @@ def plant(fault: str, family: str, target: Path) -> Path:
             return edited(family, target, "config.json", setting("text_config.rms_norm_eps", 1e-7))
         case "vision epsilon":
             own = "vision_config.layer_norm_eps"
-            return edited(family, target, "config.json", setting(own, 1e-6))
+            epsilon = 1e-5 if family in ("interleave", "onevision") else 1e-6
+            return edited(family, target, "config.json", setting(own, epsilon))
         case "theta":
             theta = "text_config.rope_parameters.rope_theta"
             base = 1.01e6 if family == "qwen" else 10100.0
@@ -188,8 +201,8 @@ FAULTS = [
     ("swapped vision layer", "llava next qwen", "weights", "1, "),
     ("template", "llava next qwen", "chat template", "chat template"),
     ("mean", "llava next qwen", "image pixels", "image_mean"),
-    ("vision epsilon", "llava next", "vision features", "layer_norm_eps"),
-    ("vision gelu", "llava next", "vision features", "hidden_act"),
+    ("vision epsilon", "llava next interleave", "vision features", "layer_norm_eps"),
+    ("vision gelu", "llava next onevision", "vision features", "hidden_act"),
     ("gelu", "llava next", "projector output", "projector_hidden_act"),
     ("epsilon", "llava next qwen", "logits, full", "from the first token on"),
     ("theta", "llava next qwen", "logits, full", "rope_theta"),
@@ -208,6 +221,33 @@ def test_a_planted_fault_fails_at_its_own_line(
     assert last.name == line and last.state == "FAILED"
     assert named in last.found + last.means, (last.found, last.means)
     assert before and all(each.state == "passed" for each in before)
+
+
+@pytest.mark.parametrize("fault", ["nearest", "newline in front"])
+def test_onevisions_packing(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packing.picture.cache_clear()
+    if fault == "nearest":
+        own = packing._axis
+
+        def nearest(n: int, m: int) -> Any:
+            made = own(n, m)
+            return dataclasses.replace(made, share=np.round(made.share))
+
+        monkeypatch.setattr(packing, "_axis", nearest)
+    else:
+        join = packing._behind_each_row
+
+        def in_front(plane: Any, line: Any, rows: int) -> Any:
+            made = join(plane, line, rows)
+            at = np.arange(len(made.index)).reshape(rows, -1)
+            order = np.roll(at, 1, axis=1).ravel()
+            moved = {name: getattr(made, name)[order] for name in ("index", "weight", "kind")}
+            return dataclasses.replace(made, **moved)
+
+        monkeypatch.setattr(packing, "_behind_each_row", in_front)
+    *before, last = checks(reference("onevision"), folder("onevision"), until="visual tokens")
+    packing.picture.cache_clear()
+    assert last.state == "FAILED" and all(each.state == "passed" for each in before)
 
 
 def test_a_gelu_in_qwens_vision_tower(tmp_path: Path) -> None:
