@@ -259,6 +259,7 @@ class LVLM(Runner):
             raise CallError("no prompt was given")
         method = self.method_of(options)
         each = options.budgets(len(questions))
+        options.check_seeds(len(questions))
         media = media_of(images)
         if len(media) not in (1, len(questions)):
             raise CallError(

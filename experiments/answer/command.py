@@ -59,10 +59,16 @@ def _generate(
     return lvlm.generate(
         [row.pictures() for row in rows],
         [row.prompt for row in rows],
-        # A batch draws from its own numbers: with one seed, all batches would draw the same ones.
-        options=options.call(budgets, rng_seed=(options.rng_seed + rows[0].index) % 2**32),
+        options=options.call(budgets, rng_seed=_seeds(options, rows)),
         announce=announce,
     )
+
+
+def _seeds(options: AnswerOptions, rows: Sequence[Row]) -> int | list[int]:
+    """Where rows draw from: each from its own number, in whatever batch a resumed run puts it."""
+    if options.temperature == 0:
+        return options.rng_seed
+    return [(options.rng_seed + row.index) % 2**32 for row in rows]
 
 
 def _results(rows: Sequence[Row], made: Any) -> list[dict[str, Any]]:

@@ -95,6 +95,8 @@ class AnswerOptions(CallOptions, QuestionOptions):
         tyro.conf.arg(help="The prompts are whole texts with their image placeholders."),
     ] = True
 
+    rng_seed: Annotated[int, shown("N", None)] = 0
+    """Seed of the random generator for drawing; a row draws by it and its own number."""
     batch_size: Annotated[int, shown("B", None)] = 4
     """Rows that run together."""
     dtype: Annotated[

@@ -171,7 +171,11 @@ class DrawOptions:
     top_p: float = _option(
         1.0, "Draw from the likeliest tokens that hold this probability together."
     )
-    rng_seed: int = _option(0, "Seed of the random generator for drawing.")
+    rng_seed: int | Sequence[int] = _option(
+        0,
+        "Seed of the random generator for drawing; with one for each row, a row draws the same in"
+        " any batch.",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what cannot work when it is written down."""
@@ -182,8 +186,23 @@ class DrawOptions:
             raise CallError(f"temperature must be finite and at least 0, got {warmth}")
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise CallError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if not (_is_whole(self.rng_seed) and 0 <= self.rng_seed < 2**32):
-            raise CallError(f"rng_seed must lie in [0, 2^32), got {self.rng_seed}")
+        own: Any = self.rng_seed
+        each = own if isinstance(own, list | tuple) else [own]
+        if not (each and all(_is_whole(seed) and 0 <= seed < 2**32 for seed in each)):
+            raise CallError(
+                "rng_seed must lie in [0, 2^32), a whole number or a list of one for each row, got"
+                f" {self.rng_seed}"
+            )
+
+    def check_seeds(self, rows: int) -> None:
+        """Refuse seeds of rows that there are not.
+
+        Raises:
+            CallError: another number of them than rows.
+        """
+        own = self.rng_seed
+        if not isinstance(own, Integral) and len(own) != rows:  # type: ignore[arg-type]
+            raise CallError(f"{len(own)} rng_seeds were given for {rows} prompts")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

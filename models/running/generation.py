@@ -71,7 +71,7 @@ class Outcome:
     Attributes:
         selection: see `Generation.selections`.
         kept: (B, N) bool, the visual tokens that entered the LLM.
-        finite: (B,) bool, whether the first logits are.
+        finite: (B,) bool, whether the logits of all its steps are.
         tokens: (B, T) int32, `programs.EMPTY` where nothing was generated.
         timings: seconds for "select", "prefill" and "decode".
     """

@@ -28,6 +28,9 @@ from resprune_jax.selection import Selection
 EMPTY = -1
 """What the token buffer holds where nothing was generated."""
 
+BROKEN = -2
+"""What it holds at the step whose scores are not finite; the row ends there."""
+
 
 def compact(keep: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
     """Where each kept entry of a row goes when the others leave, order unchanged.
@@ -106,7 +109,8 @@ def choose(
 
     Args:
         logits: (B, V) float32.
-        rng: a random key; each row and step draws from its own fold of it.
+        rng: a random key, of which each row folds its own, or (B,) keys, one for each row; each
+            step draws from its own fold of that.
         step: () int32.
         temperature: () float32, above 0.
         top_p: () float32 in (0, 1]; tokens beyond that cumulative probability are left out, the
@@ -127,7 +131,8 @@ def choose(
         ranked = jnp.where((before < top_p).at[0].set(True), ranked, -jnp.inf)
         return order[jax.random.categorical(jax.random.fold_in(row, step), ranked)]
 
-    rows = jax.vmap(partial(jax.random.fold_in, rng))(jnp.arange(logits.shape[0]))
+    numbers = jnp.arange(logits.shape[0])
+    rows = rng if rng.ndim else jax.vmap(partial(jax.random.fold_in, rng))(numbers)
     return jax.vmap(draw)(rows, logits).astype(jnp.int32)
 
 
@@ -145,9 +150,9 @@ class Programs:
             positions) -> what `assemble` gives, for `prefill` and `score`.
         prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
             last token, cache).
-        decode: (state, cache, logits, position, last (), eos (E,), rng_seed (), temperature (),
-            top_p (), *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache is donated
-            and returned, so that it is updated where it lies.
+        decode: (state, cache, logits, position, last (), eos (E,), rng_seed () or (B,),
+            temperature (), top_p (), *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache
+            is donated and returned, so that it is updated where it lies.
         score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
     """
 
@@ -264,7 +269,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         greedy: bool,
     ) -> tuple[jax.Array, KVCache]:
         lvlm = model(state)
-        rng = jax.random.key(rng_seed)
+        rng = jax.vmap(jax.random.key)(rng_seed) if rng_seed.ndim else jax.random.key(rng_seed)
         start = cache.length - slots  # prompt slots come first
         pick = partial(choose, rng=rng, temperature=temperature, top_p=top_p, greedy=greedy)
         ends = partial(jnp.isin, test_elements=eos)
@@ -286,8 +291,10 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             )
             scores = lvlm.project_logits(hidden)[:, 0].astype(jnp.float32)
             token = pick(scores, step=step)
-            buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, token))
-            return step + 1, token, done | ends(token), buffer, cache
+            good = jnp.isfinite(scores).all(axis=-1)
+            said = jnp.where(good, token, BROKEN)
+            buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, said))
+            return step + 1, token, done | ends(token) | ~good, buffer, cache
 
         carry = (jnp.int32(1), first, ends(first), buffer, cache)
         *_, buffer, cache = lax.while_loop(unfinished, advance, carry)

@@ -1,6 +1,7 @@
 """The devices' half of an `LVLM`: parameters and compiled functions, on laid-out arrays."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Call, Outcome
-from resprune_jax.models.running.programs import Programs, programs
+from resprune_jax.models.running.programs import BROKEN, Programs, programs
 from resprune_jax.selection import Selection
 
 
@@ -85,10 +86,11 @@ class Runner:
         marks.append(time.perf_counter())
         buffer, _ = self.programs.decode(
             self.state, cache, logits, position, np.int32(last), self.eos_ids,
-            np.uint32(drawn.rng_seed), np.float32(max(drawn.temperature, 1e-6)),
+            _seeds(drawn.rng_seed, len(logits)), np.float32(max(drawn.temperature, 1e-6)),
             np.float32(drawn.top_p), slots=slots, greedy=drawn.temperature == 0,
         )  # fmt: skip
         tokens = np.asarray(buffer)
+        finite = finite & (tokens != BROKEN).all(axis=1)
         marks.append(time.perf_counter())
         laps = np.diff(marks).tolist()
         timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
@@ -129,3 +131,9 @@ class Runner:
         if self.mesh is None:
             return list(arrays)
         return [jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in arrays]
+
+
+def _seeds(rng_seed: int | Sequence[int], batch: int) -> np.ndarray:
+    """The seed of a batch, () uint32, or those of its rows, (B,), filled up to the bucket."""
+    seeds = np.asarray(rng_seed, np.uint32)
+    return np.resize(seeds, batch) if seeds.ndim else seeds

@@ -1,5 +1,6 @@
 """Frames of a video: arrays, lists, folders and files; sampling; refusals."""
 
+import struct
 import sys
 import types
 from collections.abc import Iterator
@@ -126,6 +127,7 @@ class FakeFile:
 
     def __init__(self, count: int, *, said: int | None = None, rate: float | None = 10.0) -> None:
         self.count, self.decoded = count, 0
+        self.side_data: dict[str, bytes] = {}
         stream = FakeStream(count if said is None else said, rate)
         self.streams = types.SimpleNamespace(video=[stream])
 
@@ -142,7 +144,9 @@ class FakeFile:
         assert video == 0
         for frame in film(self.count):
             self.decoded += 1
-            yield types.SimpleNamespace(to_ndarray=lambda format, frame=frame: frame)
+            yield types.SimpleNamespace(
+                to_ndarray=lambda format, frame=frame: frame, side_data=self.side_data
+            )
 
 
 @pytest.fixture
@@ -212,3 +216,44 @@ def test_frames_of_two_sizes_are_refused() -> None:
     processor = QwenProcessor(Qwen2VLImageProcessorPil(), QwenVisionConfig(32, 56, 2, 2, 64))
     with pytest.raises(CallError, match=r"of 8 x 6 and of 9 x 6 pixels \(frame 1\)"):
         processor.video([film(1)[0], film(1, width=9)[0]], fps=2)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [
+        ((1, 0, 0, 1), lambda a: a),
+        ((0, 1, -1, 0), lambda a: np.rot90(a, -1)),
+        ((-1, 0, 0, -1), lambda a: np.rot90(a, 2)),
+        ((0, -1, 1, 0), np.rot90),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda a: a.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda a: np.rot90(a.swapaxes(0, 1), 2)),
+        ((0.7, 0.7, -0.7, 0.7), lambda a: a),  # no quarter turn
+        ((0, 0, 0, 0), lambda a: a),
+    ],
+)
+def test_a_film_is_turned_as_its_matrix_says(
+    file: Path, monkeypatch: pytest.MonkeyPatch, matrix: tuple[float, ...], turned: Any
+) -> None:
+    """x and y of a pixel on the screen are (a x + c y, b x + d y)."""
+    a, b, c, d = (int(value * 2**16) for value in matrix)
+    opened = FakeFile(4)
+    opened.side_data["DISPLAYMATRIX"] = struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 2**30)
+    stored = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    monkeypatch.setattr(sys.modules[__name__], "film", lambda count, width=8: [stored] * count)
+    fake_av(monkeypatch, opened)
+    with read_video(file, fps=None, sampling=Sampling(), group=2) as frames:
+        shown = np.asarray(next(iter(frames)))
+    assert (shown == turned(stored)).all()
+
+
+@pytest.mark.parametrize(
+    "hidden", ["._frame1.png", ".DS_Store", ".hidden.jpg", "Thumbs.db", "notes.txt", "clip.mp4"]
+)
+def test_hidden_files_are_no_frames(tmp_path: Path, hidden: str) -> None:
+    for number in range(3):
+        Image.fromarray(film(4)[number]).save(tmp_path / f"frame{number}.png")
+    (tmp_path / hidden).write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "folder.png").mkdir()
+    assert read(tmp_path)[0] == [0, 1, 2]
