@@ -1,0 +1,170 @@
+"""Command lines: options of every kind with values of every kind, names nearly right, odd paths."""
+
+import contextlib
+import functools
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.attacks.harness import BAD_MESSAGE, WRONG, Fault, Fuzzer, draw, message_fault
+
+NAME = "command lines"
+LONG = 200_000
+
+_ODD = (
+    *("", " ", "-", "--", "---", "=", "--=", "-h=", "nan", "inf", "-inf", "None", "true", "0", "-1"),
+    *("1.0", "1e400", "9" * 30, "0x10", "1_000", "\u0661\u0662", "\0", "a\0b", "\n", "\x1b[31mred"),
+    *("\ud83d", "\udcff.png", "\u202egnp.exe", "é", "图片.png", "🙂", "%s%n", "{}", "{0}", "[red]x[/]"),
+    *("~", "~nobody-of-this-name/x", "$HOME", "/", ".", "..", "//", "/dev/null", "/dev/zero"),
+    *("/proc/self/mem", "CON", "C:\\x", "https://example.org/a.jpg", "file:///etc/hosts"),
+    *("data:image/png;base64,AA", "s3://bucket/x.png", "loop", "loop/x", "folder", "missing.png"),
+    *("a.png", "text.png", "empty.png", "cut.png", "rows.jsonl", "odd.jsonl", "pipe", "secret.png"),
+    *("x" * 300, "y" * LONG, "a/" * 3000, "\n" * LONG, "../" * 2000 + "etc/passwd"),
+)  # fmt: skip
+
+
+@functools.cache
+def _place() -> Path:
+    """A folder with files of every kind."""
+    from PIL import Image
+
+    folder = Path(tempfile.mkdtemp(prefix="attack-words-"))
+    Image.new("RGB", (9, 7), "red").save(folder / "a.png")
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:45])
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "secret.png").write_bytes(b"\x89PNG")
+    (folder / "secret.png").chmod(0)
+    (folder / "rows.jsonl").write_text('{"image": "a.png", "prompt": "what?"}\n')
+    (folder / "odd.jsonl").write_bytes(b'\xff\n{"prompt": NaN}\n[[[[\n{"id": "\\ud800"}\n')
+    (folder / "folder").mkdir()
+    (folder / "loop").symlink_to("loop")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def _load(options: Any) -> Any:
+    """No model is at hand: what reaches it was a right call."""
+    from resprune_jax.errors import RunError
+
+    raise RunError("the model was asked for")
+
+
+def prepare() -> None:
+    """Import the commands, and keep those that compute from running."""
+    from resprune_jax.experiments import cli
+    from resprune_jax.experiments.answer import command as answer
+
+    answer._load = _load
+    for name, command in list(cli.COMMANDS.items()):
+        if name != "answer":
+            cli.COMMANDS[name] = cli.Command(command.options, _load)
+    _place()
+
+
+def _options(command: str) -> list[str]:
+    from resprune_jax.experiments import cli, words
+
+    return list(words._options(cli.COMMANDS[command].options))
+
+
+def _value(rng: np.random.Generator) -> str:
+    kind = rng.random()
+    if kind < 0.75:
+        return _ODD[rng.integers(len(_ODD))]
+    if kind < 0.9:
+        return str(rng.choice([1, 2, 0.5, 128, "full", "resprune", "float32", "pad", "text", "image"]))
+    return "".join(map(chr, rng.integers(1, 0x3000, rng.integers(1, 12)).tolist()))
+
+
+def _misspelt(rng: np.random.Generator, word: str) -> str:
+    at = int(rng.integers(len(word) + 1))
+    return word[:at] + str(rng.choice(["", "x", "-", "\x1b", word[at : at + 1]])) + word[at + 1 :]
+
+
+def make(seed: int) -> list[str]:
+    """The words of a case."""
+    from resprune_jax.experiments import cli
+
+    rng = draw(NAME, seed)
+    commands = list(cli.COMMANDS)
+    command = commands[rng.integers(len(commands))] if rng.random() < 0.4 else "answer"
+    words = command.split()
+    if rng.random() < 0.1:
+        words[-1] = _misspelt(rng, words[-1])
+    if command == "answer" and rng.random() < 0.8:
+        words += ["--model", "m"]
+        if rng.random() < 0.5:
+            words += ["--image", "a.png", "--prompt", "what?"]
+    names = _options(command)
+    for _ in range(rng.integers(0, 5)):
+        name = names[rng.integers(len(names))]
+        if rng.random() < 0.08:
+            name = _misspelt(rng, name)
+        if rng.random() < 0.1:
+            name = name.replace("-", "_").replace("__", "--")
+        values = [_value(rng) for _ in range(rng.choice([0, 1, 1, 1, 2, 3]))]
+        if values and rng.random() < 0.2:
+            words.append(f"{name}={values[0]}")
+        else:
+            words += [name, *values]
+    if rng.random() < 0.1:
+        words.insert(int(rng.integers(len(words) + 1)), _value(rng))
+    return words
+
+
+def judge(words: list[str], status: int, said: str) -> None:
+    """What a command line may come to: an exit status, and lines that can be read.
+
+    Raises:
+        Fault: another status, an unforeseen error, a line that is not fit to be printed.
+    """
+    lines = said.split("\n")[:-1]
+    if status not in (0, 1, 2):
+        raise Fault(WRONG, f"status {status} of {words!r}"[:400])
+    if status and (not lines or not lines[-1].startswith("resprune: ")):
+        raise Fault(WRONG, f"status {status} without a reason of {words!r}"[:400])
+    for line in lines:
+        if fault := message_fault(line):
+            raise Fault(BAD_MESSAGE, f"{fault} in {line[:300]!r}")
+        if "unexpected " in line and "Error" in line:
+            raise Fault("traceback", f"{line[:300]} of {words!r}"[:600])
+
+
+def run(seed: int, main: Callable[[list[str]], int] | None = None) -> None:
+    from resprune_jax.experiments import cli
+
+    out, err, words = io.StringIO(), io.StringIO(), make(seed)
+    before = Path.cwd()
+    os.chdir(_place())
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = (main or cli.main)(words)
+            except SystemExit as stop:  # the help, the version
+                if stop.code not in (0, None):
+                    raise
+                status = 0
+    finally:
+        os.chdir(before)
+    debug = "--debug" in words
+    judge(words, status, err.getvalue() if not debug else "resprune: -\n")
+    strays = {path.name for path in _place().iterdir()} - set(_KNOWN)
+    for name in strays:
+        with contextlib.suppress(OSError):
+            (_place() / name).unlink()
+    if status == 2 and strays:
+        raise Fault(WRONG, f"a wrong call left {sorted(strays)}: {words!r}"[:400])
+
+
+_KNOWN = (
+    *("a.png", "cut.png", "text.png", "empty.png", "secret.png", "rows.jsonl", "odd.jsonl"),
+    *("folder", "loop", "pipe"),
+)
+
+FUZZERS = [Fuzzer(NAME, run, cases=500, quick=60, prepare=prepare)]
