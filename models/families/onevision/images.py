@@ -95,7 +95,8 @@ class OneVisionProcessor:
                 f"processor_config.json has vision_aspect_ratio {aspect!r}, config.json "
                 f"'anyres_max_{config.max_tiles}': correct either file"
             )
-        return cls(load_image_processor(folder), config, video=dict(video_settings(folder)))
+        processor = load_image_processor(folder, ("LlavaOnevisionImageProcessor",))
+        return cls(processor, config, video=dict(video_settings(folder)))
 
     def alone(self, image: ImageLike) -> tuple[np.ndarray, tuple[int, int]]:
         """Read a picture that is alone in its prompt and cut it into tiles.
