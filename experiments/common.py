@@ -1,6 +1,7 @@
 """What the commands share: their common options, checks of option values, the compilation cache."""
 
 import dataclasses
+import inspect
 import logging
 import math
 import os
@@ -241,6 +242,19 @@ def make_folder(path: Path, name: str) -> None:
         raise CallError(f"{name} {path} cannot be made a folder: {error.strerror}") from None
     except ValueError as error:
         raise CallError(f"{name} {str(path)!r} is no path: {error}") from None
+
+
+def cache_argument(module: Any) -> str:
+    """What a transformers module calls the argument that takes the cache of an earlier call.
+
+    "cache" from transformers 5.24 on, where the name before it is deprecated, "past_key_values" up
+    to 5.23.
+
+    Args:
+        module: a transformers model, or one of its decoders.
+    """
+    names = inspect.signature(module.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def console(stderr: bool = False) -> "Console":

@@ -13,6 +13,7 @@ from typing import Any
 
 from resprune_jax.experiments.bench import reference as bench_torch
 from resprune_jax.experiments.bench.model import Clock, Inputs
+from resprune_jax.experiments.common import cache_argument
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def make_pass(model: Any, inputs: Inputs, keep: int | None, new_tokens: int, dev
         clock.lap("prefill")
         answer, cache = [token], made.past_key_values
         for _ in range(new_tokens - 1):
-            made = decoder(input_ids=token, past_key_values=cache, use_cache=True)
+            made = decoder(input_ids=token, use_cache=True, **{cache_argument(decoder): cache})
             token = head(made.last_hidden_state[:, -1]).argmax(dim=-1, keepdim=True)
             answer.append(token)
         last[:] = [torch.cat(answer, dim=1)]

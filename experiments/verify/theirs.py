@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resprune_jax.errors import RunError
+from resprune_jax.experiments.common import cache_argument
 from resprune_jax.experiments.verify.reference import (
     KEPT,
     NEW_TOKENS,
@@ -348,7 +349,7 @@ def _pruned(
         at = None if following is None else (following + len(tokens) - 1).expand(3, 1, 1)
         out = text(
             inputs_embeds=table(torch.tensor([[tokens[-1]]], device=like.device)),
-            position_ids=at, past_key_values=out.past_key_values, use_cache=True,
+            position_ids=at, use_cache=True, **{cache_argument(text): out.past_key_values},
         )  # fmt: skip
         step = model.lm_head(out.last_hidden_state[0, -1])
         tokens.append(int(step.argmax()))

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 from transformers.vision_utils import get_vision_window_index
 
+from resprune_jax.experiments.common import cache_argument
 from resprune_jax.models.decoder import layers
 from resprune_jax.models.decoder.mrope import pruned_positions
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
@@ -167,8 +168,8 @@ def test_cached_decode_continues_where_torch_does(untied: Pair) -> None:
             past = inputs["input_ids"].shape[1]
             places = (past + torch.arange(steps) + model.model.rope_deltas).expand(3, 1, -1)
             out = model(
-                input_ids=more, attention_mask=mask, past_key_values=held.past_key_values,
-                position_ids=places,
+                input_ids=more, attention_mask=mask, position_ids=places,
+                **{cache_argument(model): held.past_key_values},
             )  # fmt: skip
         assert excess(f"row {row}, decoded", got[row], out.logits[0].numpy()) <= 1
 
