@@ -1,5 +1,6 @@
 """Fixtures that the whole suite shares, so that each checkpoint is made and compiled once."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,27 @@ from PIL import Image
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 
+ROOT = Path(__file__).parents[1]
+LEFT_OUT: list[Path] = []
+if importlib.util.find_spec("torch") is None:
+    from tests.torch_modules import modules_that_need_torch
+
+    LEFT_OUT = modules_that_need_torch(ROOT)
+collect_ignore = [str(path) for path in LEFT_OUT]
+
 # The parity bounds speak of float32 products; no backend may round them.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the modules that a run without torch leaves out, of those that were asked for."""
+    asked = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]
+    left_out = [path for path in LEFT_OUT if any(path.is_relative_to(each) for each in asked)]
+    if left_out:
+        terminalreporter.section("torch is not installed")
+        terminalreporter.line(f"left out, because they need it: {len(left_out)} modules")
+        for path in left_out:
+            terminalreporter.line(f"  {path.relative_to(ROOT).as_posix()}")
 
 
 @pytest.fixture(scope="session")
