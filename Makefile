@@ -1,50 +1,81 @@
 # `make demo` and `make test` do all the set-up that they need on a machine with Python 3.11+ and make.
+# Another interpreter: make test PYTHON=python3.13 VENV=.venv-3.13
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Exactly so: the CPU build that the reference tests are measured with.
+# Exactly so: the build that the reference tests are measured with.
 TORCH = torch==2.13.0
 # Named, because other tests cannot be collected without torch.
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
+# Without torch, in all less than three minutes, and every dependency at work in one of them.
+TRAINING = tests/experiments/pocket/test_pocket_training.py
+CORE_TESTS = tests/core tests/models/checkpoint/test_hub.py tests/models/prompts/test_chat_files.py \
+	tests/models/families/test_qwen_processing.py tests/models/images/test_image_files.py \
+	tests/experiments/test_cli.py tests/test_nouns.py tests/test_packaging.py \
+	$(TRAINING)::test_training_goes_on_bit_by_bit_after_it_was_stopped
 TRITON = triton==3.5.0
+UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-test demo test test-exact test-memory test-tpu test-triton test-attacks lint format clean
+.PHONY: help setup setup-test demo test test-core test-newest test-oldest test-exact test-memory \
+	test-tpu test-triton test-attacks lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
 	@echo "make test         set up, then run the tests (under 10 minutes on 2 cores)"
+	@echo "make test-core    every dependency and family once, without torch (under 3 minutes)"
+	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
+	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
+	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
 	@echo "make lint         ruff and mypy, as CI runs them"
 	@echo "make format       ruff, fixing what it can"
+	@echo "Another Python:   make test PYTHON=python3.13 VENV=.venv-3.13"
 
-# A stamp for each environment: set up again only when pyproject.toml changes.
-$(VENV)/.base: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e .
+# An environment from a lock: every version pinned and its hash compared; then this project, built
+# with the lock's setuptools.
+define from_lock
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --require-hashes -r $(2)
+	$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+endef
+
+# A stamp for each environment: set up again only when the lock or pyproject.toml changes.
+$(VENV)/.base: pyproject.toml locks/run.txt
+	$(call from_lock,$(VENV),locks/run.txt)
 	@touch $@
 
-$(VENV)/.test: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet -e ".[test]"
+$(VENV)/.core: pyproject.toml locks/test.txt
+	$(call from_lock,$(VENV),locks/test.txt)
 	@touch $@ $(VENV)/.base
 
+# torch first: no build of it can stand in a lock for every machine (.ci/torch.py says more).
+$(VENV)/.test: pyproject.toml locks/test.txt .ci/torch.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python .ci/torch.py $(TORCH)
+	$(call from_lock,$(VENV),locks/test.txt)
+	@touch $@ $(VENV)/.core $(VENV)/.base
+
 # An environment of its own: with libtpu installed, JAX looks for a TPU at every start.
-$(VENV)-tpu/.tpu: pyproject.toml
-	$(PYTHON) -m venv $(VENV)-tpu
-	$(VENV)-tpu/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-tpu/bin/python -m pip install --quiet -e ".[tpu]" "pytest>=8" "hypothesis>=6.100"
+$(VENV)-tpu/.tpu: pyproject.toml locks/tpu.txt
+	$(call from_lock,$(VENV)-tpu,locks/tpu.txt)
 	@touch $@
 
 $(VENV)-tpu/.triton: $(VENV)-tpu/.tpu
-	$(VENV)-tpu/bin/python -m pip install --quiet $(TRITON)
+	$(VENV)-tpu/bin/python -m pip install --quiet --no-deps $(TRITON)
+	@touch $@
+
+$(VENV)-oldest/.core: pyproject.toml locks/oldest.txt
+	$(call from_lock,$(VENV)-oldest,locks/oldest.txt)
+	@touch $@
+
+$(VENV)-lock/.uv: Makefile
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet $(UV)
 	@touch $@
 
 setup: $(VENV)/.base
@@ -56,6 +87,18 @@ demo: setup
 
 test: setup-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exact and not tpu and not triton"
+
+test-core: $(VENV)/.core
+	$(BIN)/python -m pytest $(CORE_TESTS)
+
+test-oldest: $(VENV)-oldest/.core
+	$(VENV)-oldest/bin/python -m pytest $(CORE_TESTS)
+
+# Resolved anew in every run.
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet -e ".[test]"
+	$(VENV)-newest/bin/python -m pytest $(CORE_TESTS)
 
 test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
@@ -73,6 +116,17 @@ test-triton: $(VENV)-tpu/.triton
 test-attacks: setup-test
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m tests.attacks $(ARGS)
 
+# One lock serves Python 3.11 and all later ones: where versions differ, lines carry markers. What
+# `make demo` and the TPU environment install are parts of what the tests ran with.
+COMPILE = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --custom-compile-command "make lock" --no-config --no-sources --upgrade pyproject.toml
+
+lock: $(VENV)-lock/.uv
+	$(COMPILE) --extra test locks/torch.in -o locks/test.txt
+	$(COMPILE) --extra build -c locks/test.txt -o locks/run.txt
+	$(COMPILE) --extra test --extra tpu -c locks/test.txt -o locks/tpu.txt
+	$(COMPILE) --extra test --resolution lowest-direct -o locks/oldest.txt
+
 lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,4 +137,5 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
