@@ -134,3 +134,82 @@ def test_where_the_end_of_an_answer_comes_from(tmp_path: Path) -> None:
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
     assert ids() == [7]
+
+
+@pytest.mark.parametrize(
+    ("rows", "added", "vicuna"),
+    [
+        (32000, [], True),
+        (32064, ["<pad>"], True),
+        (32064, ["<|im_start|>", "<|im_end|>"], False),  # a ChatML model with Llama 2's vocabulary
+        (64064, [], False),  # Yi
+        (128320, ["<|eot_id|>"], False),  # Llama 3
+    ],
+)
+def test_vicuna_is_known_by_its_vocabulary(
+    tmp_path: Path, rows: int, added: list[str], vicuna: bool
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(added)
+    folder = save(tmp_path, tokenizer, None)
+    text = replace(config(tokenizer).text, vocab_size=rows)
+    ours = PromptEncoder.from_checkpoint(folder, replace(config(tokenizer), text=text))
+    if vicuna:
+        assert ours.encode("What?").text == "USER: <image>\nWhat? ASSISTANT:"
+    else:
+        with pytest.raises(CallError, match=r"is not Vicuna's kind; .*--chat-template FILE"):
+            ours.encode("What?")
+
+
+def test_a_template_can_be_given(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["byte"]
+    folder = save(tmp_path, tokenizer, TEMPLATES["parts"], model_type="mistral")
+    path = tmp_path / "own.jinja"
+    path.write_text(TEMPLATES["string"])
+    for given in (path, TEMPLATES["string"]):
+        ours = PromptEncoder.from_checkpoint(folder, config(tokenizer), chat_template=given)
+        assert ours.encode("What?").text == "[user] <image>\nWhat? GO"
+    for wrong, said in {
+        "own.jinja": r"is no Jinja template: a file is given as Path",
+        tmp_path / "none.jinja": "there is no chat template",
+        7: "a Jinja text or the Path of a file, got 7",
+    }.items():
+        with pytest.raises(CallError, match=said):
+            PromptEncoder.from_checkpoint(folder, config(tokenizer), chat_template=wrong)  # type: ignore[arg-type]
+
+
+def test_ids_that_no_embedding_has(tmp_path: Path) -> None:
+    """A tokenizer that was extended, and a model that was not."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    folder = save(tmp_path, tokenizer, TEMPLATES["parts"])
+    rows = tokenizer.convert_tokens_to_ids("zebra")
+    text = replace(config(tokenizer).text, vocab_size=rows)
+    ours = PromptEncoder.from_checkpoint(folder, replace(config(tokenizer), text=text))
+    assert ours.encode("a horse?").question == "a horse?"
+    with pytest.raises(CallError, match=rf"gives 'zebra' the id {rows}, but the model has {rows}"):
+        ours.encode("a zebra?")
+
+
+def test_tokenizers_that_nothing_here_can_read(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["byte"]
+    folder = save(tmp_path, tokenizer, TEMPLATES["parts"])
+    content = json.loads((folder / "tokenizer.json").read_text())
+    unknown = {"SpecialToken": {"id": "<?>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+        "single": [unknown, {"Sequence": {"id": "A", "type_id": 0}}],
+    }  # fmt: skip
+    for damaged in (
+        content,
+        {**content, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {**content, "model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+        [[[]]] * 9,
+    ):
+        (folder / "tokenizer.json").write_text(json.dumps(damaged))
+        with pytest.raises(RunError, match=r"the tokenizer in .* (cannot be loaded|is broken)"):
+            PromptEncoder.from_checkpoint(folder, config(tokenizer))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    with pytest.raises((CallError, RunError), match=r"sentencepiece|cannot be loaded"):
+        PromptEncoder.from_checkpoint(folder, config(tokenizer))
