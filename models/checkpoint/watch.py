@@ -19,7 +19,7 @@ T = TypeVar("T")
 READ_S = 10.0
 """Seconds that one reading from a server may wait."""
 
-STALL_S = 30.0
+STALL_S = 20.0
 """Seconds after which a download ends that brought less than `LEAST_BYTES` in them."""
 
 LEAST_BYTES = 32 << 10

@@ -17,7 +17,7 @@ MESSAGES = [
 ]
 FEATURES = {
     "roles": "{% for m in messages %}{{ m['role'] | upper }}: {{ m.content }}\n{% endfor %}",
-    "blocks": "{%- for m in messages %}\n  {%- if loop.first %}\n a\n  {% endif %}\n{% endfor -%} x",
+    "blocks": "{%- for m in messages %}\n  {%- if loop.first %}\n a\n  {% endif %}\n{% endfor -%}x",
     "json": "{{ messages | tojson }} {{ messages | tojson(indent=2) }}",
     "generation": "{% generation %}a{{ messages[0].role }}{% endgeneration %}b",
     "namespace": "{% set n = namespace(i=0) %}{% for m in messages %}{% set n.i = n.i + 1 %}"
