@@ -69,6 +69,10 @@ _NO_VALUE = re.compile(
     r"Error parsing (--\S+): no type matching \{None\}\|(\S+) .* from \[(.*?)\]\."
 )
 
+_NO_NUMBER = re.compile(
+    r"Error parsing (--\S+): (invalid literal for int|could not convert string to float).*?: ('.*)"
+)
+
 
 def _from_box(text: str) -> str:
     """One line out of tyro's report of a call that it could not parse: a box, coloured or not."""
@@ -88,6 +92,10 @@ def _from_box(text: str) -> str:
     if no_value := _NO_VALUE.search(said):
         name, kind, word = no_value.groups()
         what = {"INT": "a whole number", "FLOAT": "a number"}.get(kind, kind)
+        said = f"{name} cannot be {word}: give {what}"
+    elif no_number := _NO_NUMBER.search(said):
+        name, kind, word = no_number.groups()
+        what = "a whole number" if kind == "invalid literal for int" else "a number"
         said = f"{name} cannot be {word}: give {what}"
     elif not said.startswith(title):
         said = f"{title}: {said}"

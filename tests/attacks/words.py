@@ -1,10 +1,12 @@
 """Command lines: options of every kind with values of every kind, names nearly right, odd paths."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
 import tempfile
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,9 @@ NAME = "command lines"
 LONG = 200_000
 
 _ODD = (
-    *("", " ", "-", "--", "---", "=", "--=", "-h=", "nan", "inf", "-inf", "None", "true", "0"),
+    *("", " ", "-", "--", "---", "=", "--=", "-h=", "nan", "inf", "-inf", "None", "true", "-1"),
     *("1.0", "1e400", "9" * 30, "0x10", "1_000", "\u0661\u0662", "\0", "a\0b", "\n", "\x1b[31mred"),
-    *("-1", "[red]x[/]"),
-    *("\ud83d", "\udcff.png", "\u202egnp.exe", "é", "图片.png", "🙂", "%s%n", "{}", "{0}"),
+    *("\ud83d", "\udcff.png", "\u202egnp.exe", "é", "图片.png", "🙂", "%s%n", "{}", "[red]x[/]"),
     *("~", "~nobody-of-this-name/x", "$HOME", "/", ".", "..", "//", "/dev/null", "/dev/zero"),
     *("/proc/self/mem", "CON", "C:\\x", "https://example.org/a.jpg", "file:///etc/hosts"),
     *("data:image/png;base64,AA", "s3://bucket/x.png", "loop", "loop/x", "folder", "missing.png"),
@@ -68,20 +69,43 @@ def prepare() -> None:
     _place()
 
 
-def _options(command: str) -> list[str]:
-    from resprune_jax.experiments import cli, words
+@functools.cache
+def _options(command: str) -> dict[str, Any]:
+    """The options of a command and the types of their values."""
+    from resprune_jax.experiments import cli
 
-    return list(words._options(cli.COMMANDS[command].options))
+    own = cli.COMMANDS[command].options
+    hints = typing.get_type_hints(own)
+    found = {}
+    for field in dataclasses.fields(own):
+        switch = "no-" if hints[field.name] is bool and field.default is True else ""
+        found[f"--{switch}{field.name.replace('_', '-')}"] = hints[field.name]
+    return found
 
 
-def _value(rng: np.random.Generator) -> str:
+def _parts(hint: Any) -> list[Any]:
+    """The types and choices that a type is made of."""
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    inside = typing.get_args(hint)
+    return [part for one in inside for part in _parts(one)] if inside else [hint]
+
+
+def _value(rng: np.random.Generator, hint: Any = str) -> str:
+    """A value: mostly one that the parser lets through, odd in another way."""
     kind = rng.random()
-    if kind < 0.75:
-        return _ODD[rng.integers(len(_ODD))]
-    if kind < 0.9:
-        common = [1, 2, 0.5, 128, "full", "resprune", "float32", "pad", "text", "image"]
-        return str(rng.choice(common))
-    return "".join(map(chr, rng.integers(1, 0x3000, rng.integers(1, 12)).tolist()))
+    if kind < 0.1:
+        return "".join(map(chr, rng.integers(1, 0x3000, rng.integers(1, 12)).tolist()))
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    choices = [part for part in parts if isinstance(part, str)]
+    if choices and kind < 0.9:
+        return choices[rng.integers(len(choices))]
+    if kind < 0.9 and (int in parts or float in parts):
+        whole = ("0", "1", "-1", "7", "128", "4294967295", "4294967296", "9" * 30)
+        broken = ("0.5", "1.0", "-0.5", "nan", "inf", "1e400", "1e-400", "1e9")
+        each = whole if float not in parts else whole + broken
+        return each[rng.integers(len(each))]
+    return _ODD[rng.integers(len(_ODD))]
 
 
 def _misspelt(rng: np.random.Generator, word: str) -> str:
@@ -97,25 +121,31 @@ def make(seed: int) -> list[str]:
     commands = list(cli.COMMANDS)
     command = commands[rng.integers(len(commands))] if rng.random() < 0.4 else "answer"
     words = command.split()
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         words[-1] = _misspelt(rng, words[-1])
     if command == "answer" and rng.random() < 0.8:
         words += ["--model", "m"]
         if rng.random() < 0.5:
             words += ["--image", "a.png", "--prompt", "what?"]
-    names = _options(command)
+        elif rng.random() < 0.5:
+            words += ["--rows", str(rng.choice(["rows.jsonl", "odd.jsonl"]))]
+    names = list(_options(command))
     for _ in range(rng.integers(0, 5)):
         name = names[rng.integers(len(names))]
+        hint = _options(command)[name]
+        few = [0, 1] if hint is bool and rng.random() < 0.05 else [0] if hint is bool else [1]
+        values = [_value(rng, hint) for _ in range(rng.choice(few))]
         if rng.random() < 0.08:
+            values = [_value(rng, hint) for _ in range(rng.integers(0, 4))]
+        if rng.random() < 0.03:
             name = _misspelt(rng, name)
         if rng.random() < 0.1:
             name = name.replace("-", "_").replace("__", "--")
-        values = [_value(rng) for _ in range(rng.choice([0, 1, 1, 1, 2, 3]))]
         if values and rng.random() < 0.2:
             words.append(f"{name}={values[0]}")
         else:
             words += [name, *values]
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         words.insert(int(rng.integers(len(words) + 1)), _value(rng))
     return words
 

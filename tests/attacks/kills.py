@@ -1,0 +1,190 @@
+"""Runs of many rows, killed or stopped at random moments and resumed: every row is there, once.
+
+SIGKILL leaves whatever it leaves; SIGINT and SIGTERM end a run in good order. Signals are sent once
+the command listens, which it does before it imports anything slow.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tests.attacks.harness import HANG, WRONG, Fault, Fuzzer, draw
+
+NAME = "kills"
+ROWS, BATCH = 24, 3
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+PATIENCE_S = 60.0
+ROOT = Path(__file__).parents[2]
+
+# A command whose model answers after a moment. With "callbacks", the collector calls back all the
+# time, as JAX makes it: an exception raised there is lost.
+CHILD = """
+import gc, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from resprune_jax.experiments import start, stopping
+
+class Model:
+    def generate(self, images, prompts, **more):
+        end = time.monotonic() + 0.03
+        while time.monotonic() < end:
+            [[] for _ in range(100)]
+        size = len(prompts)
+        return SimpleNamespace(
+            texts=[f"answer to {p}" for p in prompts], tokens=[[1]] * size, selections=None,
+            kept=[4] * size, visual_tokens=[16] * size, nouns=[[]] * size, noun_backend="none",
+            errors=[None] * size, prompts=list(prompts), timings={},
+        )
+
+def linger(phase, info):
+    end = time.monotonic() + 2e-4
+    while time.monotonic() < end:
+        pass
+
+def main():
+    with stopping.listening(for_good=True):
+        Path(sys.argv.pop(1)).touch()
+        if sys.argv.pop(1) == "callbacks":
+            gc.callbacks.append(linger)
+            gc.set_threshold(40, 2, 2)
+        if sys.argv.pop(1) == "stand-in":
+            # What the command imports when it loads a model: nothing of it may be slow here.
+            load = SimpleNamespace(load_model=lambda *_, **__: Model())
+            config = SimpleNamespace(update=lambda *_: None)
+            sys.modules["resprune_jax.models.load"] = load
+            sys.modules["jax"] = SimpleNamespace(config=config)
+        return start.main()
+
+sys.exit(main())
+"""
+
+
+def _command(folder: Path, rng: np.random.Generator, model: str) -> list[str]:
+    callbacks = "callbacks" if rng.random() < 0.4 else "plain"
+    words = ["answer", "--model", model, "--rows", str(folder / "rows.jsonl"), "--keep", "4"]
+    words += ["--output", str(folder / "out.jsonl"), "--batch-size", str(BATCH)]
+    if model == "pocket":
+        words += ["--max-new-tokens", "2"]
+    return [sys.executable, "-c", CHILD, str(folder / "ready"), callbacks, model, *words]
+
+
+def _lines(folder: Path) -> list[bytes]:
+    """The whole lines of the results so far."""
+    path = folder / "out.jsonl"
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _listen() -> None:
+    """Signals as a terminal has them: a shell's background jobs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(child: subprocess.Popen[bytes]) -> str:
+    try:
+        return child.communicate(timeout=PATIENCE_S)[1].decode()
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        raise Fault(HANG, f"{PATIENCE_S:g} s after its signal the run goes on") from None
+
+
+def _start(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "ready").unlink(missing_ok=True)
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_listen,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path, rng: np.random.Generator) -> None:
+    """Until a random moment: while it imports, at any time, or behind a number of answers."""
+    limit = time.monotonic() + PATIENCE_S
+
+    def until(come: object) -> None:
+        while not come() and child.poll() is None and time.monotonic() < limit:  # type: ignore[operator]
+            time.sleep(0.002)
+
+    until((folder / "ready").exists)
+    if rng.random() < 0.5:
+        wanted = len(_lines(folder)) + int(rng.integers(1, ROWS))
+        until(lambda: len(_lines(folder)) >= wanted)
+        time.sleep(rng.uniform(0, 0.03))
+    else:
+        time.sleep(rng.uniform(0, 1.2))
+
+
+def stop_once(
+    words: list[str], folder: Path, rng: np.random.Generator, number: signal.Signals
+) -> None:
+    """Start a run, send it a signal at a random moment, and see how it ends."""
+    before = _lines(folder)
+    child = _start(words, folder)
+    _wait(child, folder, rng)
+    seen = len(_lines(folder))
+    child.send_signal(number)
+    said = _end(child)
+    after = _lines(folder)
+    if after[: len(before)] != before:
+        raise Fault(WRONG, f"{number.name}: answers that were there have changed")
+    if number is signal.SIGKILL:
+        return
+    status = child.returncode
+    if status not in (0, 128 + number):
+        raise Fault(WRONG, f"{number.name}: status {status}: {said[-600:]}")
+    lines = [line for line in said.splitlines() if not line.startswith("note: ")]
+    if status and lines != ["resprune: stopped"]:
+        raise Fault(WRONG, f"{number.name}: {said[-600:]!r}")
+    # One batch may end, and be written, while the signal is on its way.
+    if status and len(after) - seen > 2 * BATCH:
+        raise Fault(WRONG, f"{number.name}: {len(after) - seen} rows were answered after it")
+
+
+def finish(words: list[str], folder: Path) -> None:
+    """Let the run go on to its end, and count its rows."""
+    child = _start(words, folder)
+    said = _end(child)
+    if child.returncode:
+        raise Fault(WRONG, f"the resumed run ends with {child.returncode}: {said[-600:]}")
+    results = [json.loads(line) for line in _lines(folder)]
+    if sorted(result["row"] for result in results) != list(range(ROWS)):
+        raise Fault(WRONG, f"rows {[result['row'] for result in results]}")
+    for result in results:
+        asked = f"question {result['row']}?"
+        stand_in = words[6] == "stand-in"
+        if result["prompt"] != asked or (stand_in and result["answer"] != f"answer to {asked}"):
+            raise Fault(WRONG, f"row {result['row']} is {result}")
+    if strays := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
+        raise Fault(WRONG, f"files are left: {strays}")
+
+
+def attack(seed: int, model: str) -> None:
+    """One file of rows, up to three signals, and the run that ends it."""
+    from PIL import Image
+
+    rng = draw(f"{NAME} {model}", seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Image.new("RGB", (20, 16), "red").save(folder / "a.png")
+        rows = [{"image": "a.png", "prompt": f"question {i}?"} for i in range(ROWS)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "rows.jsonl").write_text(text)
+        for turn in range(rng.integers(1, 3)):
+            number = SIGNALS[(seed + turn) % len(SIGNALS)]
+            stop_once(_command(folder, rng, model), folder, rng, number)
+        finish(_command(folder, rng, model), folder)
+
+
+FUZZERS = [
+    Fuzzer(NAME, lambda seed: attack(seed, "stand-in"), cases=300, quick=3, wait_s=300.0),
+    Fuzzer(
+        "kills of a model", lambda seed: attack(seed, "pocket"), cases=12, quick=0, wait_s=600.0
+    ),
+]
