@@ -26,6 +26,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}\n')
     (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "linked.png").symlink_to("a.png")
 
     def refuse(_: Any) -> Any:
         raise AssertionError("a wrong call reached the model")
@@ -45,6 +47,29 @@ ROWS = ["answer", "--model", "m", "--rows", "rows.jsonl"]
 WRONG: list[tuple[list[str], list[str]]] = [
     ([], ["answer", "info", "demo", "pocket"]),
     (["anser"], ["anser", "--help"]),
+    (["answr"], ["'answr'", "did you mean 'answer'"]),
+    (["infos"], ["did you mean 'info'"]),
+    (["pocket", "evl"], ["did you mean 'pocket eval'"]),
+    (["bench", "x" * 10_000], ["bench --help"]),
+    (["answer", "--modle", "m"], ["did you mean --model?"]),
+    (["answer", "--batchsize=3"], ["did you mean --batch-size?"]),
+    ([*ASK, "--positions", "x"], ["'--positions'", "reindex", "original"]),
+    ([*ASK, "--prompt", "again?"], ["--prompt", "twice", "--rows"]),
+    ([*ASK, "--keep", "3", "--keep", "4"], ["--keep", "twice", "one value"]),
+    ([*ASK, "--batch_size", "3", "--batch-size", "4"], ["--batch-size", "twice"]),
+    ([*ASK[:4], "https://example.org/a.jpg", *ASK[5:]], ["https:// links are not fetched"]),
+    ([*ASK[:4], "s3://bucket/a.jpg", *ASK[5:]], ["links are not fetched"]),
+    ([*ASK[:4], "zero\0byte", *ASK[5:]], ["null byte"]),
+    ([*ASK[:4], "loop", *ASK[5:]], ["Too many levels"]),
+    ([*ASK[:4], "y" * 5000, *ASK[5:]], ["name too long"]),
+    ([*ASK[:4], "half \ud83d", *ASK[5:]], ["no path"]),
+    ([*ASK[:4], "red \x1b[31m\n", *ASK[5:]], [r"red \x1b[31m", "does not exist"]),
+    ([*ASK, "--output", "loop"], ["loop", "Too many levels"]),
+    ([*ASK, "--output", "a.png"], ["a.png", "the input"]),
+    ([*ASK, "--overlay", "a.png"], ["a.png", "the input"]),
+    ([*ASK, "--overlay", "linked.png"], ["the input"]),
+    ([*ROWS, "--output", "rows.jsonl"], ["the input"]),
+    ([*ASK, "--max-new-tokens", "\x1b[31m"], ["--max-new-tokens", r"\x1b", "whole number"]),
     (["answer"], ["--model", "answer --help"]),
     (["answer", "--model", "m"], ["no image", "--image", "--rows"]),
     (["answer", "--model", "m", "--image", "a.png"], ["no question", "--prompt"]),
@@ -108,7 +133,8 @@ def test_a_wrong_call_gives_one_line_and_status_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
-    assert line.startswith("resprune: ") and len(line) < 300, line
+    assert line.startswith("resprune: ") and len(line) <= 500 and line.isprintable(), line
+    assert "None" not in line
     for word in expected:
         assert word in line, line
     assert sorted(path.name for path in place.iterdir()) == before, "a wrong call left files"
@@ -273,3 +299,45 @@ def test_the_compilation_cache_is_set_by_commands_alone(tmp_path: Path) -> None:
     assert ask(XDG_CACHE_HOME=str(cache)) == ["None", str(cache / "resprune-jax" / "jax"), "0.5"]
     own = str(tmp_path / "own")
     assert ask(JAX_COMPILATION_CACHE_DIR=own) == [own, own, "0.5"]
+
+
+def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("resprune-jax 0.") and "jax " in line and "Python " in line
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"%PDF-1.7\n", b"\n\5\1\x08" + bytes(99), b""])
+def test_what_is_no_picture_is_said_before_the_model_is_loaded(
+    place: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (place / "a.png").write_bytes(content)
+    assert cli.main(ASK) == 1
+    (line,) = lines(capsys)
+    assert "a.png" in line
+
+
+def test_a_home_that_is_not_there_or_not_writable(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys, jax\n"
+        "from resprune_jax.experiments import common\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "if sys.argv[1] == 'nobody':\n"
+        "    def home():\n        raise RuntimeError('Could not determine home directory.')\n"
+        "    common.Path.home = home\n"
+        "if sys.argv[1] == 'forbidden':\n    common.os.access = lambda *_: False\n"
+        "common.use_compilation_cache()\n"
+        "print(jax.config.jax_compilation_cache_dir)\n"
+    )
+    file = tmp_path / "file"
+    file.write_text("")
+    homes = {"nobody": "", "forbidden": str(tmp_path), "a file": str(file), "odd": "/\udce9"}
+    for kind, home in homes.items():
+        env = {"PATH": "", **({"HOME": home} if home else {})}
+        done = subprocess.run(
+            [sys.executable, "-c", code, kind], capture_output=True, text=True, env=env
+        )
+        assert done.stdout.strip() == "None", (kind, done.stderr)
+        assert len(done.stderr.splitlines()) == 1 and "not kept between runs" in done.stderr

@@ -295,10 +295,10 @@ def test_a_linked_output_stays_a_link(questions: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link.jsonl", "real.jsonl"]
 
 
-def test_sampling_draws_other_numbers_in_every_batch(questions: Path, tmp_path: Path) -> None:
+def test_sampling_draws_other_numbers_in_every_row(questions: Path, tmp_path: Path) -> None:
     _, fake = run(questions, tmp_path / "out.jsonl", temperature=0.7, rng_seed=2**32 - 1)
-    seeds = [call["rng_seed"] for call in fake.calls]
-    assert len(set(seeds)) == len(seeds) == 6 and all(0 <= seed < 2**32 for seed in seeds)
+    seeds = [seed for call in fake.calls for seed in call["rng_seed"]]
+    assert len(set(seeds)) == len(seeds) == ROWS and all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_rows_without_an_output_go_to_standard_output(
