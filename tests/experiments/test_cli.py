@@ -319,25 +319,22 @@ def test_what_is_no_picture_is_said_before_the_model_is_loaded(
     assert "a.png" in line
 
 
-def test_a_home_that_is_not_there_or_not_writable(tmp_path: Path) -> None:
-    code = (
-        "import logging, sys, jax\n"
-        "from resprune_jax.experiments import common\n"
-        "logging.basicConfig(format='%(message)s')\n"
-        "if sys.argv[1] == 'nobody':\n"
-        "    def home():\n        raise RuntimeError('Could not determine home directory.')\n"
-        "    common.Path.home = home\n"
-        "if sys.argv[1] == 'forbidden':\n    common.os.access = lambda *_: False\n"
-        "common.use_compilation_cache()\n"
-        "print(jax.config.jax_compilation_cache_dir)\n"
-    )
-    file = tmp_path / "file"
-    file.write_text("")
-    homes = {"nobody": "", "forbidden": str(tmp_path), "a file": str(file), "odd": "/\udce9"}
-    for kind, home in homes.items():
-        env = {"PATH": "", **({"HOME": home} if home else {})}
-        done = subprocess.run(
-            [sys.executable, "-c", code, kind], capture_output=True, text=True, env=env
-        )
-        assert done.stdout.strip() == "None", (kind, done.stderr)
-        assert len(done.stderr.splitlines()) == 1 and "not kept between runs" in done.stderr
+@pytest.mark.parametrize("kind", ["nobody", "forbidden", "a file", "a name that is not UTF-8"])
+def test_a_home_that_is_not_there_or_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "file").write_text("")
+    homes = {"a file": tmp_path / "file", "a name that is not UTF-8": tmp_path / "\udce9"}
+    monkeypatch.setenv("HOME", str(homes.get(kind, tmp_path)))
+    if kind == "nobody":
+        monkeypatch.setattr(Path, "home", nowhere)
+    if kind == "forbidden":
+        monkeypatch.setattr(common.os, "access", lambda *_: False)
+    common.use_compilation_cache()  # sets nothing: other tests see the same JAX
+    (record,) = caplog.records
+    assert "not kept between runs" in record.getMessage()

@@ -95,3 +95,17 @@ def test_attention_reads_the_cache_as_it_reads_new_tokens(
     off = jnp.abs(through(cache).astype(jnp.float32) - attend(q, k, v, causal=True)).max()
     print(f"{dtype}, {heads} heads, {queries} queries: off by {off:.1e}")
     assert off <= {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
+
+
+@pytest.mark.parametrize("slot", [0, 2, jnp.int32(1), np.int64(1)])
+def test_slots_are_numbers_of_one_kind_with_64_bits_too(slot: object) -> None:
+    """`jax_enable_x64` makes a Python number an int64, which no int32 slot goes with."""
+    new = jnp.ones((2, 1, 2, 4), jnp.float32)
+    with jax.enable_x64(True):
+        cache = KVCache.zeros(CONFIG, 2, 5, dtype=jnp.float32, stop=1)
+        step = jax.jit(
+            lambda cache, at: cache.mark(at, jnp.ones((2, 1), bool)).write(0, at, new, new)
+        )
+        for filled in (step(cache, slot), step(cache, jnp.int32(slot))):
+            assert np.flatnonzero(filled.valid[0]).tolist() == [int(slot)]  # type: ignore[call-overload]
+            assert filled.keys[0].dtype == jnp.float32 and filled.keys[0][0, 0, int(slot)].all()  # type: ignore[call-overload]
