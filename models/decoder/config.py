@@ -15,10 +15,10 @@ from resprune_jax.models.checkpoint.fields import (
     layers,
     number,
     one_of,
-    section,
     size,
     whole,
 )
+from resprune_jax.models.decoder.rope_scaling import RopeScaling, read_rope
 
 
 class _Defaults(NamedTuple):
@@ -57,6 +57,7 @@ class DecoderConfig:
         max_position_embeddings: longest context the checkpoint was made for, in tokens.
         sliding_window: a query sees at most this many tokens, its own included; `None`: all.
         qkv_bias: whether the query, key and value projections carry a bias (Qwen2 does).
+        rope_scaling: of another RoPE type than the default.
     """
 
     vocab_size: int
@@ -71,6 +72,7 @@ class DecoderConfig:
     max_position_embeddings: int = 2048
     sliding_window: int | None = None
     qkv_bias: bool = False
+    rope_scaling: RopeScaling | None = None
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "DecoderConfig":
@@ -106,6 +108,7 @@ class DecoderConfig:
         divides("text head_dim", size("text head_dim", head_dim), "rotary halves", 2)
         depth = layers("text num_hidden_layers", hf.get("num_hidden_layers", 32))
         window = None
+        theta, scaling = read_rope({"max_position_embeddings": default.positions, **hf}, 10000.0)
         if model_type == "mistral":
             window = hf.get("sliding_window", _MISTRAL_WINDOW)
         if model_type == "qwen2":
@@ -121,7 +124,8 @@ class DecoderConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-6)),
-            rope_theta=_rope_theta(hf),
+            rope_theta=theta,
+            rope_scaling=scaling,
             max_position_embeddings=size(
                 "text max_position_embeddings",
                 hf.get("max_position_embeddings", default.positions),
@@ -155,12 +159,3 @@ def check_windows(hf: Mapping[str, Any], layers: int, *, first: int) -> None:
             f"text layers with {', '.join(printable(kind, 40) for kind in other[:4])} are not "
             "supported; supported: full_attention (use_sliding_window false)"
         )
-
-
-def _rope_theta(hf: Mapping[str, Any]) -> float:
-    """The rotary base, from nested or flat settings; refuses every kind of scaling."""
-    nested = section(hf, "rope_scaling", {}) or section(hf, "rope_parameters", {})
-    kind = nested.get("rope_type", nested.get("type", "default"))
-    if kind != "linear" or nested.get("factor") != 1:  # positions divided by one
-        one_of("RoPE type", kind, ("default",))
-    return number("rope_theta", nested.get("rope_theta", hf.get("rope_theta", 10000.0)))

@@ -195,8 +195,9 @@ class Decoder(nnx.Module):
             cache = cache.mark(slot, valid)
         else:
             slot = 0
+        config = self.config
         rope = rope_tables(
-            positions, self.config.head_dim, self.config.rope_theta, self.mrope_section
+            positions, config.head_dim, config.rope_theta, self.mrope_section, config.rope_scaling
         )
         for index in range(start, stop):
             with jax.named_scope(f"layer_{index}"):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resprune_jax.models.decoder.rope_scaling import RopeScaling
+
 
 def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
     """theta^(-2i / head_dim) for i < head_dim / 2, rounded as the reference rounds it.
@@ -26,7 +28,11 @@ def inverse_frequencies(head_dim: int, theta: float) -> np.ndarray:
 
 
 def rope_tables(
-    positions: jax.Array, head_dim: int, theta: float, sections: Sequence[int] | None = None
+    positions: jax.Array,
+    head_dim: int,
+    theta: float,
+    sections: Sequence[int] | None = None,
+    scaling: RopeScaling | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine of every rotary angle.
 
@@ -40,11 +46,14 @@ def rope_tables(
         theta: the rotary base.
         sections: how many of the head_dim / 2 frequencies turn with each axis: the first ones with
             axis 0, the next with axis 1, and so on. Positions of shape (B, S) hold on every axis.
+        scaling: of another RoPE type than the default.
 
     Returns:
         (cos, sin), each (B, S, head_dim / 2) float32.
     """
     frequencies = inverse_frequencies(head_dim, theta)
+    if scaling is not None:
+        frequencies = scaling.scale(frequencies, theta)
     places = positions.astype(jnp.float32)
     if positions.ndim == 2:
         places = places[..., None]  # [B, S, 1]
@@ -53,7 +62,10 @@ def rope_tables(
         axis = np.repeat(np.arange(len(sections)), sections)  # [hd/2]
         places = places[..., axis]
     angles = places * frequencies  # [B, S, hd/2]
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if scaling is None or scaling.attention == 1:
+        return cos, sin
+    return cos * scaling.attention, sin * scaling.attention
 
 
 def axial_tables(coords: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

@@ -24,6 +24,7 @@ from resprune_jax.models.checkpoint.fields import (
 )
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig, check_windows
+from resprune_jax.models.decoder.rope_scaling import read_rope, rope_settings
 from resprune_jax.models.families.qwen_vl import names
 
 _VISION_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")  # the second in files before version 5
@@ -228,7 +229,7 @@ def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
     # The reference's attention ignores a head width of its own.
     one_of("text head_dim", hf.get("head_dim", None), (None, head_dim))
     check_windows(hf, depth, first=80)
-    rope = _rope(hf, "text", ("default", "mrope"))
+    theta, scaling = read_rope({"max_position_embeddings": 32768, **hf}, 1e6, {"mrope": "default"})
     return DecoderConfig(
         vocab_size=size("text vocab_size", hf.get("vocab_size", 152064)),
         hidden_size=hidden,
@@ -238,7 +239,8 @@ def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=number("text rms_norm_eps", hf.get("rms_norm_eps", 1e-5)),
-        rope_theta=number("text rope_theta", rope.get("rope_theta", 1e6)),
+        rope_theta=theta,
+        rope_scaling=scaling,
         max_position_embeddings=size(
             "text max_position_embeddings", hf.get("max_position_embeddings", 32768)
         ),
@@ -256,7 +258,7 @@ def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str,
 
 def _mrope_section(hf: Mapping[str, Any], head_dim: int) -> tuple[int, int, int]:
     """How the frequencies are shared out between time, rows and columns."""
-    value = _rope(hf, "text", ("default", "mrope")).get("mrope_section", (16, 24, 24))
+    value = rope_settings(hf).get("mrope_section", (16, 24, 24))
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3:
         raise CallError(f"mrope_section is {shown(value)}, expected three numbers")
     time, rows, columns = (size("mrope_section", part) for part in value)

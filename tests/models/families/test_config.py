@@ -80,6 +80,9 @@ def test_nested_and_flat_rope_settings_agree() -> None:
     flat = {"rope_theta": 1000000, "rope_scaling": None}
     thetas = [DecoderConfig.from_hf(hf).rope_theta for hf in (nested, flat, {})]
     assert thetas == [1e6, 1e6, 1e4]
+    # A factor of 1 stretches nothing.
+    plain = {"rope_scaling": {"type": "linear", "factor": 1.0}}
+    assert DecoderConfig.from_hf(plain) == DecoderConfig.from_hf({})
 
 
 def test_mistral_tells_a_missing_window_from_a_null_one() -> None:
@@ -167,10 +170,17 @@ def test_tied_embeddings_may_be_said_by_the_text_model_alone() -> None:
     assert LlavaConfig.from_hf(changed(None, tie_word_embeddings=True)).tie_word_embeddings
 
 
+def _stored(layer: int | tuple[int, ...]) -> Any:
+    """As JSON has it: a list of one layer is that layer."""
+    return list(layer) if isinstance(layer, tuple) else layer
+
+
 def test_feature_layers_count_from_both_ends() -> None:
-    layers = {-1: 24, -2: 23, -24: 1, 1: 1, 24: 24}
+    layers = {-1: 24, -2: 23, -24: 1, 1: 1, 24: 24, (-2,): 23, (3,): 3}
     found = {
-        layer: LlavaConfig.from_hf(changed(None, vision_feature_layer=layer)).num_vision_blocks
+        layer: LlavaConfig.from_hf(
+            changed(None, vision_feature_layer=_stored(layer))
+        ).num_vision_blocks
         for layer in layers
     }
     assert found == layers
@@ -188,8 +198,19 @@ REFUSED: list[tuple[str | None, dict[str, Any], list[str]]] = [
     ("text_config", {"model_type": "qwen2", "layer_types": ["sliding_attention"]}, ["sliding"]),
     ("text_config", {"hidden_act": "gelu"}, ["'gelu'", "'silu'"]),
     ("text_config", {"attention_bias": True}, ["attention_bias", "True"]),
-    ("text_config", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ["'linear'", "'default'"]),
-    ("text_config", {"rope_parameters": {"rope_type": "yarn"}}, ["'yarn'", "'default'"]),
+    ("text_config", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'", "'yarn'"]),
+    ("text_config", {"rope_parameters": {"rope_type": "longrope"}}, ["'longrope'", "'llama3'"]),
+    ("text_config", {"rope_parameters": {"rope_type": "yarn"}}, ["RoPE factor", "None"]),
+    ("text_config", {"rope_scaling": {"type": "linear", "factor": 0.5}}, ["0.5", "at least 1"]),
+    ("text_config", {"rope_scaling": {"type": "llama3", "factor": 8.0}}, ["low_freq_factor"]),
+    ("text_config", {"rope_scaling": [2]}, ["rope_scaling", "object"]),
+    ("text_config", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+    ("text_config", {"rope_theta": 1}, ["rope_theta", "more than 1"]),
+    (
+        "text_config",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        ["full_attention", "all layers"],
+    ),
     ("text_config", {"num_key_value_heads": 5}, ["32", "5 key/value heads"]),
     ("text_config", {"rms_norm_eps": None}, ["rms_norm_eps", "None"]),
     ("text_config", {"num_hidden_layers": 0}, ["num_hidden_layers", "at least 1"]),
