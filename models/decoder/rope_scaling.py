@@ -147,7 +147,7 @@ def read_rope(
     known = {**{name: name for name in TYPES}, **(others or {})}
     kind = known[one_of("RoPE type", kind, tuple(known))]
     share = own.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
-    one_of("partial_rotary_factor", share, (None, 1))
+    one_of("partial_rotary_factor", share, (None, 1, 1.0))
     base = own.get("rope_theta", hf.get("rope_theta"))
     base = theta if base is None else number("rope_theta", base)
     if base <= 1:

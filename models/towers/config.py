@@ -191,8 +191,6 @@ def _sizes(hf: Mapping[str, Any], *, patch: int) -> dict[str, int]:
 
 def vision_blocks(layer: Any, num_layers: int) -> int:
     """How many vision blocks run so that Hugging Face's `hidden_states[layer]` comes out."""
-    if isinstance(layer, Sequence) and not isinstance(layer, str) and len(layer) == 1:
-        layer = layer[0]  # joining one layer is that layer
     if isinstance(layer, Sequence) and not isinstance(layer, str):
         if len(layer) != 1:
             raise CallError(

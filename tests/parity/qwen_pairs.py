@@ -20,7 +20,7 @@ from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
 from resprune_jax.models.families.qwen_vl.names import canonical_key, source_of
-from resprune_jax.models.families.qwen_vl.tables import VisionTables
+from resprune_jax.models.towers.qwen_vision.tables import VisionTables
 from tests.checkpoints.qwen_vl import (
     IMAGE_TOKEN_ID,
     PAD_ID,

@@ -24,11 +24,12 @@ from resprune_jax.models.families.base import (
     numbered,
     own_aspect,
 )
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig, QwenVisionConfig
+from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import QwenProcessor, VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
 from resprune_jax.models.images.video import read_video
 from resprune_jax.models.prompts import buckets
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
 
 class QwenFamily(Family):

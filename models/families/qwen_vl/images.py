@@ -17,13 +17,11 @@ from PIL import Image
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.mrope import Grid
-from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
 from resprune_jax.models.families.qwen_vl.limits import (
     IMAGE_LIMITS,
     VIDEO_LIMITS,
     limits,
 )
-from resprune_jax.models.families.qwen_vl.tables import VisionTables, make_tables
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
 from resprune_jax.models.images.processor_files import (
     load_image_processor,
@@ -31,6 +29,8 @@ from resprune_jax.models.images.processor_files import (
     video_settings,
 )
 from resprune_jax.models.images.video import Frames, Sampling, VideoLike, read_video
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.tables import VisionTables, make_tables
 
 MAX_ASPECT = 200
 """The longest side of a picture over its shortest, at most."""
@@ -45,7 +45,7 @@ class VisionInput:
 
     Attributes:
         patches: (t * h * w, channels * frames * side * side) float32, normalised, in the order of
-            `qwen_tables`.
+            `towers.qwen_vision.tables`.
         grid: (t, h, w), groups of frames, rows and columns of patches.
         seconds: time from one group of frames to the next; `None` for a picture.
     """

@@ -16,8 +16,8 @@ from resprune_jax.methods.base import VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.mrope import RopeIndex, pruned_positions
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
-from resprune_jax.models.families.qwen_vl.tables import VisionTables
-from resprune_jax.models.towers.qwen_vision import QwenMerger, QwenVision
+from resprune_jax.models.towers.qwen_vision.tables import VisionTables
+from resprune_jax.models.towers.qwen_vision.tower import QwenMerger, QwenVision
 
 
 class Qwen25VL(CausalLM):

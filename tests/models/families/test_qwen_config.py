@@ -6,7 +6,8 @@ import pytest
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.config import DecoderConfig
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig, QwenVisionConfig
+from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
 # Shaped like the published Qwen2.5-VL-7B file: the text model's fields lie at the top.
 HUB: dict[str, Any] = {

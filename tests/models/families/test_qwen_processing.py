@@ -11,7 +11,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.models.decoder.mrope import Grid
-from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
 from resprune_jax.models.families.qwen_vl.images import (
     QwenProcessor,
     VisionInput,
@@ -19,6 +18,7 @@ from resprune_jax.models.families.qwen_vl.images import (
     smart_resize,
 )
 from resprune_jax.models.images.video import Sampling
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
 CONFIG = QwenVisionConfig(32, 56, 2, 2, 64)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])

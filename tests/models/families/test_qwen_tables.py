@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
 from resprune_jax.models.families.qwen_vl.images import smart_resize
-from resprune_jax.models.families.qwen_vl.tables import (
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.tables import (
     PATCH_BUCKETS,
     make_tables,
     num_tokens,

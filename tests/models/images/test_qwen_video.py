@@ -210,8 +210,8 @@ def test_files_that_cannot_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_frames_of_two_sizes_are_refused() -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
     from resprune_jax.models.families.qwen_vl.images import QwenProcessor
+    from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
     processor = QwenProcessor(Qwen2VLImageProcessorPil(), QwenVisionConfig(32, 56, 2, 2, 64))
     with pytest.raises(CallError, match=r"of 8 x 6 and of 9 x 6 pixels \(frame 1\)"):

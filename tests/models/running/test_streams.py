@@ -24,12 +24,12 @@ from resprune_jax.models.families.llava_next.anyres import (
     token_bucket,
 )
 from resprune_jax.models.families.qwen_vl.images import smart_resize
-from resprune_jax.models.families.qwen_vl.tables import make_tables
 from resprune_jax.models.prompts.chat import expand
 from resprune_jax.models.running.plan import Plan, Prompts, make_plan
 from resprune_jax.models.running.programs import programs
 from resprune_jax.models.running.runner import Runner
 from resprune_jax.models.running.warm_up import plain_prompt
+from resprune_jax.models.towers.qwen_vision.tables import make_tables
 from tests.checkpoints.llava import IMAGE_TOKEN_ID as NEXT_TOKEN_ID
 from tests.checkpoints.qwen_vl import IMAGE_TOKEN_ID as QWEN_TOKEN_ID
 from tests.compiles import backend_compiles

@@ -14,11 +14,12 @@ from jax.extend.core import jaxprs_in_params
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder import attention
 from resprune_jax.models.decoder.config import DecoderConfig
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig, QwenVisionConfig
+from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
-from resprune_jax.models.families.qwen_vl.tables import VisionTables, make_tables
-from resprune_jax.models.towers.qwen_vision import QwenVision
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.tables import VisionTables, make_tables
+from resprune_jax.models.towers.qwen_vision.tower import QwenVision
 from tests.compiles import backend_compiles
 
 CONFIG = QwenVisionConfig(32, 56, 3, 2, 24, full_attention_blocks=(1,))

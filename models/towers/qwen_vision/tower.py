@@ -16,8 +16,8 @@ from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.attention import attend
 from resprune_jax.models.decoder.layers import ACTIVATIONS, RMSNorm
 from resprune_jax.models.decoder.rope import apply_rope, axial_tables
-from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
-from resprune_jax.models.families.qwen_vl.tables import VisionTables
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.tables import VisionTables
 
 
 class QwenPatchEmbed(nnx.Module):
@@ -185,7 +185,7 @@ class QwenVision(nnx.Module):
         if patches.shape != expected:
             raise CallError(
                 f"patches have shape {patches.shape}, expected {expected}: pack them with "
-                "qwen_processing.pack"
+                "images.pack of the family"
             )
         config = self.config
         with jax.named_scope("vision_tower"):

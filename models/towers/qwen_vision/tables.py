@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.families.qwen_vl.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
 PATCH_BUCKETS = (
     *(64, 128, 192, 320, 512, 1024, 2048, 3328, 5376, 8704),
