@@ -30,7 +30,7 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     chat_template: str | Path | None = None,
 ) -> LVLM:
-    """Load a LLaVA-1.5, LLaVA-NeXT or Qwen2.5-VL checkpoint (Hugging Face format).
+    """Load a LLaVA-1.5, LLaVA-NeXT, Qwen2-VL or Qwen2.5-VL checkpoint (Hugging Face format).
 
     Args:
         path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".

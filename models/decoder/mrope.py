@@ -1,5 +1,5 @@
-"""M-RoPE positions of Qwen2.5-VL: time, row and column of every token, and what pruning does to
-them.
+"""M-RoPE positions of Qwen2.5-VL and Qwen2-VL: time, row and column of every token, and what
+pruning does to them.
 
 Text counts up on all three axes at once. An image's tokens stand at (start, start + row, start +
 column); a video's at (start + time, start + row, start + column), where time runs with the clock.
@@ -87,7 +87,7 @@ def rope_index(
     kinds: np.ndarray,
     valid: np.ndarray,
     grids: Sequence[Sequence[Grid]],
-    tokens_per_second: float,
+    tokens_per_second: float | None,
     *,
     runs: int | None = None,
 ) -> RopeIndex:
@@ -97,7 +97,8 @@ def rope_index(
         kinds: (B, S), `token_kinds`.
         valid: (B, S) bool, False for padding on either side.
         grids: for each row, its images and videos in the order of their tokens.
-        tokens_per_second: steps of the time axis in a second of video.
+        tokens_per_second: steps of the time axis in a second of video; `None`: one step from each
+            group of frames to the next.
         runs: the static R; default the most images of a row, at least 1.
 
     Returns:
@@ -128,7 +129,7 @@ def rope_index(
 
 
 def _row_positions(
-    kinds: np.ndarray, grids: Sequence[Grid], tokens_per_second: float, row: int
+    kinds: np.ndarray, grids: Sequence[Grid], tokens_per_second: float | None, row: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(positions (n, 3), run (n,)) of one prompt without padding."""
     positions = np.zeros((len(kinds), 3), np.int64)
@@ -159,11 +160,11 @@ def _row_positions(
     return positions, run
 
 
-def _grid_positions(grid: Grid, tokens_per_second: float) -> np.ndarray:
+def _grid_positions(grid: Grid, tokens_per_second: float | None) -> np.ndarray:
     """(time, row, column) of a grid's tokens from its start (n, 3), in raster order."""
     # The reference multiplies in float32 and truncates.
     step = np.float32(1)
-    if grid.seconds is not None:
+    if grid.seconds is not None and tokens_per_second is not None:
         step = np.float32(tokens_per_second) * np.float32(grid.seconds)
     times = (np.arange(grid.frames, dtype=np.float32) * step).astype(np.int64)
     axes = np.meshgrid(times, np.arange(grid.rows), np.arange(grid.columns), indexing="ij")

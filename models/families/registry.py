@@ -16,11 +16,11 @@ from resprune_jax.models.families.base import Family
 from resprune_jax.models.families.llava.family import LlavaFamily
 from resprune_jax.models.families.llava_next.family import NextFamily
 from resprune_jax.models.families.onevision.family import OneVisionFamily
-from resprune_jax.models.families.qwen_vl.family import QwenFamily
+from resprune_jax.models.families.qwen_vl.family import Qwen2Family, QwenFamily
 
 FAMILIES: Mapping[str, type[Family]] = {
     family.config_class.form.model_type: family
-    for family in (LlavaFamily, NextFamily, QwenFamily, OneVisionFamily)
+    for family in (LlavaFamily, NextFamily, QwenFamily, OneVisionFamily, Qwen2Family)
 }
 """By the `model_type` of `config.json`."""
 

@@ -1,4 +1,4 @@
-"""Small Qwen2.5-VL checkpoints in Hugging Face's format, made by the installed transformers.
+"""Small Qwen2.5-VL and Qwen2-VL checkpoints in Hugging Face's format, made by the installed transformers.
 
 Needs torch. Everything is deterministic: two calls write the same tensors.
 """
@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
@@ -59,8 +62,8 @@ _SENTENCES = [
     "The woman holds an umbrella while a bus passes behind the white building.",
 ]
 
-VARIANTS: dict[str, bool] = {"untied": False, "tied": True}
-"""Whether the head is the embedding table, by name; as the published 7B and 3B."""
+VARIANTS: dict[str, bool] = {"untied": False, "tied": True, "qwen2": True}
+"""Whether the head is the embedding table, by name; as the published 7B and 3B, and Qwen2-VL-2B."""
 
 DIALECTS = ("A", "B")
 """Key dialects: A the hub's and what version 5 saves, B transformers 4.52 and version 5 inside."""
@@ -99,10 +102,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(variant: str = "untied") -> Qwen2_5_VLConfig:
+def tiny_config(variant: str = "untied") -> Any:
     """The configuration of one of `VARIANTS`."""
     tied = VARIANTS[variant]
-    return Qwen2_5_VLConfig(
+    plain = variant == "qwen2"
+    return (Qwen2VLConfig if plain else Qwen2_5_VLConfig)(
         text_config={
             "vocab_size": VOCABULARY,
             "hidden_size": 64,
@@ -122,7 +126,9 @@ def tiny_config(variant: str = "untied") -> Qwen2_5_VLConfig:
             "pad_token_id": PAD_ID,
             "tie_word_embeddings": tied,
         },
-        vision_config={
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+        if plain
+        else {
             "depth": 4,
             "hidden_size": 32,
             "intermediate_size": 56,
@@ -139,7 +145,7 @@ def tiny_config(variant: str = "untied") -> Qwen2_5_VLConfig:
     )
 
 
-def randomise(model: Qwen2_5_VLForConditionalGeneration, rng_seed: int = 0) -> None:
+def randomise(model: Any, rng_seed: int = 0) -> None:
     """Give every parameter random values that make the logits' deviation about 1.
 
     Matrices are scaled by their fan-in; biases and norm scales are random too, so that a forgotten
@@ -179,7 +185,8 @@ def tiny_qwen(directory: Path, *, variant: str = "untied", rng_seed: int = 0) ->
         The directory; its keys are in dialect A.
     """
     torch.manual_seed(rng_seed)
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config(variant)).eval()
+    kind = Qwen2VLForConditionalGeneration if variant == "qwen2" else None
+    model = (kind or Qwen2_5_VLForConditionalGeneration)(tiny_config(variant)).eval()
     randomise(model, rng_seed)
     directory = Path(directory)
     model.save_pretrained(directory)
@@ -200,9 +207,9 @@ def reference_processor(directory: Path) -> ImageOnlyProcessor:
     )
 
 
-def reference_model(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
+def reference_model(directory: Path) -> Any:
     """The torch model of a checkpoint folder: float32, eager attention, in evaluation mode."""
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    return AutoModelForImageTextToText.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 

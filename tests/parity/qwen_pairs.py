@@ -20,6 +20,7 @@ from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
 from resprune_jax.models.families.qwen_vl.names import canonical_key, source_of
+from resprune_jax.models.families.registry import module_class, read_model_config
 from resprune_jax.models.towers.qwen_vision.tables import VisionTables
 from tests.checkpoints.qwen_vl import (
     IMAGE_TOKEN_ID,
@@ -52,18 +53,19 @@ class Pair:
         return read_port(self.directory, self.config if config is None else config)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def pair(variant: str) -> Pair:
     """One of `qwen_vl.VARIANTS`, made once a run."""
     directory = tiny_qwen(Path(mkdtemp()), variant=variant)
     reference = reference_model(directory)
-    config = Qwen25VLConfig.from_hf(reference.config.to_dict())
+    config: Any = read_model_config(reference.config.to_dict())
     return Pair(reference, config, directory)
 
 
 def read_port(directory: Path, config: Qwen25VLConfig) -> tuple[Any, nnx.State]:
     """The port with a folder's weights, read by the rules of `checkpoint_keys_qwen`."""
-    abstract = nnx.eval_shape(lambda: Qwen25VL(config, rngs=nnx.Rngs(0)))
+    made = module_class(config)
+    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0)))
     graph, shapes = nnx.split(abstract)
     with safe_open(directory / "model.safetensors", "np") as file:
         tensors = {canonical_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -51,14 +51,14 @@ ROWS: list[list[Any]] = [
 ]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def lvlm(variant: str) -> LVLM:
     model = load_model(pair(variant).directory, dtype="float32")
     model._extractor = lexicon()
     return model
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def processor(variant: str) -> Any:
     return reference_processor(pair(variant).directory)
 
@@ -90,7 +90,7 @@ def torch_inputs(variant: str, row: list[Any], question: str) -> dict[str, torch
         if own:
             inputs[pixels] = torch.from_numpy(np.concatenate([each.patches for each in own]))
             inputs[grid] = torch.tensor([each.grid for each in own])
-            if video:
+            if video and variant != "qwen2":
                 inputs["second_per_grid_ts"] = torch.tensor([each.seconds for each in own])
     return inputs
 
@@ -120,7 +120,7 @@ def reference(variant: str, row: list[Any], question: str) -> Reference:
     return Reference(model, inputs, x, places[:, 0].numpy().T, image)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def references(variant: str) -> list[Reference]:
     pairs = zip(ROWS, QUESTIONS, strict=True)
     return [reference(variant, row, question) for row, question in pairs]

@@ -123,7 +123,8 @@ def test_a_ragged_batch_behind_the_original_context(kind: str, checkpoint: Path)
     assert max(len(row.ids) for row in rows) > 100
     check_logits(model, ROWS, ASKED, rows)
     assert check_greedy(model, ROWS, ASKED, rows) >= 64
-    check_pruned(model, ROWS, ASKED, rows, keep=[0.3, 5, None], new=4)
+    if kind == "llama3":
+        check_pruned(model, ROWS, ASKED, rows, keep=[0.3, 5, None], new=4)
 
 
 @lru_cache(maxsize=1)
@@ -132,17 +133,23 @@ def qwen_folder() -> Path:
 
 
 def test_yarn_on_three_axes() -> None:
-    """Qwen2.5-VL with YaRN; without the type, or without its lengths, the bound is missed."""
+    """Qwen2.5-VL with YaRN, which its makers recommend for long prompts."""
     from tests.checkpoints.qwen_vl import reference_model as qwen_model
 
     model, torch_model = loaded(qwen_folder()), qwen_model(qwen_folder())
     rows = []
     for row, question in zip(qwen.ROWS[:2], [QUESTIONS[0], LONG[:300]], strict=True):
         own = qwen.reference("untied", row, question)
-        rows.append(Reference(torch_model, own.inputs, own.embeddings, own.positions, own.image))
+        rows.append(Reference(torch_model, *parts(own)))
     asked = [QUESTIONS[0], LONG[:300]]
     check_logits(model, qwen.ROWS[:2], asked, rows)
     assert check_greedy(model, qwen.ROWS[:2], asked, rows) >= 32
     check_pruned(model, qwen.ROWS[:2], asked, rows, keep=[0.3, 5], new=4)
-    plain, valid = map(np.asarray, qwen.lvlm("untied").logits(qwen.ROWS[:1], asked[:1]))
-    assert share(plain[0][valid[0]], rows[0].logits()) > 10
+    # The bound tells the types apart.
+    default = Reference(qwen.pair("untied").torch_model, *parts(rows[0]))
+    assert share(default.logits(), rows[0].logits()) > 10
+
+
+def parts(row: Reference) -> tuple[Any, ...]:
+    """All of a prompt but its model."""
+    return row.inputs, row.embeddings, row.positions, row.image

@@ -1,4 +1,4 @@
-"""Configurations of Qwen2.5-VL: frozen dataclasses read from a Hugging Face `config.json`.
+"""Configurations of Qwen2.5-VL and Qwen2-VL: frozen dataclasses read from a `config.json`.
 
 As for LLaVA-1.5, a silent field takes the default of its Hugging Face class, and a setting that
 the port does not implement is refused by name. Two layouts are in the wild: the text model's fields
@@ -7,7 +7,7 @@ at the top of the file (the published repositories) or nested under `text_config
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from resprune_jax.errors import CallError, shown
 from resprune_jax.models.checkpoint.fields import (
@@ -24,8 +24,6 @@ from resprune_jax.models.decoder.config import DecoderConfig, check_windows
 from resprune_jax.models.decoder.rope_scaling import read_rope, rope_settings
 from resprune_jax.models.families.qwen_vl import names
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
-
-_TEXT_TYPES = ("qwen2_5_vl_text", "qwen2_5_vl")
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Qwen25VLConfig:
     form: ClassVar = CheckpointFormat(
         "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", names, vision="visual"
     )
+    read_vision: ClassVar = QwenVisionConfig.from_hf
 
     vision: QwenVisionConfig
     text: DecoderConfig
@@ -58,8 +57,8 @@ class Qwen25VLConfig:
     tie_word_embeddings: bool = False
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any]) -> "Qwen25VLConfig":
-        """Read the `config.json` of a Qwen2.5-VL checkpoint.
+    def from_hf(cls, hf: Mapping[str, Any]) -> Self:
+        """Read the `config.json` of a checkpoint.
 
         Args:
             hf: the parsed file, with the text model's fields nested or at the top.
@@ -70,10 +69,11 @@ class Qwen25VLConfig:
         Raises:
             CallError: a setting that the port does not support, named with what is supported.
         """
-        one_of("model type", hf.get("model_type", "qwen2_5_vl"), ("qwen2_5_vl",))
-        vision = QwenVisionConfig.from_hf(section(hf, "vision_config", {}))
+        own = cls.form.model_type
+        one_of("model type", hf.get("model_type", own), (own,))
+        vision = cls.read_vision(section(hf, "vision_config", {}))
         text_hf = section(hf, "text_config", hf)
-        text = _text_config(text_hf)
+        text = _text_config(text_hf, own)
         if vision.out_hidden_size != text.hidden_size:
             raise CallError(
                 f"vision out_hidden_size {vision.out_hidden_size} is not the language model's "
@@ -98,9 +98,20 @@ class Qwen25VLConfig:
         )
 
 
-def _text_config(hf: Mapping[str, Any]) -> DecoderConfig:
+@dataclass(frozen=True)
+class Qwen2VLConfig(Qwen25VLConfig):
+    """A Qwen2-VL model: Qwen2.5-VL's language model behind the plainer tower."""
+
+    form: ClassVar = CheckpointFormat(
+        "qwen2_vl", "Qwen2VLForConditionalGeneration", names, vision="visual"
+    )
+    read_vision: ClassVar = QwenVisionConfig.plain_from_hf
+
+
+def _text_config(hf: Mapping[str, Any], family: str) -> DecoderConfig:
     """The language model, from the section or the file that holds its fields."""
-    one_of("text model type", hf.get("model_type", _TEXT_TYPES[0]), _TEXT_TYPES)
+    types = (f"{family}_text", family)
+    one_of("text model type", hf.get("model_type", types[0]), types)
     one_of("text hidden_act", hf.get("hidden_act", "silu"), ("silu",))
     hidden = size("text hidden_size", hf.get("hidden_size", 8192))
     heads = size("text num_attention_heads", hf.get("num_attention_heads", 64))

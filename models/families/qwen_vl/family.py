@@ -1,4 +1,4 @@
-"""The host's half of Qwen2.5-VL."""
+"""The host's half of Qwen2.5-VL and Qwen2-VL."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,9 +24,9 @@ from resprune_jax.models.families.base import (
     numbered,
     own_aspect,
 )
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
+from resprune_jax.models.families.qwen_vl.config import Qwen2VLConfig, Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import QwenProcessor, VisionInput, pack
-from resprune_jax.models.families.qwen_vl.module import Qwen25VL
+from resprune_jax.models.families.qwen_vl.module import Qwen2VL, Qwen25VL
 from resprune_jax.models.images.video import read_video
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
@@ -137,14 +137,23 @@ class QwenFamily(Family):
         return VisionCosts((rows, columns), tower_flops(config.vision, rows * columns), projector)
 
 
+class Qwen2Family(QwenFamily):
+    """Qwen2-VL: the same with another tower; a video's groups of frames count single steps."""
+
+    config_class = Qwen2VLConfig
+    module_class = Qwen2VL
+    name = "Qwen2-VL"
+
+
 def tower_flops(vision: QwenVisionConfig, cells: int) -> float:
     """FLOPs of the tower for an image of so many merged cells, without the merger.
 
-    Four square matrices and a gated MLP a block; attention over the image in some blocks, over
+    Four square matrices and an MLP a block; attention over the image in some blocks, over
     windows of `window_patches` in the others. 2 a multiply-add.
     """
     patches, width = cells * vision.merge_unit, vision.hidden_size
-    matrices = 4 * width**2 + 3 * width * vision.intermediate_size
+    inner = (3 if vision.gated else 2) * vision.intermediate_size
+    matrices = 4 * width**2 + width * inner
     whole = sum(block < vision.num_layers for block in vision.full_attention_blocks)
     seen = whole * patches + (vision.num_layers - whole) * min(vision.window_patches, patches)
     linear = vision.num_layers * matrices + vision.patch_values * width

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: packed images and videos to visual tokens, prompts to hidden states and logits.
+"""Qwen2.5-VL and Qwen2-VL: packed images and videos to visual tokens, prompts to logits.
 
 As in `llava.py`, nothing here is jitted and nothing is mutated: the caller splits the module once,
 passes its state as an argument, merges inside its own jitted function and calls these methods
@@ -95,3 +95,7 @@ class Qwen25VL(CausalLM):
         """As `CausalLM.place`, on three axes; `reindex` closes up behind each image."""
         moved, following = pruned_positions(rope, keep, "compact" if reindex else "original")
         return jnp.take_along_axis(moved, index[..., None], axis=1, mode="clip"), following
+
+
+class Qwen2VL(Qwen25VL):
+    """A Qwen2-VL model: the tower is another by its configuration."""

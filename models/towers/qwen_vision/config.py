@@ -17,16 +17,18 @@ from resprune_jax.models.checkpoint.fields import (
     whole,
 )
 
-_VISION_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")  # the second in files before version 5
+# The second of each in files before version 5.
+_TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")
+_PLAIN_TYPES = ("qwen2_vl", "qwen2_vl_vision")
 
 
 @dataclass(frozen=True)
 class QwenVisionConfig:
-    """The vision tower of Qwen2.5-VL.
+    """The vision tower of Qwen2.5-VL, or of Qwen2-VL.
 
     Attributes:
         hidden_size: width v of the features.
-        intermediate_size: width of the gated MLP.
+        intermediate_size: width of the MLP.
         num_layers: blocks.
         num_heads: attention heads.
         out_hidden_size: width d of the visual tokens, that of the language model.
@@ -35,10 +37,13 @@ class QwenVisionConfig:
         spatial_merge_size: side of a merged cell, in patches; a cell becomes one visual token.
         window_size: side of an attention window, in pixels.
         full_attention_blocks: indices of the blocks that attend to the whole frame.
-        tokens_per_second: steps of the temporal position in a second of video.
+        tokens_per_second: steps of the temporal position in a second of video; `None`: one step
+            for each group of frames, whatever the time between them.
         num_channels: colour channels.
         rope_theta: base of the rotary frequencies.
         rms_norm_eps: epsilon of every norm; fixed in the reference, not in the file.
+        gated: RMS norms and a gated MLP with silu, as Qwen2.5-VL; else layer norms and two layers
+            with quick_gelu between, as Qwen2-VL.
     """
 
     hidden_size: int
@@ -51,10 +56,11 @@ class QwenVisionConfig:
     spatial_merge_size: int = 2
     window_size: int = 112
     full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)
-    tokens_per_second: float = 4.0
+    tokens_per_second: float | None = 4.0
     num_channels: int = 3
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
+    gated: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -99,37 +105,71 @@ class QwenVisionConfig:
         Raises:
             CallError: a model type, activation, RoPE type or size that the port does not support.
         """
-        one_of("vision model type", hf.get("model_type", _VISION_TYPES[0]), _VISION_TYPES)
+        one_of("vision model type", hf.get("model_type", _TYPES[0]), _TYPES)
         one_of("vision hidden_act", hf.get("hidden_act", "silu"), ("silu",))
-        rope = _rope(hf, "vision", ("axial", "default"))
-        config = cls(
+        return cls(
+            **_shared(hf),
             hidden_size=size("vision hidden_size", hf.get("hidden_size", 3584)),
             intermediate_size=size("vision intermediate_size", hf.get("intermediate_size", 3420)),
-            num_layers=layers("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
-            num_heads=size("vision num_heads", _either(hf, "num_heads", "num_attention_heads", 16)),
             out_hidden_size=size("vision out_hidden_size", hf.get("out_hidden_size", 3584)),
-            patch_size=side("vision patch_size", hf.get("patch_size", 14)),
-            temporal_patch_size=side(
-                "vision temporal_patch_size", hf.get("temporal_patch_size", 2)
-            ),
-            # Buckets of patches hold whole merged cells of these sides.
-            spatial_merge_size=one_of(
-                "vision spatial_merge_size", hf.get("spatial_merge_size", 2), (1, 2, 4)
-            ),
             window_size=size("vision window_size", hf.get("window_size", 112)),
             full_attention_blocks=_blocks(hf.get("fullatt_block_indexes", (7, 15, 23, 31))),
             tokens_per_second=number("vision tokens_per_second", hf.get("tokens_per_second", 4)),
-            num_channels=size("vision in_channels", hf.get("in_channels", 3)),
-            rope_theta=number("vision rope_theta", rope.get("rope_theta", 10000.0)),
-        )
-        divides("vision hidden_size", config.hidden_size, "attention heads", config.num_heads)
-        divides("vision head width", config.head_dim, "parts of the 2-D rotation", 4)
-        if config.window_cells < 1:
+        )._checked()
+
+    @classmethod
+    def plain_from_hf(cls, hf: Mapping[str, Any]) -> "QwenVisionConfig":
+        """Read the `vision_config` of a Qwen2-VL file, whose `hidden_size` is the output's width.
+
+        Args:
+            hf: the parsed section.
+
+        Raises:
+            CallError: as for `from_hf`.
+        """
+        one_of("vision model type", hf.get("model_type", _PLAIN_TYPES[0]), _PLAIN_TYPES)
+        one_of("vision hidden_act", hf.get("hidden_act", "quick_gelu"), ("quick_gelu",))
+        shared, width = _shared(hf), size("vision embed_dim", hf.get("embed_dim", 1280))
+        return cls(
+            **shared,
+            hidden_size=width,
+            intermediate_size=size(
+                "vision embed_dim * mlp_ratio",
+                int(width * number("vision mlp_ratio", hf.get("mlp_ratio", 4))),
+            ),
+            out_hidden_size=size("vision hidden_size", hf.get("hidden_size", 3584)),
+            full_attention_blocks=tuple(range(shared["num_layers"])),
+            tokens_per_second=None,
+            gated=False,
+        )._checked()
+
+    def _checked(self) -> "QwenVisionConfig":
+        """This configuration, if its sizes go together."""
+        divides("vision hidden_size", self.hidden_size, "attention heads", self.num_heads)
+        divides("vision head width", self.head_dim, "parts of the 2-D rotation", 4)
+        if self.window_cells < 1:
             raise CallError(
-                f"vision window_size {config.window_size} is smaller than one merged cell of "
-                f"{config.pixel_factor} pixels: config.json is broken"
+                f"vision window_size {self.window_size} is smaller than one merged cell of "
+                f"{self.pixel_factor} pixels: config.json is broken"
             )
-        return config
+        return self
+
+
+def _shared(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that both files have, under the same names."""
+    rope = _rope(hf, "vision", ("axial", "default"))
+    return {
+        "num_layers": layers("vision depth", _either(hf, "depth", "num_hidden_layers", 32)),
+        "num_heads": size("vision num_heads", _either(hf, "num_heads", "num_attention_heads", 16)),
+        "patch_size": side("vision patch_size", hf.get("patch_size", 14)),
+        "temporal_patch_size": side("vision temporal_patch_size", hf.get("temporal_patch_size", 2)),
+        # Buckets of patches hold whole merged cells of these sides.
+        "spatial_merge_size": one_of(
+            "vision spatial_merge_size", hf.get("spatial_merge_size", 2), (1, 2, 4)
+        ),
+        "num_channels": size("vision in_channels", hf.get("in_channels", 3)),
+        "rope_theta": number("vision rope_theta", rope.get("rope_theta", 10000.0)),
+    }
 
 
 def _rope(hf: Mapping[str, Any], what: str, kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The vision tower of Qwen2.5-VL on a packed batch of patches.
+"""The vision tower of Qwen2.5-VL and Qwen2-VL on a packed batch of patches.
 
 Attribute names are the checkpoint's. Shapes: P patches (a bucket), v width, H heads, hd head width,
 W rows of L window slots, c patches of a merged cell. The patches stay in the processor's order from
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.attention import attend
-from resprune_jax.models.decoder.layers import ACTIVATIONS, RMSNorm
+from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm, RMSNorm
 from resprune_jax.models.decoder.rope import apply_rope, axial_tables
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 from resprune_jax.models.towers.qwen_vision.tables import VisionTables
@@ -102,16 +102,36 @@ class QwenVisionMlp(nnx.Module):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class QwenPlainMlp(nnx.Module):
+    """Qwen2-VL's MLP: two layers with CLIP's activation between."""
+
+    def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width, inner = config.hidden_size, config.intermediate_size
+        self.fc1 = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
+        self.fc2 = nnx.Linear(inner, width, param_dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(P, v) to the same shape."""
+        return self.fc2(ACTIVATIONS["quick_gelu"](self.fc1(x)))
+
+
+def _norm(config: QwenVisionConfig, dtype: DTypeLike) -> RMSNorm | LayerNorm:
+    """A norm over the features, of the kind that the tower has everywhere."""
+    kind = RMSNorm if config.gated else LayerNorm
+    return kind(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+
+
 class QwenVisionBlock(nnx.Module):
     """One pre-norm transformer block."""
 
     def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
-        width, epsilon = config.hidden_size, config.rms_norm_eps
-        self.norm1 = RMSNorm(width, epsilon, dtype=dtype)
+        self.norm1 = _norm(config, dtype)
         self.attn = QwenVisionAttention(config, rngs=rngs, dtype=dtype)
-        self.norm2 = RMSNorm(width, epsilon, dtype=dtype)
-        self.mlp = QwenVisionMlp(config, rngs=rngs, dtype=dtype)
+        self.norm2 = _norm(config, dtype)
+        mlp = QwenVisionMlp if config.gated else QwenPlainMlp
+        self.mlp = mlp(config, rngs=rngs, dtype=dtype)
 
     def __call__(
         self,
@@ -132,7 +152,7 @@ class QwenMerger(nnx.Module):
     def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         joined = config.hidden_size * config.merge_unit
-        self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.ln_q = _norm(config, dtype)
         # The checkpoint numbers the layers of a sequence; its layer 1 is the activation.
         self.mlp = nnx.Dict(
             {
@@ -149,7 +169,7 @@ class QwenMerger(nnx.Module):
 
 
 class QwenVision(nnx.Module):
-    """The vision tower of Qwen2.5-VL with its merger."""
+    """The vision tower with its merger."""
 
     def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters.
