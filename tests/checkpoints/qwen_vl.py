@@ -1,4 +1,4 @@
-"""Small Qwen2.5-VL and Qwen2-VL checkpoints in Hugging Face's format, made by the installed transformers.
+"""Small Qwen2.5-VL and Qwen2-VL checkpoints, made by the installed transformers.
 
 Needs torch. Everything is deterministic: two calls write the same tensors.
 """
