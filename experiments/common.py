@@ -105,7 +105,7 @@ def checkpoint_of(model: str) -> str:
     """
     if model != POCKET:
         return model
-    from resprune_jax.experiments.pocket.export import shipped
+    from resprune_jax.experiments.shipped import shipped
 
     return str(shipped())
 

@@ -116,8 +116,6 @@ def arrows() -> dict[tuple[str, str], set[str]]:
         if path.name == "__init__.py" and name in ("resprune_jax", "models"):
             continue  # the public names, and nothing else
         for target in imports(name, path, known):
-            if target in ("resprune_jax", "models"):
-                continue
             ends = room(name, path), room(target, known[target])
             if ends[0] != ends[1]:
                 found[ends].add(f"{name} > {target}")

@@ -41,7 +41,7 @@ def export_run(options: ExportOptions) -> int:
     Raises:
         CallError: no such run, or a folder that cannot be made.
     """
-    from resprune_jax.experiments.pocket.export import export
+    from resprune_jax.experiments.pocket.model.export import export
     from resprune_jax.experiments.pocket.training.command import newest
 
     stage, step, model = newest(options.run, options.preset)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from resprune_jax.experiments.pocket.export import write_image_processor
-from resprune_jax.experiments.pocket.tokenizer import TEMPLATE
+from resprune_jax.experiments.pocket.model.export import write_image_processor
+from resprune_jax.experiments.pocket.model.tokenizer import TEMPLATE
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.families.registry import save_checkpoint

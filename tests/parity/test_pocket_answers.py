@@ -10,9 +10,9 @@ from resprune_jax.experiments.pocket.evaluation.measure import (
     measure,
     settings,
 )
-from resprune_jax.experiments.pocket.export import shipped
 from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
 from resprune_jax.experiments.pocket.scenes.scene import render
+from resprune_jax.experiments.shipped import shipped
 from resprune_jax.models import load_model
 from tests.checkpoints.llava import reference_model
 

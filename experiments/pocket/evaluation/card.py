@@ -14,9 +14,9 @@ from resprune_jax.experiments.pocket.evaluation.tables import (
     markdown_table,
     source,
 )
+from resprune_jax.experiments.pocket.model.recipe import recipe
 from resprune_jax.experiments.pocket.scenes.questions import FAMILIES
 from resprune_jax.experiments.pocket.training.plans import SHIPPED, stages_of
-from resprune_jax.experiments.pocket.training.recipe import recipe
 
 _HEAD = """---
 license: apache-2.0

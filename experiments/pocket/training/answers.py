@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.model import tokenizer
+from resprune_jax.experiments.pocket.model.recipe import recipe
 from resprune_jax.experiments.pocket.scenes.frozen import split_seed
 from resprune_jax.experiments.pocket.scenes.labels import owners
 from resprune_jax.experiments.pocket.scenes.parts import PAGES, TOP, Scene
@@ -16,7 +17,6 @@ from resprune_jax.experiments.pocket.scenes.scene import make_scene
 from resprune_jax.experiments.pocket.scenes.words import Draw
 from resprune_jax.experiments.pocket.training.drills import DRILLS, OPENINGS, Fact, drill
 from resprune_jax.experiments.pocket.training.lessons import lesson
-from resprune_jax.experiments.pocket.training.recipe import recipe
 from resprune_jax.experiments.pocket.training.targets import targets
 
 OPENING = "USER: <image>"

@@ -81,8 +81,8 @@ def run(options: TrainOptions) -> int:
     import jax
     from flax import nnx
 
-    from resprune_jax.experiments.pocket.evaluation.figures import loss_figure
-    from resprune_jax.experiments.pocket.export import export
+    from resprune_jax.experiments.pocket.model.export import export
+    from resprune_jax.experiments.pocket.training.figures import loss_figure
     from resprune_jax.experiments.pocket.training.plans import stages_of
     from resprune_jax.experiments.pocket.training.stages import initial
     from resprune_jax.experiments.pocket.training.trainer import train

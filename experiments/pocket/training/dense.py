@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.model import tokenizer
 from resprune_jax.experiments.pocket.scenes.labels import SLOTS, VOCABULARY
 from resprune_jax.experiments.pocket.scenes.words import CHARACTERS, COLOURS, SHAPES, SIZES, WORDS
 from resprune_jax.experiments.pocket.training.targets import NO_DIGIT, PRESENT

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from resprune_jax.errors import CallError
+from resprune_jax.experiments.pocket.model.recipe import recipe
 from resprune_jax.experiments.pocket.scenes.parts import TOP
 from resprune_jax.experiments.pocket.scenes.questions import FAMILIES
 from resprune_jax.experiments.pocket.training.answers import Answer, Phase
-from resprune_jax.experiments.pocket.training.recipe import recipe
 from resprune_jax.experiments.pocket.training.stages import See, answer_loss, levelled, see_loss
 from resprune_jax.experiments.pocket.training.trainer import Loss, Schedule
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from resprune_jax.experiments.pocket.model.recipe import recipe
 from resprune_jax.experiments.pocket.scenes.frozen import split_seed
 from resprune_jax.experiments.pocket.scenes.parts import PAGES
 from resprune_jax.experiments.pocket.scenes.scene import make_scene
@@ -16,7 +17,6 @@ from resprune_jax.experiments.pocket.scenes.words import Draw
 from resprune_jax.experiments.pocket.training.answers import NAMES, opening_ids
 from resprune_jax.experiments.pocket.training.dense import Heads, dense_loss, normalise
 from resprune_jax.experiments.pocket.training.drills import DRILLS
-from resprune_jax.experiments.pocket.training.recipe import recipe
 from resprune_jax.experiments.pocket.training.segments import run_segments
 from resprune_jax.experiments.pocket.training.targets import targets
 from resprune_jax.experiments.pocket.training.trainer import Batch, Loss

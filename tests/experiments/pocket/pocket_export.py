@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from resprune_jax.experiments.pocket.export import export
-from resprune_jax.experiments.pocket.training import recipe
+from resprune_jax.experiments.pocket.model import recipe
+from resprune_jax.experiments.pocket.model.export import export
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
 

@@ -12,10 +12,9 @@ from PIL import Image
 
 from resprune_jax.experiments import cli, common
 from resprune_jax.experiments.answer import command as answer
-from resprune_jax.experiments.pocket import export
-from resprune_jax.experiments.pocket.evaluation import figures
+from resprune_jax.experiments.pocket.model import recipe
 from resprune_jax.experiments.pocket.training import command as train
-from resprune_jax.experiments.pocket.training import plans, recipe, stages, trainer
+from resprune_jax.experiments.pocket.training import figures, plans, stages, trainer
 from resprune_jax.models import load_model
 from tests.experiments.pocket.pocket_export import SMALL
 
@@ -99,7 +98,7 @@ def test_pocket_is_a_name_for_the_packages_model(
 ) -> None:
     weights = place / "package" / "weights" / "cpu"
     weights.mkdir(parents=True)
-    monkeypatch.setattr(export, "__file__", str(place / "package" / "export.py"))
+    monkeypatch.setattr(shipped, "WEIGHTS", weights.parent)
     if has:
         (weights / "config.json").write_text(json.dumps(recipe.RECIPES["cpu"].hf_config()))
     (place / "pocket").mkdir()  # a folder of that name is another thing

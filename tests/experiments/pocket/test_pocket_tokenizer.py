@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.model import tokenizer
 from resprune_jax.experiments.pocket.scenes.frozen import balanced_set
 from resprune_jax.experiments.pocket.scenes.labels import VOCABULARY, caption
 from resprune_jax.experiments.pocket.scenes.words import CHARACTERS, SHAPES, WORDS, Draw

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.model import recipe, tokenizer
 from resprune_jax.experiments.pocket.scenes.frozen import split_seed
 from resprune_jax.experiments.pocket.scenes.labels import SLOTS, VOCABULARY, dense_labels, owners
 from resprune_jax.experiments.pocket.scenes.parts import PRESETS, Description
 from resprune_jax.experiments.pocket.scenes.questions import FAMILIES
 from resprune_jax.experiments.pocket.scenes.scene import coverage, make_scene
 from resprune_jax.experiments.pocket.scenes.words import SHAPES, WORDS, Draw
-from resprune_jax.experiments.pocket.training import answers, recipe, stages, trainer
+from resprune_jax.experiments.pocket.training import answers, stages, trainer
 from resprune_jax.experiments.pocket.training.answers import MOST, NAMES, Answer, Phase, pack
 from resprune_jax.experiments.pocket.training.drills import DRILLS, drill
 from resprune_jax.experiments.pocket.training.segments import run_segments

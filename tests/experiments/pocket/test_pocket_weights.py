@@ -15,8 +15,8 @@ from resprune_jax.experiments.pocket.evaluation.card import card
 from resprune_jax.experiments.pocket.evaluation.measure import Measured, measure, settings
 from resprune_jax.experiments.pocket.evaluation.summary import SLICE, weights_digest
 from resprune_jax.experiments.pocket.evaluation.tables import markdown
-from resprune_jax.experiments.pocket.export import shipped
 from resprune_jax.experiments.pocket.scenes.frozen import digest, frozen_set
+from resprune_jax.experiments.shipped import shipped
 from resprune_jax.models import load_model
 
 DROP = 0.03

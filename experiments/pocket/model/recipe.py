@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resprune_jax.errors import CallError
-from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.model import tokenizer
 from resprune_jax.experiments.pocket.scenes.parts import PATCH, PRESETS, SceneConfig
 
 

@@ -7,34 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resprune_jax.errors import CallError
-from resprune_jax.experiments.pocket import tokenizer
+from resprune_jax.experiments.pocket.model import tokenizer
+from resprune_jax.experiments.pocket.model.recipe import recipe
 from resprune_jax.experiments.pocket.scenes.parts import PATCH
-from resprune_jax.experiments.pocket.training.recipe import RECIPES, recipe
 from resprune_jax.models.families.registry import save_checkpoint
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def shipped(preset: str = "cpu") -> Path:
-    """The folder of a pocket model that came with the package.
-
-    Args:
-        preset: "cpu" or "gpu".
-
-    Raises:
-        CallError: an unknown preset, or one whose weights the package does not have.
-    """
-    recipe(preset)
-    folder = Path(__file__).parent / "weights" / preset
-    if not (folder / "config.json").is_file():
-        have = [name for name in RECIPES if (folder.parent / name / "config.json").is_file()]
-        raise CallError(
-            f"no weights of the pocket model {preset!r} came with this package (it has"
-            f" {', '.join(have) or 'none'}): train them, resprune pocket train --preset {preset}"
-        )
-    return folder
 
 
 def export(folder: Path, preset: str, parameters: Any) -> Path:

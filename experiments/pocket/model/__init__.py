@@ -1,0 +1,1 @@
+"""The pocket model as a checkpoint: its sizes, its tokenizer, its files."""
