@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -64,8 +65,9 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of this project that one imports, lazily or at once; types alone do not count."""
+@cache
+def named(name: str, path: Path) -> tuple[str, ...]:
+    """What a module imports, lazily or at once, as it stands there; types alone do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
         id(inner)
@@ -73,6 +75,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
+    found: list[str] = []
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         targets: list[str] = []
@@ -85,14 +88,21 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
                 above = parts[: len(parts) - node.level + 1]
                 module = ".".join([*above, module] if module else above)
             targets = [f"{module}.{each.name}" for each in node.names]
-        for target in targets:
-            for prefix in ("resprune_jax.models", "resprune_jax.experiments"):
-                if target == prefix or target.startswith(prefix + "."):
-                    target = target.removeprefix("resprune_jax.")
-            while target and target not in known:
-                target = target.rpartition(".")[0]
-            if target and target != name and id(node) not in typing:
-                yield target
+        if id(node) not in typing:
+            found += targets
+    return tuple(found)
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of this project that one imports."""
+    for target in named(name, path):
+        for prefix in ("resprune_jax.models", "resprune_jax.experiments"):
+            if target == prefix or target.startswith(prefix + "."):
+                target = target.removeprefix("resprune_jax.")
+        while target and target not in known:
+            target = target.rpartition(".")[0]
+        if target and target != name:
+            yield target
 
 
 def floor(name: str) -> int:

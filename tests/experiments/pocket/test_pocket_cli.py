@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resprune_jax.experiments import cli, common
+from resprune_jax.experiments import cli, common, shipped
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.pocket.model import recipe
 from resprune_jax.experiments.pocket.training import command as train
