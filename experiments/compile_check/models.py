@@ -88,6 +88,25 @@ CASES: dict[str, Case] = {
         size=(1036, 1036),
         keep=1 / 3,
     ),
+    # Qwen/Qwen2-VL-7B-Instruct: the same language model and pictures behind the plainer tower.
+    "qwen2-vl-7b": Case(
+        {
+            "model_type": "qwen2_vl",
+            "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584},
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 32768,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        },
+        size=(1036, 1036),
+        keep=1 / 3,
+    ),
 }
 
 

@@ -67,6 +67,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sliding_window": "missing",
         "num_hidden_layers": 1,
     },
+    # As v1.6-34b, whose decoder is Yi's; llama3-llava-next-8b differs in the base alone.
+    "yi": {
+        "text": LlamaConfig,
+        "num_key_value_heads": 2,
+        "rope_theta": 5e6,
+        "num_hidden_layers": 1,
+    },
     # As llava-next-72b: biases of queries, keys and values.
     "qwen2": {
         "text": Qwen2Config,

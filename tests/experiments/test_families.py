@@ -190,6 +190,23 @@ def test_the_check_of_a_large_image_notices(capsys: pytest.CaptureFixture[str]) 
     print(said)
 
 
+def test_info_of_qwen2_vl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    shallow = {**QWEN_7B, "num_hidden_layers": 1}
+    config = {**shallow, "model_type": "qwen2_vl",
+              "vision_config": {"depth": 1, "embed_dim": 1280, "hidden_size": 3584}}  # fmt: skip
+    facts = info(capsys, folder, config, "--size", "640x480", "--keep", "0.222", "128")
+    assert facts["family"] == "Qwen2-VL"
+    # The published 8,291,375,616 less 27 decoder layers and 31 blocks.
+    assert facts["parameters"]["total"] == 8_291_375_616 - 27 * 233_057_792 - 31 * 19_677_440
+    assert facts["images"][0]["visual_tokens"] == 391 and facts["images"][0]["kept"] == [87, 128]
+    patches, width = 4 * 391, 1280
+    block = 4 * width**2 + 2 * width * 5120 + 2 * width * patches
+    assert facts["vision_tower_flops"] == 2 * patches * (block + 1176 * width)
+
+
 def test_another_family_is_refused_with_those_that_are_supported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip"}))
     with pytest.raises(CallError, match=r"'blip'.* supported: llava, llava_next, qwen2_5_vl"):

@@ -52,7 +52,7 @@ def read_port(directory: Path, config: LlavaNextConfig) -> tuple[Any, nnx.State]
     return nnx.graphdef(abstract), load_parameters(directory, abstract, dtype="float32")
 
 
-@lru_cache(maxsize=5)
+@lru_cache(maxsize=6)
 def pair(variant: str) -> Pair:
     """One of `llava_next.VARIANTS`, made once a run."""
     directory = tiny_next(Path(mkdtemp()), variant=variant)

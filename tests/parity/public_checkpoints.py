@@ -70,7 +70,8 @@ ROWS: tuple[Public, ...] = (
            hf.qwen("qwen2_vl", 1536, 8960, 28, (12, 2), hf.plain_tower(1536), tied=True),
            ("test_qwen2_vl.py",)),
     Public("Qwen/Qwen2-VL-7B-Instruct, ByteDance-Seed/UI-TARS-7B-DPO, "
-           "allenai/olmOCR-7B-0225-preview", "own head", hf.qwen("qwen2_vl", 3584, 18944, 28, (28, 4), hf.plain_tower(3584)),
+           "allenai/olmOCR-7B-0225-preview", "own head",
+           hf.qwen("qwen2_vl", 3584, 18944, 28, (28, 4), hf.plain_tower(3584)),
            ("test_qwen2_vl.py",)),
     Public("Qwen/Qwen2-VL-72B-Instruct", "own head",
            hf.qwen("qwen2_vl", 8192, 29568, 80, (64, 8), hf.plain_tower(8192)),

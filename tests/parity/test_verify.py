@@ -32,14 +32,26 @@ from tests.checkpoints.onevision import tiny_onevision
 from tests.checkpoints.qwen_vl import tiny_qwen
 from tests.checkpoints.siglip import tiny_interleave
 
+
+def tiny_stretched(directory: Path) -> Path:
+    """Qwen2-VL with RoPE of type yarn, its original context far shorter than the prompt."""
+    folder = tiny_qwen(directory, variant="qwen2")
+    config = json.loads((folder / "config.json").read_text())
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12}
+    config["text_config"]["rope_parameters"].update(yarn)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 FAMILIES = {
     "llava": tiny_llava,
     "next": tiny_next,
     "qwen": tiny_qwen,
+    "qwen2": tiny_stretched,
     "interleave": tiny_interleave,
     "onevision": tiny_onevision,
 }
-NO_CLASS_TOKEN = ("qwen", "interleave", "onevision")
+NO_CLASS_TOKEN = ("qwen", "qwen2", "interleave", "onevision")
 QUESTION = "What colour is the dog near the window?"
 
 
@@ -86,7 +98,7 @@ def test_every_check_passes(family: str) -> None:
     there = reference(family)
     assert len(there.full.tokens) == 16 and len(there.picks) >= (3 if family == "interleave" else 5)
     assert (family in ("next", "onevision")) == there.newline.any()
-    assert (family == "qwen") == bool(there.grid)
+    assert family.startswith("qwen") == bool(there.grid)
 
 
 @pytest.fixture
@@ -167,6 +179,9 @@ def plant(fault: str, family: str, target: Path) -> Path:
             theta = "text_config.rope_parameters.rope_theta"
             base = 1.01e6 if family == "qwen" else 10100.0
             return edited(family, target, "config.json", setting(theta, base))
+        case "stretch":
+            own = "text_config.rope_parameters.factor"
+            return edited(family, target, "config.json", setting(own, 4.5))
         case "gelu":
             own = "projector_hidden_act"
             return edited(family, target, "config.json", setting(own, "gelu_pytorch_tanh"))
@@ -184,7 +199,9 @@ def plant(fault: str, family: str, target: Path) -> Path:
         case "swapped layer":
             return swap(target, family, "layers.0.mlp", "layers.1.mlp")
         case "swapped vision layer":
-            names = ("blocks.1", "blocks.2") if family == "qwen" else ("layers.1", "layers.2")
+            names = ("layers.1", "layers.2")
+            if family.startswith("qwen"):
+                names = ("blocks.0", "blocks.1")
             return swap(target, family, f"{names[0]}.mlp", f"{names[1]}.mlp")
     assert fault == "mean"
 
@@ -198,7 +215,8 @@ def plant(fault: str, family: str, target: Path) -> Path:
 FAULTS = [
     # (fault, families, the line that must fail, what its explanation must name)
     ("swapped layer", "llava next qwen", "weights", "layers.0, "),
-    ("swapped vision layer", "llava next qwen", "weights", "1, "),
+    ("swapped vision layer", "llava next", "weights", "1, "),
+    ("swapped vision layer", "qwen qwen2", "weights", "blocks."),
     ("template", "llava next qwen", "chat template", "chat template"),
     ("mean", "llava next qwen", "image pixels", "image_mean"),
     ("vision epsilon", "llava next interleave", "vision features", "layer_norm_eps"),
@@ -206,6 +224,7 @@ FAULTS = [
     ("gelu", "llava next", "projector output", "projector_hidden_act"),
     ("epsilon", "llava next qwen", "logits, full", "from the first token on"),
     ("theta", "llava next qwen", "logits, full", "rope_theta"),
+    ("stretch", "qwen2", "logits, full", "rope scaling"),
 ]
 
 

@@ -50,7 +50,7 @@ def one_device() -> Mesh:
 
 def test_the_published_sizes() -> None:
     """Counted from few layers, each of which is as large as the next."""
-    layers = {"llava-1.5-7b": (32, 24), "qwen2.5-vl-7b": (28, 32)}
+    layers = {"llava-1.5-7b": (32, 24), "qwen2.5-vl-7b": (28, 32), "qwen2-vl-7b": (28, 32)}
     counts = {}
     for name, (decoder, tower) in layers.items():
         config = read_model_config(CASES[name].hf)
@@ -66,6 +66,7 @@ def test_the_published_sizes() -> None:
     # 7,063,427,072 published; the last vision block and the class token's norm never run.
     assert counts["llava-1.5-7b"] == 7_063_427_072 - 12_598_272
     assert counts["qwen2.5-vl-7b"] == 8_292_166_656
+    assert counts["qwen2-vl-7b"] == 8_291_375_616
 
 
 @pytest.mark.parametrize("name", CASES)

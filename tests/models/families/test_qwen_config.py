@@ -6,7 +6,7 @@ import pytest
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.config import DecoderConfig
-from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
+from resprune_jax.models.families.qwen_vl.config import Qwen2VLConfig, Qwen25VLConfig
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
 # Shaped like the published Qwen2.5-VL-7B file: the text model's fields lie at the top.
@@ -163,3 +163,47 @@ def test_what_the_port_does_not_do_is_refused(
 def test_windows_that_no_layer_has_are_no_reason_to_refuse() -> None:
     hf = {**HUB, "use_sliding_window": True}  # from layer 28 of 28 on
     assert Qwen25VLConfig.from_hf(hf).text == TEXT
+
+
+QWEN2 = {
+    **{key: value for key, value in HUB.items() if key != "vision_config"},
+    "model_type": "qwen2_vl",
+    "vision_config": {
+        "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3,
+        "hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+}  # fmt: skip
+
+
+def test_qwen2_vl_has_another_tower() -> None:
+    config = Qwen2VLConfig.from_hf(QWEN2)
+    vision = config.vision
+    assert type(config) is Qwen2VLConfig and config.text == Qwen25VLConfig.from_hf(HUB).text
+    assert (vision.hidden_size, vision.intermediate_size, vision.out_hidden_size) == (
+        1280, 5120, 3584,
+    )  # fmt: skip
+    assert vision.full_attention_blocks == tuple(range(32)) and not vision.gated
+    assert vision.tokens_per_second is None
+    # As transformers saves it.
+    tower = {**QWEN2["vision_config"], "model_type": "qwen2_vl_vision"}
+    assert Qwen2VLConfig.from_hf({**QWEN2, "vision_config": tower}) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "said"),
+    [
+        (None, {"model_type": "qwen2_5_vl"}, "model type 'qwen2_5_vl' is not supported"),
+        ("vision_config", {"hidden_act": "silu"}, "vision hidden_act 'silu'"),
+        ("vision_config", {"hidden_size": 1536}, "out_hidden_size 1536 is not the language"),
+        ("vision_config", {"embed_dim": 0}, "vision embed_dim is 0"),
+        ("vision_config", {"mlp_ratio": "4"}, "vision mlp_ratio is '4'"),
+        ("vision_config", {"model_type": "qwen2_5_vl"}, "vision model type 'qwen2_5_vl'"),
+    ],
+)
+def test_what_qwen2_vl_does_not_do_is_refused(
+    section: str | None, fields: dict[str, Any], said: str
+) -> None:
+    vision = QWEN2["vision_config"]
+    hf = {**QWEN2, **fields} if section is None else {**QWEN2, section: {**vision, **fields}}
+    with pytest.raises(CallError, match=said):
+        Qwen2VLConfig.from_hf(hf)

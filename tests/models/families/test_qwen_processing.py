@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    smart_resize as reference_resize,
+)
 
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.models.decoder.mrope import Grid
@@ -19,6 +22,7 @@ from resprune_jax.models.families.qwen_vl.images import (
 )
 from resprune_jax.models.images.video import Sampling
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.tables import num_tokens
 
 CONFIG = QwenVisionConfig(32, 56, 2, 2, 64)
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -83,6 +87,20 @@ def test_token_counts_are_transformers(size: dict[str, int]) -> None:
         aspect = max(aspect, height / width, width / height)
     print(f"{len(cases)} sizes, {min(tokens)} to {max(tokens)} tokens, aspect ratio up to {aspect}")
     assert aspect == 200
+
+
+def test_rows_and_columns_of_qwen2_vl_are_transformers() -> None:
+    vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "spatial_patch_size": 14}
+    config = QwenVisionConfig.plain_from_hf(vision)
+    ours = QwenProcessor(Qwen2VLImageProcessorPil(size=HUB), config, video={})
+    cases = list(dict.fromkeys(sizes(3000, rng_seed=2)))[:2000]
+    for height, width in cases:
+        tall, wide = reference_resize(
+            height, width, factor=28, min_pixels=3136, max_pixels=12845056
+        )
+        assert ours.grid(height, width) == (1, tall // 14, wide // 14), (height, width)
+        assert num_tokens(ours.grid(height, width), config) == tall * wide // 784
+    assert len(cases) == 2000
 
 
 def test_known_token_counts_of_the_published_processor() -> None:
