@@ -1,6 +1,8 @@
-"""A picture of what was kept: the image as the model sees it, dropped patches dimmed.
+"""A picture of what was kept: the image as the model sees it, dropped patches veiled and hatched.
 
-The like of the paper's Figure 2: one panel a budget, the question above them.
+The like of the paper's Figure 2: one panel a budget, the question and the answer above them. What
+was dropped must be told from what was kept on any picture, white, black or noisy: its patches lose
+their colour and most of their contrast, are hatched, and are bounded by a light and a dark line.
 """
 
 import dataclasses
@@ -22,6 +24,10 @@ Panel = tuple[str, Sequence[int] | np.ndarray | None]
 
 SIDE = 672  # pixels a panel's image is drawn with
 PAPER, INK, FAINT, ACCENT = "#ffffff", "#1b1e23", "#6b7280", "#ff4f1f"
+ANSWER = "#0b7285"
+VEIL, HATCH = (72, 78, 90), (158, 164, 176)  # what dropped patches are drawn with
+SEEN = 0.28
+"""How much of a dropped patch shows through the veil."""
 
 
 def patch_mask(kept: Sequence[int] | np.ndarray | None, grid: tuple[int, int]) -> np.ndarray:
@@ -45,7 +51,7 @@ def patch_mask(kept: Sequence[int] | np.ndarray | None, grid: tuple[int, int]) -
 
 
 def dim(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Dim what was dropped: grey, and faded towards the paper, so that the rest stands out.
+    """Veil and hatch what was dropped, and bound what was kept, so that both show on any picture.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -59,10 +65,32 @@ def dim(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     in_row = np.minimum(np.arange(height) * rows // height, rows - 1)
     in_column = np.minimum(np.arange(width) * columns // width, columns - 1)
     clear = mask[in_row][:, in_column]  # [H, W]
+    unit = max(height, width) / SIDE  # the scale of lines
     grey = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    faded = 255.0 - (255.0 - grey) * 0.30
-    out = np.where(clear[..., None], pixels, faded[..., None])
+    veiled = SEEN * grey[..., None] + (1 - SEEN) * np.array(VEIL, np.float32)
+    every = max(round(14 * unit), 2)
+    line = (np.add.outer(np.arange(height), np.arange(width)) % every) < max(2.2 * unit, 1)
+    veiled = np.where(line[..., None], np.array(HATCH, np.float32), veiled)
+    # The bound lies on the dropped side: light towards what was kept, dark towards the veil.
+    near, far = (_grown(clear, round(size * unit) or 1) for size in (2, 4))
+    veiled = np.where(far[..., None], 20.0, veiled)
+    veiled = np.where(near[..., None], 255.0, veiled)
+    out = np.where(clear[..., None], pixels, veiled)
     return np.clip(np.round(out), 0, 255).astype(np.uint8)
+
+
+def _grown(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask and everything within `size` pixels of it, along rows and columns."""
+    for axis in (0, 1):
+        grown = mask.copy()
+        for step in range(1, min(size, mask.shape[axis] - 1) + 1):
+            ahead = [slice(None)] * 2
+            behind = [slice(None)] * 2
+            ahead[axis], behind[axis] = slice(step, None), slice(None, -step)
+            grown[tuple(ahead)] |= mask[tuple(behind)]
+            grown[tuple(behind)] |= mask[tuple(ahead)]
+        mask = grown
+    return mask
 
 
 def overlay(
@@ -71,6 +99,7 @@ def overlay(
     grid: tuple[int, int],
     *,
     question: str | None,
+    answer: str | None = None,
     image_aspect: Literal["processor", "pad"],
     image_size: int,
     path: str | Path,
@@ -83,6 +112,7 @@ def overlay(
         panels: (title, kept patches in order of choice or None for all), left to right.
         grid: rows and columns of patches.
         question: what was asked, written above the panels.
+        answer: what was answered, written below the question.
         image_aspect: "processor" or "pad", as the image was given to the model.
         image_size: side of the vision tower's input in pixels.
         path: the picture to write; its suffix gives the format.
@@ -101,7 +131,7 @@ def overlay(
     seen = seen_by_model(open_image(image), image_aspect=image_aspect, image_size=image_size)
     pixels = np.asarray(seen)
     views = [View(title, pixels, grid, kept) for title, kept in panels]
-    return draw(views, question=question, path=path, order=order)
+    return draw(views, question=question, answer=answer, path=path, order=order)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +154,12 @@ class View:
 
 
 def draw(
-    panels: Sequence[View], *, question: str | None, path: str | Path, order: bool = False
+    panels: Sequence[View],
+    *,
+    question: str | None,
+    answer: str | None = None,
+    path: str | Path,
+    order: bool = False,
 ) -> Path:
     """Draw panels side by side; arguments as for `overlay`.
 
@@ -138,7 +173,10 @@ def draw(
     masks = [patch_mask(panel.kept, panel.grid) for panel in panels]
     columns = min(len(panels), 4)
     lines = math.ceil(len(panels) / columns)
-    heading = textwrap.wrap(question or "", width=30 * columns)[:4]
+    heading = [(words, INK) for words in _lines(question, 4, 30 * columns)]
+    if answer is not None:
+        said = _lines(f"Answer: {answer}" if answer.strip() else "Answer: (empty)", 4, 30 * columns)
+        heading += [(words, ANSWER) for words in said]
     each, gap, title, margin = 3.0, 0.16, 0.36, 0.22  # inches
     head = 0.29 * len(heading) + (0.04 if heading else 0.0)
     seeded = any(p.seed and p.kept is not None and len(p.kept) for p in panels)
@@ -146,9 +184,9 @@ def draw(
     width = columns * each + (columns - 1) * gap + 2 * margin
     height = lines * (each + title) + head + foot + margin
     figure = Figure(figsize=(width, height), dpi=160, facecolor=PAPER)
-    for i, words in enumerate(heading):
+    for i, (words, ink) in enumerate(heading):
         at = 1 - (margin + 0.29 * i) / height
-        figure.text(0.5, at, words, ha="center", va="top", size=15, color=INK, parse_math=False)
+        figure.text(0.5, at, words, ha="center", va="top", size=15, color=ink, parse_math=False)
     for number, (panel, mask) in enumerate(zip(panels, masks, strict=True)):
         line, column = divmod(number, columns)
         left = margin + column * (each + gap)
@@ -159,12 +197,18 @@ def draw(
         _panel(axes, dim(panel.pixels, mask), panel, order)
     if seeded:
         figure.text(
-            0.5, 0.11 / height, "clear: kept    grey: dropped    ring: the seed token",
+            0.5, 0.11 / height, "clear: kept    hatched: dropped    ring: the seed token",
             ha="center", va="bottom", size=9.5, color=FAINT,
         )  # fmt: skip
     target = Path(path)
     figure.savefig(target, facecolor=PAPER)
     return target
+
+
+def _lines(text: str | None, most: int, width: int) -> list[str]:
+    """A text in lines; what does not fit is left out with an ellipsis."""
+    found = textwrap.wrap(text or "", width=width)
+    return found if len(found) <= most else [*found[: most - 1], found[most - 1][: width - 1] + "…"]
 
 
 def _panel(
