@@ -42,6 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("experiments.common", "experiments.info", "experiments.shipped"),
     ("experiments",),
     ("experiments.cli", "experiments.demo"),
+    ("experiments.start", "experiments.__main__"),
 )
 _FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
