@@ -16,11 +16,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from resprune_jax.experiments import start
-
-if __name__ == "__main__":  # before anything slow is imported: signals are heard from here on
-    sys.exit(start.main())
-
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError, printable
@@ -226,3 +221,7 @@ def _stopped() -> int:
     status = stopping.status()
     _complain("stopped")
     return status
+
+
+if __name__ == "__main__":  # `python -m resprune_jax.experiments` hears signals from its start
+    sys.exit(main())
