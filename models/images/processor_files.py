@@ -49,9 +49,12 @@ def load_image_processor(directory: str | os.PathLike[str], accepted: Sequence[s
     name = _class_name(settings, path, accepted)
     known: dict[str, Any] = {"image_processor_type": name}
     for key, value in settings.items():
-        if key in _SETTINGS and value is not None:
+        if key in _SETTINGS:
             check, expected = _SETTINGS[key]
-            if not check(value):
+            # transformers takes null as it is, which is "off" or nothing, and no default.
+            switch = _NEEDED_BY.get(key)
+            needed = switch is not None and settings.get(switch, True) is not False
+            if not (check(value) or (value is None and not needed)):
                 raise RunError(f"{key} is {shown(value)} in {path}, expected {expected}")
             known[key] = value
     from transformers import AutoImageProcessor
@@ -183,6 +186,14 @@ _SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_pixels": _AREA,
 }
 """What a file may set: what makes a value good, and how a message says that."""
+
+_NEEDED_BY = {
+    "image_mean": "do_normalize",
+    "image_std": "do_normalize",
+    "rescale_factor": "do_rescale",
+    "resample": "do_resize",
+}
+"""Settings that may not be null while a switch is on."""
 
 _VIDEO_SETTINGS = {
     **{key: _SETTINGS[key] for key in ("size", "min_pixels", "max_pixels")},

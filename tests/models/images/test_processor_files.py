@@ -34,7 +34,8 @@ def test_the_settings_are_handed_on(tmp_path: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
     for change in (
         {},
-        {"image_std": None},
+        {"image_std": None, "do_normalize": False},
+        {"do_center_crop": None, "size": {"height": 28, "width": 28}},
         {"image_mean": 0.5},
         {"resample": 2},
         {"do_center_crop": False},
@@ -78,7 +79,7 @@ def test_a_processor_of_another_model_is_named(tmp_path: Path, given: str) -> No
     ("key", "values"),
     [
         ("image_mean", [[0.5], "x", [1, 2, 3, 4], [[0.5]] * 3, float("nan"), True, {}]),
-        ("image_std", [[0, 0, 0], [1, 1, 0], 0, -1, float("inf"), [[0.5], [0.5], [0.5]]]),
+        ("image_std", [None, [0, 0, 0], [1, 1, 0], 0, -1, float("inf"), [[0.5], [0.5], [0.5]]]),
         ("resample", ["bicubic", 99, -1, 1.5, True]),
         ("rescale_factor", ["x", 0, -1, float("inf"), [1]]),
         (
