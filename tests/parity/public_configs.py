@@ -35,6 +35,28 @@ LLAMA31 = {**LLAMA3, "max_position_embeddings": 131072, "vocab_size": 128256,
            "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                             "original_max_position_embeddings": 8192,
                             "rope_type": "llama3"}}  # fmt: skip
+QWEN2_SMALL = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+               "max_position_embeddings": 32768, "num_attention_heads": 14,
+               "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+               "rope_theta": 1000000.0, "tie_word_embeddings": True,
+               "vocab_size": 152000}  # fmt: skip
+QWEN15_SMALL = {**QWEN2_SMALL, "hidden_size": 1024, "intermediate_size": 2816,
+                "num_attention_heads": 16, "num_key_value_heads": 16}  # fmt: skip
+QWEN2_7B = {**QWEN2_SMALL, "hidden_size": 3584, "intermediate_size": 18944,
+            "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+            "tie_word_embeddings": False}  # fmt: skip
+QWEN15_7B = {**QWEN2_7B, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+             "num_hidden_layers": 32, "num_key_value_heads": 32}  # fmt: skip
+QWEN2_72B = {**QWEN2_7B, "hidden_size": 8192, "intermediate_size": 29568,
+             "num_attention_heads": 64, "num_hidden_layers": 80,
+             "num_key_value_heads": 8}  # fmt: skip
+QWEN15_72B = {**QWEN2_72B, "intermediate_size": 24576, "num_key_value_heads": 64,
+              "rms_norm_eps": 1e-5}  # fmt: skip
+QWEN15_110B = {**QWEN2_72B, "intermediate_size": 49152, "rms_norm_eps": 1e-5}
+LAST_BLOCK: dict[str, Any] = {
+    "vision_config": {**SO400M, "num_hidden_layers": 26, "vision_use_head": False},
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+}  # fmt: skip
 
 
 def llava(text: dict[str, Any], token: int = 32000, **more: Any) -> dict[str, Any]:
@@ -51,6 +73,16 @@ def llava_next(text: dict[str, Any], token: int = 32000, **more: Any) -> dict[st
     own = {"model_type": "llava_next", "image_grid_pinpoints": PINS, "use_image_newline_parameter":
            True, "tie_word_embeddings": False}  # fmt: skip
     return {**llava(text, token), **own, **more}
+
+
+def onevision(text: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A LLaVA-OneVision file: every plane of one to six tiles a side."""
+    sides = [384 * number for number in range(1, 7)]
+    return {
+        **llava(text, 151646), "model_type": "llava_onevision", "video_token_index": 151647,
+        "image_grid_pinpoints": [[height, width] for height in sides for width in sides],
+        "vision_aspect_ratio": "anyres_max_9", **LAST_BLOCK, **more,
+    }  # fmt: skip
 
 
 def qwen(
