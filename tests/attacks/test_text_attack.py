@@ -38,9 +38,9 @@ def raising(real: Any) -> Any:
 @pytest.mark.parametrize(
     ("where", "name", "fault", "kind"),
     [
-        (prompts, "mask_markup", shorter_mask, "traceback"),
+        (cleaning, "mask_markup", shorter_mask, "traceback"),
         (prompts._Line, "offset", offset_behind_a_cut, "wrong"),
-        (prompts, "blank", raising, "traceback"),
+        (cleaning, "blank", raising, "traceback"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
