@@ -113,7 +113,7 @@ def llava_reference(folder: Path, model: LVLM, row: list[Any], question: str) ->
     return Reference(torch_model, inputs, x, np.arange(len(ids)), image)
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
 def test_a_ragged_batch_behind_the_original_context(kind: str, checkpoint: Path) -> None:
     folder = stretched(checkpoint, TINY[kind])
     model = loaded(folder)
@@ -123,8 +123,6 @@ def test_a_ragged_batch_behind_the_original_context(kind: str, checkpoint: Path)
     assert max(len(row.ids) for row in rows) > 100
     check_logits(model, ROWS, ASKED, rows)
     assert check_greedy(model, ROWS, ASKED, rows) >= 64
-    if kind == "llama3":
-        check_pruned(model, ROWS, ASKED, rows, keep=[0.3, 5, None], new=4)
 
 
 @lru_cache(maxsize=1)
