@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resprune_jax import nouns, prompts
+from resprune_jax import cleaning, nouns, prompts
 from tests.attacks import text
 from tests.attacks.harness import OK, REFUSED, attempt
 
