@@ -14,6 +14,8 @@ from resprune_jax.experiments.answer.rows import read_rows
 from resprune_jax.experiments.info import parse_size
 from resprune_jax.experiments.memory.large_image import PROCESSOR, main
 from resprune_jax.models import LVLM, load_model
+from tests.models.families.test_config import INTERLEAVE
+from tests.models.families.test_onevision import HUB as ONEVISION
 from tests.parity import qwen_pairs
 from tests.parity.next_pairs import picture
 from tests.prompt_data import lexicon
@@ -39,6 +41,9 @@ QWEN_7B: dict[str, Any] = {
                       "out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31],
                       "tokens_per_second": 2},
 }  # fmt: skip
+
+
+HALF = {"torch_dtype": "float16"}
 
 
 def info(capsys: pytest.CaptureFixture[str], folder: Path, config: Any, *words: str) -> Any:
@@ -83,6 +88,28 @@ def test_info_of_qwen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     linear = 32 * (4 * width**2 + 3 * width * 3420) + 1176 * width
     seen = 4 * patches + 28 * 64
     assert facts["vision_tower_flops"] == 2 * patches * (linear + 2 * width * seen)
+
+
+def test_info_of_onevision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info(capsys, tmp_path / "m", ONEVISION | HALF, "--keep", "0.222", "128")
+    assert facts["family"] == "LLaVA-OneVision"
+    # Embeddings and head 1090 million, layers 6526, 26 blocks of the tower 398, projector 17.
+    assert round(facts["parameters"]["total"] / 1e6) == 8030
+    counts = {tuple(image["size"]): image["visual_tokens"] for image in facts["images"]}
+    assert list(counts.values()) == [2929, 1485, 4725, 7269]
+    assert facts["tiles"] == 5 and facts["images"][0]["newlines"] == 40
+    assert facts["images"][0]["kept"] == [round(0.222 * 2929), 128]
+    # Every patch of every tile passes the projector.
+    assert facts["projector_flops"] == 2 * 5 * 729 * (1152 * 3584 + 3584**2)
+
+
+def test_info_of_interleave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = info(capsys, tmp_path / "m", INTERLEAVE | HALF)
+    assert facts["visual_tokens"] == 729 and facts["grid"] == [27, 27]
+    assert facts["parameters"]["lm_head"] == 0  # tied
+    patches, width = 729, 1152
+    block = 4 * patches * width**2 + 2 * patches**2 * width + 2 * patches * width * 4304
+    assert facts["vision_tower_flops"] == 2 * (patches * 588 * width + 26 * block)
 
 
 def test_sizes_that_are_none() -> None:
