@@ -231,6 +231,7 @@ def run(options: InfoOptions) -> int:
     from resprune_jax.models.checkpoint.hub import resolve_checkpoint
     from resprune_jax.models.checkpoint.reading import resolve_dtype
     from resprune_jax.models.families.registry import checkpoint_config, family_class
+    from resprune_jax.models.prompts.generation_file import read_generation_settings
 
     folder = resolve_checkpoint(
         checkpoint_of(options.model), revision=options.revision, weights=False
@@ -242,9 +243,12 @@ def run(options: InfoOptions) -> int:
     layout = family.layouts(config, folder)
     images = [(size, layout(size[1], size[0])) for size in sizes]
     dtype = resolve_dtype(options.dtype, folder, raw)
+    answers = read_generation_settings(folder, config.text.vocab_size, raw)
     facts = {
         "model": model_name(options.model),
         "dtype": dtype.name,
+        "answers": answers.applied,
+        "sampling": dict(answers.sampling),
         **describe(config, budgets, images, bytes_per_number=dtype.itemsize),
     }
     if options.json:
@@ -329,6 +333,13 @@ def _print(facts: dict[str, Any]) -> None:
             flops_text(row["selection_flops"]) if row["selection_flops"] else "",
         )
     out.print(table)
+    for name, settings in (
+        ("Answers are shaped by", facts["answers"]),
+        ("With --sample they are drawn by", facts["sampling"]),
+    ):
+        if settings:
+            said = ", ".join(f"{key} {value}"[:80] for key, value in settings.items())
+            out.print(f"{name} the checkpoint's {said}.", markup=False)
     out.print(
         "Counted as the paper counts: visual tokens only, prefill, 2 FLOPs a multiply-add. Choice"
         " is the selection, one inner-product pass a pick.",

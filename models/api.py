@@ -16,6 +16,7 @@ from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models.families.base import Family, ImageLayout, Layouts
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.encoded import Encoded, Images, media_of, rows_of
 from resprune_jax.models.running.generation import (
@@ -27,6 +28,7 @@ from resprune_jax.models.running.generation import (
 from resprune_jax.models.running.plan import (
     Planned,
     Prompts,
+    check_ceiling,
     check_lengths,
     make_plan,
     planned,
@@ -50,6 +52,7 @@ class LVLM(Runner):
         family: the model family: its processor, layouts and positions.
         state: the parameters, split from the Flax module.
         dtype: their dtype.
+        settings: what the checkpoint says of its answers.
         mesh: the device mesh, or None.
         path: the checkpoint's folder.
     """
@@ -63,9 +66,12 @@ class LVLM(Runner):
         encoder: PromptEncoder,
         dtype: DTypeLike,
         mesh: jax.sharding.Mesh | None = None,
+        settings: GenerationSettings | None = None,
         extractor: NounExtractor | None = None,
     ) -> None:
-        super().__init__(family, state, eos_ids=encoder.eos_ids, dtype=dtype, mesh=mesh)
+        super().__init__(
+            family, state, eos_ids=encoder.eos_ids, dtype=dtype, settings=settings, mesh=mesh
+        )
         self.path = path
         self.encoder = encoder
         # By tagger as it was asked for; each takes seconds to load.
@@ -158,17 +164,26 @@ class LVLM(Runner):
             RunError: an image file that is broken.
         """
         begin = time.perf_counter()
+        ceiling = self.settings.ceiling(options)
+        options = self.settings.resolve(options)
+        assert options.max_new_tokens is not None
         call = self._prepare(
-            images, prompts, options, new_tokens=options.max_new_tokens, announce=announce
-        )
+            images, prompts, options, new_tokens=options.max_new_tokens, ceiling=ceiling,
+            announce=announce,
+        )  # fmt: skip
         jax.block_until_ready(call.visual)
         encoded = time.perf_counter()
         plan = call.plan
-        made = self.run(call, last=options.max_new_tokens)
+        most = np.full(plan.size, options.max_new_tokens)
+        if ceiling is not None:
+            most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
+        made = self.run(call, last=int(most.max()))
         selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
         errors = row_errors(selection, made.finite, plan.size)
-        rows = [row[row != EMPTY] if not error else row[:0] for row, error in
-                zip(tokens, errors, strict=True)]  # fmt: skip
+        rows = [
+            row[:0] if error else row[:last][row[:last] != EMPTY]
+            for row, error, last in zip(tokens, errors, most, strict=True)
+        ]
         return Generation(
             texts=[self.encoder.decode(row) for row in rows],
             tokens=rows,
@@ -251,6 +266,7 @@ class LVLM(Runner):
         options: CallOptions,
         *,
         new_tokens: int,
+        ceiling: int | None = None,
         announce: Announce | None = None,
     ) -> Call:
         """Check the whole call, run the vision tower and lay the prompts out."""
@@ -284,6 +300,7 @@ class LVLM(Runner):
             pictures = self._adopt(images)
         # Before the tower runs: images know how many tokens they give.
         check_lengths(self.family, read, pictures.layouts, each, options, new_tokens=new_tokens)
+        check_ceiling(read, pictures.layouts, ceiling, self.settings.source)
         if announce is not None:
             own = pictures.layouts * (1 if len(pictures.layouts) > 1 else len(questions))
             announce(planned(own, each, options))
@@ -311,7 +328,7 @@ class LVLM(Runner):
             visual: the visual tokens of their images.
             layouts: of the images, one row for all prompts or one for each.
             keep: a budget for each prompt.
-            options: the call's.
+            options: the call's; what they leave to the checkpoint is filled in.
             method: what chooses; None keeps every token.
             new_tokens: room for an answer in the model's context.
         """
@@ -320,4 +337,4 @@ class LVLM(Runner):
             slots=visual.valid.shape[1], new_tokens=new_tokens,
         )  # fmt: skip
         positions = options.positions or self.family.positions
-        return Call(prompts, plan, visual, options, positions, method)
+        return Call(prompts, plan, visual, self.settings.resolve(options), positions, method)

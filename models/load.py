@@ -19,6 +19,7 @@ from resprune_jax.models.families.registry import (
     read_model_config,
 )
 from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.prompts.generation_file import read_generation_settings
 
 
 def load_model(
@@ -46,7 +47,8 @@ def load_model(
         The model, its parameters on the devices.
 
     Raises:
-        CallError: no such folder or id, or an architecture that is not supported.
+        CallError: no such folder or id, an architecture that is not supported, or a
+            `generation_config.json` that asks for what is not done here.
         RunError: a checkpoint that is broken; one error names everything that is wrong with it.
     """
     parts: list[Any] = []
@@ -55,10 +57,11 @@ def load_model(
         """The cheap parts first: what is wrong with them shows before gigabytes are fetched."""
         config = read_model_config(read_config(folder))
         encoder = PromptEncoder.from_checkpoint(folder, config, chat_template=chat_template)
-        parts[:] = make_family(config, folder), encoder
+        settings = read_generation_settings(folder, config.text.vocab_size, read_config(folder))
+        parts[:] = make_family(config, folder), encoder, settings
 
     folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token, judge=judge)
-    family, encoder = parts
+    family, encoder, settings = parts
     raw, config = checkpoint_config(folder)
     family.config = config
     chosen = resolve_dtype(dtype, folder, raw)
@@ -66,4 +69,6 @@ def load_model(
     made = module_class(config)
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
     state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
-    return LVLM(family, state, path=folder, encoder=encoder, dtype=chosen, mesh=mesh)
+    return LVLM(
+        family, state, path=folder, encoder=encoder, settings=settings, dtype=chosen, mesh=mesh
+    )

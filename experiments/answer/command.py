@@ -66,7 +66,7 @@ def _generate(
 
 def _seeds(options: AnswerOptions, rows: Sequence[Row]) -> int | list[int]:
     """Where rows draw from: each from its own number, in whatever batch a resumed run puts it."""
-    if options.temperature == 0:
+    if not (options.sample or options.temperature):
         return options.rng_seed
     return [(options.rng_seed + row.index) % 2**32 for row in rows]
 

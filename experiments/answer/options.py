@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,6 +120,18 @@ class AnswerOptions(CallOptions, QuestionOptions):
         return CallOptions(**{**own, "keep": None if self.method == "none" else keep, **changes})
 
 
+_DRAWING = (
+    ("max_new_tokens", 1, math.inf, False),
+    ("temperature", 0.0, math.inf, False),
+    ("top_p", 0.0, 1.0, True),
+    ("top_k", 0, 2**31 - 1, False),
+    ("min_p", 0.0, 1.0, False),
+    ("repetition_penalty", 1e-6, 1e6, False),
+    ("no_repeat_ngram_size", 0, 2**31 - 1, False),
+)
+"""Options of drawing: name, least and most, and whether the least is left out."""
+
+
 def check(options: AnswerOptions) -> Keep:
     """Refuse what can be seen to be wrong before a model is loaded.
 
@@ -171,9 +184,12 @@ def check(options: AnswerOptions) -> Keep:
         check_number("--alpha", options.alpha, 0.0)
     if options.tolerance is not None:
         check_number("--tolerance", options.tolerance, 1e-5, 1.0, below=True)
-    check_number("--temperature", options.temperature, 0.0)
-    check_number("--top-p", options.top_p, 0.0, 1.0, above=True)
-    check_number("--max-new-tokens", options.max_new_tokens, 1)
+    for name, low, high, above in _DRAWING:
+        value = getattr(options, name)
+        if value is not None:
+            check_number(f"--{name.replace('_', '-')}", value, low, high, above=above)
+    if options.sample and options.temperature == 0:
+        raise CallError("--sample draws tokens and --temperature 0 takes the likeliest: drop one")
     check_number("--rng-seed", options.rng_seed, 0, 2**32 - 1)
     check_number("--batch-size", options.batch_size, 1)
     if options.output:

@@ -241,11 +241,12 @@ def selection(ours: Ours) -> Finding:
 def pruned_tokens(ours: Ours) -> Finding:
     """Greedy tokens from the kept visual tokens: cache and positions of the answer."""
     lvlm, slots = ours.lvlm, buckets.new_token_bucket(NEW_TOKENS)
+    rules = lvlm.rules(ours.call(pruned=True))
     x, places, count, position = ours.assembled(pruned=True)
     scores, cache = lvlm.programs.prefill(lvlm.state, x, places, count, slots=slots)
     buffer, _ = lvlm.programs.decode(
         lvlm.state, cache, scores, position, np.int32(NEW_TOKENS), ours.encoder.eos_ids,
-        np.uint32(0), np.float32(1), np.float32(1), slots=slots, greedy=True,
+        np.uint32(0), np.float32(1), np.float32(1), rules=rules, slots=slots, greedy=True,
     )  # fmt: skip
     row = np.asarray(buffer[0])
     return findings.continued(row[row >= 0], ours.reference.pruned, ours.dtype)

@@ -13,7 +13,7 @@ import platform
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -147,12 +147,14 @@ def run(options: VerifyOptions, *, reference_folder: Path | None = None) -> int:
         revision=options.revision,
         judge=lambda folder: read_model_config(read_config(folder)),
     )
-    checkpoint_config(folder)
     use_compilation_cache()
     from resprune_jax.experiments.verify.checks import run_checks
     from resprune_jax.experiments.verify.ours import Ours
     from resprune_jax.experiments.verify.theirs import make_reference
+    from resprune_jax.models.prompts.generation_file import read_generation_settings
 
+    raw, config = checkpoint_config(folder)
+    read_generation_settings(folder, config.text.vocab_size, raw)
     say_memory(folder, options.dtype)
     _progress(f"running torch on {options.torch_device}")
     reference = make_reference(
@@ -202,6 +204,7 @@ def report(
         "processor": "; ".join([reference.processor, *reference.notes]),
         "image": f"{which}, {picture.width} x {picture.height}: {total} visual tokens, {kept} where"
         " pruned",
+        "settings": _settings(ours.settings.applied),
         "question": options.question,
         "answer": json.dumps(ours.answer, ensure_ascii=False) if ours.answer else "none",
         "seconds": f"torch {seconds[0]:.1f}, ours {seconds[1]:.1f}, compiling included",
@@ -218,6 +221,11 @@ def report(
               ("passed", "FAILED", "not run")}  # fmt: skip
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     return [*made, "", said]
+
+
+def _settings(applied: Mapping[str, Any]) -> str:
+    """What the checkpoint's own settings do to greedy answers, on both sides."""
+    return "; ".join(f"{name} {value}"[:120] for name, value in applied.items()) or "plain greedy"
 
 
 def _wrapped(head: str, text: str) -> list[str]:

@@ -17,6 +17,7 @@ from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.families.registry import checkpoint_config, make_family, module_class
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
+from resprune_jax.models.prompts.generation_file import read_generation_settings
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.generation import Call
 from resprune_jax.models.running.plan import Prompts
@@ -47,7 +48,8 @@ class Ours:
         self.question = question
         self.dtype = dtype
         self.answer = ""
-        self.config: Any = checkpoint_config(folder)[1]
+        raw, self.config = checkpoint_config(folder)
+        self.settings = read_generation_settings(folder, self.config.text.vocab_size, raw)
         self.family = make_family(self.config, folder)
         self.encoder = PromptEncoder.from_checkpoint(folder, self.config)
 

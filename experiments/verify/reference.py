@@ -33,7 +33,7 @@ class Continued:
 
     Attributes:
         tokens: (T,) ids, up to and with the end-of-sequence id.
-        logits: (T, V) float32.
+        logits: (T, V) float32, -inf for ids that the checkpoint's settings rule out.
     """
 
     tokens: np.ndarray

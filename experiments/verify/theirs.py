@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resprune_jax.errors import RunError
-from resprune_jax.experiments.common import cache_argument
+from resprune_jax.experiments.verify.answers import ends_of, generated, pruned
 from resprune_jax.experiments.verify.reference import (
     KEPT,
-    NEW_TOKENS,
     TEXTS,
-    Continued,
     Reference,
     sample_places,
     spread,
@@ -106,7 +104,7 @@ def _run(
     stays[np.flatnonzero(visual)[picks]] = True
     positions = passed["positions"]
     original = family.positions == "original"
-    pruned_rows, pruned_logits, pruned = _pruned(
+    pruned_rows, pruned_logits, continued = pruned(
         model, passed, stays, inputs["input_ids"], original=original
     )
     size = inputs.get("image_grid_thw")
@@ -117,7 +115,7 @@ def _run(
         "samples": tuple(
             tuple(read(sample, add_special_tokens=False)["input_ids"]) for sample in TEXTS
         ),
-        "eos": _eos(model),
+        "eos": ends_of(model),
         "bos": read.bos_token_id,
         "templated": templated,
         "text": text,
@@ -135,14 +133,14 @@ def _run(
         "positions": np.arange(len(ids)) if positions is None else positions[:, 0].T.cpu().numpy(),
         "rows": passed["rows"],
         "logits": passed["logits"],
-        "full": _generated(model, inputs),
+        "full": generated(model, inputs),
         "words": words,
         "alpha": alpha,
         "relevance": relevance,
         "picks": picks,
         "pruned_rows": pruned_rows,
         "pruned_logits": pruned_logits,
-        "pruned": pruned,
+        "pruned": continued,
     }
 
 
@@ -312,51 +310,6 @@ def _in_raster_order(made: dict[str, np.ndarray], cells: np.ndarray) -> dict[str
     }
 
 
-def _generated(model: Any, inputs: dict[str, Any]) -> Continued:
-    """Greedy tokens by `generate`, without what a checkpoint adds to greedy decoding."""
-    from transformers import GenerationConfig
-
-    eos = list(_eos(model))
-    model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=eos, pad_token_id=eos[0]
-    )
-    made = model.generate(**inputs, output_logits=True, return_dict_in_generate=True)
-    tokens = made.sequences[0, inputs["input_ids"].shape[1] :].cpu().numpy()
-    return Continued(tokens, np.stack([_numpy(step[0]) for step in made.logits]))
-
-
-def _pruned(
-    model: Any, passed: dict[str, Any], stays: np.ndarray, like: Any, *, original: bool
-) -> tuple[np.ndarray, np.ndarray, Continued]:
-    """Logits and greedy tokens of the prompt without the visual tokens that leave.
-
-    Positions are those of the full prompt (`original`), or count anew.
-    """
-    import torch
-
-    text, table = model.model.language_model, model.get_input_embeddings()
-    keep = torch.from_numpy(np.flatnonzero(stays)).to(like.device)
-    positions = passed["positions"] if original else None
-    following = None if positions is None else positions.max() + 1
-    if positions is not None:
-        positions = positions[:, :, keep]
-    out = text(inputs_embeds=passed["tensor"][:, keep], position_ids=positions, use_cache=True)
-    rows = spread(len(keep))
-    logits = _numpy(model.lm_head(out.last_hidden_state[0, rows]))
-    step = model.lm_head(out.last_hidden_state[0, -1])
-    tokens, steps, ends = [int(step.argmax())], [_numpy(step)], _eos(model)
-    while len(tokens) < NEW_TOKENS and tokens[-1] not in ends:
-        at = None if following is None else (following + len(tokens) - 1).expand(3, 1, 1)
-        out = text(
-            inputs_embeds=table(torch.tensor([[tokens[-1]]], device=like.device)),
-            position_ids=at, use_cache=True, **{cache_argument(text): out.past_key_values},
-        )  # fmt: skip
-        step = model.lm_head(out.last_hidden_state[0, -1])
-        tokens.append(int(step.argmax()))
-        steps.append(_numpy(step))
-    return rows, logits, Continued(np.asarray(tokens), np.stack(steps))
-
-
 def _choose(
     embeddings: np.ndarray, words: np.ndarray, lines: np.ndarray, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -383,13 +336,6 @@ def _fingerprints(model: Any) -> dict[str, np.ndarray]:
         flat = tensor.reshape(-1)
         found[key] = _numpy(flat[_like(sample_places(key, flat.shape[0]), flat)])
     return found
-
-
-def _eos(model: Any) -> tuple[int, ...]:
-    """The ids that end an answer, as transformers reads them."""
-    own = model.generation_config.eos_token_id
-    own = model.config.get_text_config().eos_token_id if own is None else own
-    return tuple(own) if isinstance(own, list) else (int(own),)
 
 
 def _like(index: np.ndarray, tensor: Any) -> Any:

@@ -24,7 +24,7 @@ from resprune_jax.choices import (
     SeedRule,
     TextSource,
 )
-from resprune_jax.errors import CallError, one_of
+from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.models.prompts import budgets
 from resprune_jax.models.prompts.budgets import Keep
 
@@ -160,16 +160,66 @@ class PromptOptions:
         one_of("ocr_line", self.ocr_line, get_args(OcrLine))
 
 
+_DRAWING: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (lambda x: _is_whole(x) and x >= 1, "be at least 1"),
+    "temperature": (
+        lambda x: _is_number(x) and bool(np.isfinite(x)) and x >= 0,
+        "be finite and at least 0",
+    ),
+    "top_p": (lambda x: _is_number(x) and 0 < x <= 1, "lie in (0, 1]"),
+    "top_k": (lambda x: _is_whole(x) and 0 <= x < 2**31, "be a whole number of at least 0"),
+    "min_p": (lambda x: _is_number(x) and 0 <= x <= 1, "lie in [0, 1]"),
+    "repetition_penalty": (lambda x: _is_number(x) and 1e-6 <= x <= 1e6, "lie in [1e-6, 1e6]"),
+    "no_repeat_ngram_size": (
+        lambda x: _is_whole(x) and 0 <= x < 2**31,
+        "be a whole number of at least 0",
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DrawOptions:
     """How an answer's tokens are drawn."""
 
-    max_new_tokens: int = _option(
-        128, "The most tokens to generate; a row stops at its end-of-sequence id."
+    max_new_tokens: int | None = _option(
+        None,
+        "The most tokens to generate; a row stops at its end-of-sequence id.",
+        unset="the checkpoint's, else 128",
     )
-    temperature: float = _option(0.0, "0 takes the likeliest token; above 0 tokens are drawn.")
-    top_p: float = _option(
-        1.0, "Draw from the likeliest tokens that hold this probability together."
+    sample: bool = _option(
+        False,
+        "Draw tokens as the checkpoint's generation_config.json says (temperature, top_p, top_k,"
+        " min_p), each unless it is given here; else the likeliest token is taken.",
+    )
+    temperature: float | None = _option(
+        None,
+        "0 takes the likeliest token; above 0 tokens are drawn.",
+        unset="0; with sample the checkpoint's, else 1",
+    )
+    top_p: float | None = _option(
+        None,
+        "Draw from the likeliest tokens that hold this probability together.",
+        unset="1; with sample the checkpoint's",
+    )
+    top_k: int | None = _option(
+        None,
+        "Draw from so many likeliest tokens; 0 for all.",
+        unset="0; with sample the checkpoint's",
+    )
+    min_p: float | None = _option(
+        None,
+        "Draw from tokens of at least this share of the likeliest one's probability.",
+        unset="0; with sample the checkpoint's",
+    )
+    repetition_penalty: float | None = _option(
+        None,
+        "Above 1, ids that prompt or answer hold already are less likely; 1 is off.",
+        unset="the checkpoint's, else 1",
+    )
+    no_repeat_ngram_size: int | None = _option(
+        None,
+        "No run of so many ids occurs twice in prompt and answer; 0 is off.",
+        unset="the checkpoint's, else 0",
     )
     rng_seed: int | Sequence[int] = _option(
         0,
@@ -179,13 +229,14 @@ class DrawOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work when it is written down."""
-        if not (_is_whole(self.max_new_tokens) and self.max_new_tokens >= 1):
-            raise CallError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        warmth = self.temperature
-        if not (_is_number(warmth) and np.isfinite(warmth) and warmth >= 0):
-            raise CallError(f"temperature must be finite and at least 0, got {warmth}")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise CallError(f"top_p must lie in (0, 1], got {self.top_p}")
+        for name, (fits, wanted) in _DRAWING.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise CallError(f"{name} must {wanted}, got {shown(value)}")
+        if not isinstance(self.sample, bool):
+            raise CallError(f"sample is True or False, got {shown(self.sample)}")
+        if self.sample and self.temperature == 0:
+            raise CallError("sample draws tokens and temperature 0 takes the likeliest: drop one")
         own: Any = self.rng_seed
         each = own if isinstance(own, list | tuple) else [own]
         if not (each and all(_is_whole(seed) and 0 <= seed < 2**32 for seed in each)):

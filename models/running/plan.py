@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from resprune_jax.errors import CallError
 from resprune_jax.models.families.base import Family, ImageLayout, Layouts, pad_rows
 from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.budgets import Keep
@@ -215,6 +216,28 @@ def check_lengths(
     words = [len(prompt.ids) - len(row) for prompt, row in zip(prompts.encoded, own, strict=True)]
     longest = max(text + visual for text, visual in zip(words, kept, strict=True))
     check_context(longest, new_tokens, family.config.text.max_position_embeddings)
+
+
+def check_ceiling(prompts: Prompts, layouts: Layouts, ceiling: int | None, source: str) -> None:
+    """Refuse prompts that a checkpoint's `max_length` leaves no answer.
+
+    Args:
+        prompts: B of them.
+        layouts: as for `make_plan`.
+        ceiling: the most tokens of prompt and answer, visual tokens that are not kept included.
+        source: where it is from.
+
+    Raises:
+        CallError: a prompt of so many tokens or more.
+    """
+    own = layouts if len(layouts) > 1 else layouts * len(prompts.encoded)
+    for prompt, row in zip(prompts.encoded, own, strict=True):
+        length = len(prompt.ids) - len(row) + sum(image.tokens for image in row)
+        if ceiling is not None and length >= ceiling:
+            raise CallError(
+                f"max_length={ceiling} of {source} bounds prompt and answer together, and a prompt"
+                f" has {length} tokens (all visual tokens count): give max_new_tokens"
+            )
 
 
 def planned(

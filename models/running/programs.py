@@ -23,6 +23,7 @@ from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.families.registry import module_class
 from resprune_jax.models.prompts.options import Newline, Positions
+from resprune_jax.models.running.processors import Past, Rules, process
 from resprune_jax.selection import Selection
 
 EMPTY = -1
@@ -102,6 +103,8 @@ def choose(
     step: jax.Array,
     temperature: jax.Array,
     top_p: jax.Array,
+    top_k: jax.Array | None = None,
+    min_p: jax.Array | None = None,
     *,
     greedy: bool,
 ) -> jax.Array:
@@ -115,7 +118,10 @@ def choose(
         temperature: () float32, above 0.
         top_p: () float32 in (0, 1]; tokens beyond that cumulative probability are left out, the
             most likely one always stays.
-        greedy: static; ignores the four above.
+        top_k: () int32, at least 1: before that, only so many likeliest tokens are in.
+        min_p: () float32 in (0, 1]: after that, tokens below this share of the likeliest one's
+            probability are left out.
+        greedy: static; ignores all but the logits.
 
     Returns:
         (B,) int32.
@@ -126,9 +132,13 @@ def choose(
     def draw(row: jax.Array, scores: jax.Array) -> jax.Array:
         order = jnp.argsort(-scores)
         ranked = scores[order] / temperature
+        if top_k is not None:
+            ranked = jnp.where(jnp.arange(ranked.size) < top_k, ranked, -jnp.inf)
         probability = jax.nn.softmax(ranked)
         before = jnp.cumsum(probability) - probability
         ranked = jnp.where((before < top_p).at[0].set(True), ranked, -jnp.inf)
+        if min_p is not None:
+            ranked = jnp.where(ranked >= ranked[0] + jnp.log(min_p), ranked, -jnp.inf)
         return order[jax.random.categorical(jax.random.fold_in(row, step), ranked)]
 
     numbers = jnp.arange(logits.shape[0])
@@ -151,8 +161,9 @@ class Programs:
         prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
             last token, cache).
         decode: (state, cache, logits, position, last (), eos (E,), rng_seed () or (B,),
-            temperature (), top_p (), *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache
-            is donated and returned, so that it is updated where it lies.
+            temperature (), top_p (), top_k () or None, min_p () or None, rules or None, *, slots,
+            greedy) -> (tokens (B, slots + 1), cache); the cache is donated and returned, so that it
+            is updated where it lies. What is None is not in the program.
         score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
     """
 
@@ -264,6 +275,9 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         rng_seed: jax.Array,
         temperature: jax.Array,
         top_p: jax.Array,
+        top_k: jax.Array | None = None,
+        min_p: jax.Array | None = None,
+        rules: Rules | None = None,
         *,
         slots: int,
         greedy: bool,
@@ -271,10 +285,22 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         lvlm = model(state)
         rng = jax.vmap(jax.random.key)(rng_seed) if rng_seed.ndim else jax.random.key(rng_seed)
         start = cache.length - slots  # prompt slots come first
-        pick = partial(choose, rng=rng, temperature=temperature, top_p=top_p, greedy=greedy)
         ends = partial(jnp.isin, test_elements=eos)
+        past = None if rules is None or rules.past is None else rules.past.with_room(slots + 1)
+        draw = partial(
+            choose, rng=rng, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            greedy=greedy,
+        )  # fmt: skip
 
-        first = pick(logits, step=jnp.int32(0))
+        def pick(
+            scores: jax.Array, past: Past | None, step: jax.Array
+        ) -> tuple[jax.Array, Past | None]:
+            if rules is None or past is None:
+                return draw(scores, step=step), None
+            token = draw(process(rules, past, scores, eos, step), step=step)
+            return token, past.with_token(token)
+
+        first, past = pick(logits, past, jnp.int32(0))
         buffer = jnp.full((logits.shape[0], slots + 1), EMPTY, jnp.int32).at[:, 0].set(first)
 
         def unfinished(carry: Any) -> jax.Array:
@@ -282,7 +308,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             return (step < last) & ~jnp.all(done)
 
         def advance(carry: Any) -> Any:
-            step, token, done, buffer, cache = carry
+            step, token, done, buffer, cache, past = carry
             hidden, cache = lvlm.decode_step(
                 lvlm.embed(token[:, None]),
                 (position + step - 1)[:, None],
@@ -290,14 +316,14 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
                 cache,
             )
             scores = lvlm.project_logits(hidden)[:, 0].astype(jnp.float32)
-            token = pick(scores, step=step)
-            good = jnp.isfinite(scores).all(axis=-1)
+            good = jnp.isfinite(scores).all(axis=-1)  # before settings rule ids out
+            token, past = pick(scores, past, step)
             said = jnp.where(good, token, BROKEN)
             buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, said))
-            return step + 1, token, done | ends(token) | ~good, buffer, cache
+            return step + 1, token, done | ends(token) | ~good, buffer, cache, past
 
-        carry = (jnp.int32(1), first, ends(first), buffer, cache)
-        *_, buffer, cache = lax.while_loop(unfinished, advance, carry)
+        carry = (jnp.int32(1), first, ends(first), buffer, cache, past)
+        *_, buffer, cache, _ = lax.while_loop(unfinished, advance, carry)
         return buffer, cache
 
     @jax.jit

@@ -1,5 +1,6 @@
 """The devices' half of an `LVLM`: parameters and compiled functions, on laid-out arrays."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,10 @@ from jax.typing import DTypeLike
 from resprune_jax.models.checkpoint.sharding import batch_sharding
 from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Call, Outcome
+from resprune_jax.models.running.processors import Rules, make_rules
 from resprune_jax.models.running.programs import BROKEN, Programs, programs
 from resprune_jax.selection import Selection
 
@@ -25,6 +28,7 @@ class Runner:
         family: the model family: its processor, layouts and positions.
         state: the parameters, split from the Flax module.
         eos_ids: (E,) int32, the ids that end an answer.
+        settings: what the checkpoint says of its answers.
         dtype: of the parameters.
         mesh: the device mesh, or None.
     """
@@ -36,11 +40,13 @@ class Runner:
         *,
         eos_ids: np.ndarray,
         dtype: DTypeLike,
+        settings: GenerationSettings | None = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> None:
         self.family = family
         self.state = state
         self.eos_ids = eos_ids
+        self.settings = GenerationSettings() if settings is None else settings
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
 
@@ -72,13 +78,15 @@ class Runner:
 
         Args:
             call: from `lay_out`.
-            last: stop after so many tokens, at most the `max_new_tokens` of its options.
+            last: stop after so many tokens, at most the `max_new_tokens` of its options, which are
+                resolved.
         """
         marks = [time.perf_counter()]
         selection, kept = self.select(call)
         jax.block_until_ready(kept)
         marks.append(time.perf_counter())
         drawn = call.options
+        assert drawn.max_new_tokens is not None and drawn.temperature is not None
         slots = buckets.new_token_bucket(drawn.max_new_tokens)
         x, places, count, position = self.assemble(call, kept)
         logits, cache = self.programs.prefill(self.state, x, places, count, slots=slots)
@@ -87,7 +95,10 @@ class Runner:
         buffer, _ = self.programs.decode(
             self.state, cache, logits, position, np.int32(last), self.eos_ids,
             _seeds(drawn.rng_seed, len(logits)), np.float32(max(drawn.temperature, 1e-6)),
-            np.float32(drawn.top_p), slots=slots, greedy=drawn.temperature == 0,
+            np.float32(drawn.top_p),
+            np.int32(drawn.top_k) if drawn.top_k and drawn.temperature else None,
+            np.float32(drawn.min_p) if drawn.min_p and drawn.temperature else None,
+            self.rules(call), slots=slots, greedy=drawn.temperature == 0,
         )  # fmt: skip
         tokens = np.asarray(buffer)
         finite = finite & (tokens != BROKEN).all(axis=1)
@@ -95,6 +106,19 @@ class Runner:
         laps = np.diff(marks).tolist()
         timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
         return Outcome(selection, kept, finite, tokens, timings)
+
+    def rules(self, call: Call) -> Rules | None:
+        """What the settings do to the scores of this call; None for nothing."""
+        ids, valid = call.plan.ids, call.plan.valid
+        made = make_rules(
+            self.settings, call.options, [row[own] for row, own in zip(ids, valid, strict=True)],
+            ends=self.eos_ids.tolist(), vocabulary=self.config.text.vocab_size,
+            length=ids.shape[1],
+        )  # fmt: skip
+        if made is None or self.mesh is None:
+            return made
+        of_rows = {"least": made.least, "past": made.past}
+        return dataclasses.replace(made, **jax.tree.map(lambda x: self._put(x)[0], of_rows))
 
     def select(self, call: Call) -> tuple[Selection | None, jax.Array | np.ndarray]:
         """The selection, and which visual tokens of each row (B, N) enter the LLM."""

@@ -79,6 +79,8 @@ def warm_up(
             raise CallError(f"{name} holds whole numbers of at least 1, got {list(values)}")
     several = isinstance(options.keep, Sequence) and not isinstance(options.keep, str)
     keep = options.budgets(len(options.keep) if several else 1)  # type: ignore[arg-type]
+    options = lvlm.settings.resolve(options)
+    assert options.max_new_tokens is not None
     method = lvlm.method_of(options)
     rows = rows_of_sizes(sizes)
     lengths = _representatives(prompt_lengths, buckets.length_bucket)

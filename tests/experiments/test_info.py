@@ -159,3 +159,19 @@ def test_units() -> None:
         "1000 G",
     ]
     assert [bytes_text(x) for x in (5, 288 * MIB, 1.5 * 2**30)] == ["5 B", "288 MiB", "1.50 GiB"]
+
+
+def test_settings_of_answers_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "7b", LLAVA_7B)
+    assert info(capsys, "--model", folder)["answers"] == {}
+    own = {"repetition_penalty": 1.05, "temperature": 0.2, "do_sample": True, "eos_token_id": 2}
+    (tmp_path / "7b" / "generation_config.json").write_text(json.dumps(own))
+    facts = info(capsys, "--model", folder)
+    assert facts["answers"] == {"repetition_penalty": 1.05}
+    assert facts["sampling"] == {"temperature": 0.2, "do_sample": True}
+    assert cli.main(["info", "--model", folder]) == 0
+    said = capsys.readouterr().out
+    assert "Answers are shaped by the checkpoint's repetition_penalty 1.05." in said
+    (tmp_path / "7b" / "generation_config.json").write_text('{"num_beams": 4}')
+    assert cli.main(["info", "--model", folder]) == 2
+    assert "7b/generation_config.json asks for num_beams=4" in capsys.readouterr().err

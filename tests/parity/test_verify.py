@@ -101,6 +101,27 @@ def test_every_check_passes(family: str) -> None:
     assert family.startswith("qwen") == bool(there.grid)
 
 
+SETTINGS = {
+    "repetition_penalty": 0.6,
+    "no_repeat_ngram_size": 3,
+    "min_new_tokens": 5,
+    "suppress_tokens": [9, 17],
+    "do_sample": True,
+    "top_k": 4,
+}
+
+
+@pytest.mark.parametrize("obeyed", [True, False])
+def test_generation_config_is_in_place_on_both_sides(obeyed: bool, tmp_path: Path) -> None:
+    """A file that ours would not obey shows at the tokens, full and pruned."""
+    own = edited("qwen", tmp_path / "own", "generation_config.json", lambda x: x.update(SETTINGS))
+    there = make_reference(own, picture(), QUESTION, dtype="float32", device="cpu")
+    made = {line.name: line for line in checks(there, own if obeyed else folder("qwen"))}
+    failed = [name for name, line in made.items() if line.state != "passed"]
+    assert failed == ([] if obeyed else ["greedy tokens, full", "greedy tokens, pruned"])
+    assert there.full.tokens.tolist() != reference("qwen").full.tokens.tolist()
+
+
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     # The command sets the cache where the environment does not: this process shall keep its own.

@@ -3,7 +3,7 @@
 Every reference is one prompt alone and without padding; batches and buckets are ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +69,29 @@ class Reference:
 
     @torch.no_grad()
     def pruned_answer(
-        self, kept: np.ndarray, rule: str, eos: int, new: int
+        self,
+        kept: np.ndarray,
+        rule: str,
+        eos: int | Sequence[int],
+        new: int,
+        judge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[list[int], np.ndarray]:
-        """The answer after pruning, every step from the whole prompt again; its first logits."""
+        """The answer after pruning, every step from the whole prompt again; its first logits.
+
+        `judge` takes the unpruned ids with the answer so far (1, S) and scores (1, V).
+        """
         stay, places = self._prune(kept, rule)
         x = self.embeddings[stay]
         # LLaVA counts tokens that left too; Qwen2.5-VL goes on behind the largest position.
         row: list[int] = []
         first: np.ndarray | None = None
-        while len(row) < new and eos not in row:
+        ends = {eos} if isinstance(eos, int) else set(eos)
+        while len(row) < new and not ends & set(row):
             logits = self._run(x, places)[-1]
             first = logits if first is None else first
+            if judge is not None:
+                ids = torch.tensor([[*self.ids.tolist(), *row]])
+                logits = judge(ids, torch.from_numpy(logits)[None])[0].numpy()
             row.append(int(logits.argmax()))
             x = torch.cat([x, self.model.get_input_embeddings()(torch.tensor(row[-1:]))])
             places = np.concatenate([places, np.full_like(places[:1], places.max() + 1)])
