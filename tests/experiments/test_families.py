@@ -15,7 +15,7 @@ from resprune_jax.experiments.info import parse_size
 from resprune_jax.experiments.memory.large_image import PROCESSOR, main
 from resprune_jax.models import LVLM, load_model
 from tests.models.families.test_config import INTERLEAVE
-from tests.models.families.test_onevision import HUB as ONEVISION
+from tests.models.families.test_onevision_tiles import HUB as ONEVISION
 from tests.parity import qwen_pairs
 from tests.parity.next_pairs import picture
 from tests.prompt_data import lexicon

@@ -40,7 +40,7 @@ def lvlm() -> LVLM:
 
 def torch_inputs(row: list[Any], question: str) -> dict[str, torch.Tensor]:
     """Pictures by transformers' own processor; videos, which it cannot read here, from this
-    library's frames (tests/models/families/test_onevision_processing.py)."""
+    library's frames (tests/models/families/test_onevision_tiles.py)."""
     media = tuple("video" if isinstance(own, Video) else "image" for own in row)
     text = lvlm().encoder.encode(question, media).text
     pictures = [own for own in row if not isinstance(own, Video)]

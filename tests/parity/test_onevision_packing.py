@@ -9,7 +9,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOn
 
 from resprune_jax.models.families.onevision import packing
 from tests.models.families.test_anyres import EXTREME, random_sizes
-from tests.models.families.test_onevision import HUB, PUBLISHED
+from tests.models.families.test_onevision_tiles import HUB, PUBLISHED
 
 CONFIG = SimpleNamespace(
     vision_config=SimpleNamespace(image_size=384, patch_size=14),

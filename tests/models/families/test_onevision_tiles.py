@@ -299,3 +299,15 @@ def test_a_plane_that_cannot_shrink_is_refused() -> None:
     narrow = replace(TINY, image_grid_pinpoints=((44, 44 * 200),), max_tiles=1)
     with pytest.raises(CallError, match="cannot be resized"):
         packing.picture(44, 44 * 200, narrow)
+
+
+def test_blank_pictures_have_the_shapes_of_real_ones(tmp_path: Path) -> None:
+    size = (90, 120)
+    real = family(tmp_path).read([[noise(*size)], [noise(*size)]], "processor")
+    blank = OneVisionFamily.without_processor(TINY).blank(size, 2)
+    assert blank.layouts == real.layouts and blank.slots == real.slots
+    assert blank.inputs["pixels"].shape == real.inputs["pixels"].shape
+    for name in ("index", "weight", "valid", "kind", "tile_valid"):
+        ours, theirs = (getattr(read.inputs["tables"], name) for read in (blank, real))
+        np.testing.assert_array_equal(ours, theirs)
+    assert not blank.inputs["pixels"].any()
