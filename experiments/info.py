@@ -237,13 +237,13 @@ def run(options: InfoOptions) -> int:
         checkpoint_of(options.model), revision=options.revision, weights=False
     )
     raw, config = checkpoint_config(folder)
+    answers = read_generation_settings(folder, config.text.vocab_size, raw)
     family = family_class(config)
     if not sizes:
         sizes = tuple((width, height) for height, width in family.usual_sizes(config))
     layout = family.layouts(config, folder)
     images = [(size, layout(size[1], size[0])) for size in sizes]
     dtype = resolve_dtype(options.dtype, folder, raw)
-    answers = read_generation_settings(folder, config.text.vocab_size, raw)
     facts = {
         "model": model_name(options.model),
         "dtype": dtype.name,

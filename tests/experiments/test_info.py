@@ -47,6 +47,7 @@ def test_the_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         "layers": 6476.3, "lm_head": 131.3, "total": 7050.8,
     }  # fmt: skip
     assert facts["dtype"] == "bfloat16" and facts["visual_tokens"] == 576
+    assert facts["answers"] == facts["sampling"] == {}
     assert facts["parameter_bytes"] == 2 * facts["parameters"]["total"]
     rows = facts["budgets"]
     assert [row["kept"] for row in rows] == [576, 192, 128, 64]
@@ -162,16 +163,13 @@ def test_units() -> None:
 
 
 def test_settings_of_answers_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write(tmp_path / "7b", LLAVA_7B)
-    assert info(capsys, "--model", folder)["answers"] == {}
+    folder, file = write(tmp_path / "7b", LLAVA_7B), tmp_path / "7b" / "generation_config.json"
+    file.write_text('{"num_beams": 4}')
+    assert cli.main(["info", "--model", folder]) == 2
+    assert "7b/generation_config.json asks for num_beams=4" in capsys.readouterr().err
     own = {"repetition_penalty": 1.05, "temperature": 0.2, "do_sample": True, "eos_token_id": 2}
-    (tmp_path / "7b" / "generation_config.json").write_text(json.dumps(own))
-    facts = info(capsys, "--model", folder)
-    assert facts["answers"] == {"repetition_penalty": 1.05}
-    assert facts["sampling"] == {"temperature": 0.2, "do_sample": True}
+    file.write_text(json.dumps(own))
     assert cli.main(["info", "--model", folder]) == 0
     said = capsys.readouterr().out
     assert "Answers are shaped by the checkpoint's repetition_penalty 1.05." in said
-    (tmp_path / "7b" / "generation_config.json").write_text('{"num_beams": 4}')
-    assert cli.main(["info", "--model", folder]) == 2
-    assert "7b/generation_config.json asks for num_beams=4" in capsys.readouterr().err
+    assert "--sample they are drawn by the checkpoint's do_sample True, temperature 0.2." in said

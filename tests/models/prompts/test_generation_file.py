@@ -95,7 +95,7 @@ def test_several_are_named_together_and_cut_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("repetition_penalty", bad) for bad in (0, -1.0, "1.1", True, float("nan"), 10**400)),
+        *(("repetition_penalty", bad) for bad in (0, -1.0, "1.1", True, float("nan"), 10**30)),
         *(("no_repeat_ngram_size", bad) for bad in (-1, 2.0, "2", True, 2**31)),
         *(("bad_words_ids", bad) for bad in (5, [5], [[]], [["a"]], [[50]], [[-1]], [[True]])),
         ("bad_words_ids", [[1]] * 1025 + [[2] * 1024]),
