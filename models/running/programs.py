@@ -316,8 +316,8 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
                 cache,
             )
             scores = lvlm.project_logits(hidden)[:, 0].astype(jnp.float32)
-            good = jnp.isfinite(scores).all(axis=-1)  # before settings rule ids out
             token, past = pick(scores, past, step)
+            good = jnp.isfinite(scores).all(axis=-1)  # the model's, before settings rule ids out
             said = jnp.where(good, token, BROKEN)
             buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, said))
             return step + 1, token, done | ends(token) | ~good, buffer, cache, past
