@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError, printable
+from resprune_jax.models.checkpoint.shipped import SHIPPED
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import CallOptions
 
@@ -35,8 +36,6 @@ class Command:
 
 
 Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR_OR_ID")]
-POCKET = "pocket"
-"""The name, in place of a checkpoint's, of the small model that comes with the package."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,24 +94,9 @@ def reason(error: BaseException) -> str:
     return printable(text)
 
 
-def checkpoint_of(model: str) -> str:
-    """Where a checkpoint named on the command line lies: `POCKET` gives the package's own folder.
-
-    A folder that happens to have this name is reached as ./pocket.
-
-    Raises:
-        CallError: `POCKET`, and the package came without its weights.
-    """
-    if model != POCKET:
-        return model
-    from resprune_jax.experiments.shipped import shipped
-
-    return str(shipped())
-
-
 def model_name(model: str) -> str:
     """The checkpoint as it is recorded in results: an absolute path for a folder, else the id."""
-    if model == POCKET:
+    if model in SHIPPED:
         return model
     try:
         path = Path(model).expanduser()

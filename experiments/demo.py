@@ -15,13 +15,12 @@ import tyro
 
 from resprune_jax.errors import RunError
 from resprune_jax.experiments.common import (
-    POCKET,
     Checkpoint,
-    checkpoint_of,
     console,
     make_folder,
     use_compilation_cache,
 )
+from resprune_jax.models.checkpoint.shipped import POCKET
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,14 +87,13 @@ def run(options: DemoOptions, *, say: Callable[..., None] | None = None) -> int:
     from rich.markup import escape
 
     say = say or console().print
-    folder = checkpoint_of(options.model)
     make_folder(options.out, "--out")
     use_compilation_cache()
     from resprune_jax.experiments.pocket.evaluation.measure import preset_of
     from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
     from resprune_jax.models.load import load_model
 
-    lvlm = load_model(folder, dtype="float32")
+    lvlm = load_model(options.model, dtype="float32")
     items = frozen_set(preset_of(lvlm), SCENES)
     asked = [Asked(scene, question) for scene, questions in items for question in questions]
     total = lvlm.config.num_visual_tokens
@@ -160,7 +158,7 @@ def _millions(lvlm: "LVLM") -> str:
 
 def is_right(asked: Asked, text: str) -> bool:
     """Whether an answer is the right one."""
-    from resprune_jax.experiments.pocket.evaluation.measure import is_right
+    from resprune_jax.experiments.pocket.judge import is_right
 
     return is_right(text, asked.question.answer)
 

@@ -13,7 +13,6 @@ from resprune_jax.experiments.common import (
     DType,
     Keep,
     ModelOptions,
-    checkpoint_of,
     console,
     model_name,
     parse_keep,
@@ -233,9 +232,7 @@ def run(options: InfoOptions) -> int:
     from resprune_jax.models.families.registry import checkpoint_config, family_class
     from resprune_jax.models.prompts.generation_file import read_generation_settings
 
-    folder = resolve_checkpoint(
-        checkpoint_of(options.model), revision=options.revision, weights=False
-    )
+    folder = resolve_checkpoint(options.model, revision=options.revision, weights=False)
     raw, config = checkpoint_config(folder)
     answers = read_generation_settings(folder, config.text.vocab_size, raw)
     family = family_class(config)

@@ -9,15 +9,16 @@ if TYPE_CHECKING:
     from resprune_jax.models.load import load_model
     from resprune_jax.models.prompts.options import CallOptions
     from resprune_jax.models.running.encoded import Encoded
-    from resprune_jax.models.running.generation import Generation
+    from resprune_jax.models.running.generation import Generation, Selected
 
-__all__ = ["LVLM", "CallOptions", "Encoded", "Generation", "Video", "load_model"]
+__all__ = ["LVLM", "CallOptions", "Encoded", "Generation", "Selected", "Video", "load_model"]
 
 _HOMES = {
     "CallOptions": "prompts.options",
     "Encoded": "running.encoded",
     "Generation": "running.generation",
     "LVLM": "api",
+    "Selected": "running.generation",
     "Video": "families.base",
     "load_model": "load",
 }

@@ -1,27 +1,31 @@
 """What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from resprune_jax.errors import CallError
-from resprune_jax.methods import Method, VisualTokens, get_method
+from resprune_jax.arguments import array_of
+from resprune_jax.errors import CallError, one_of, shown
+from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models.families.base import Family, ImageLayout, Layouts
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
 from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
+from resprune_jax.models.running.compiling import compiling
 from resprune_jax.models.running.encoded import Encoded, Images, media_of, rows_of
 from resprune_jax.models.running.generation import (
     Call,
     Generation,
+    Selected,
     first_rows,
     row_errors,
 )
@@ -33,6 +37,7 @@ from resprune_jax.models.running.plan import (
     make_plan,
     planned,
     read_prompts,
+    read_questions,
 )
 from resprune_jax.models.running.programs import EMPTY
 from resprune_jax.models.running.runner import Runner
@@ -40,6 +45,9 @@ from resprune_jax.models.running.warm_up import Sizes, warm_up
 from resprune_jax.prompts import NounExtractor
 
 Announce = Callable[[list[Planned]], None]
+
+Questions = str | Sequence[str] | Sequence[Sequence[str]]
+"""A question, one a row, or several about each image."""
 
 
 class LVLM(Runner):
@@ -114,6 +122,7 @@ class LVLM(Runner):
         Raises:
             CallError, RunError: an image that is not there, not one, or beyond the stated limits.
         """
+        one_of("image_aspect", image_aspect, get_args(ImageAspect))
         if isinstance(images, Encoded):
             return images
         if isinstance(images, VisualTokens):
@@ -127,7 +136,25 @@ class LVLM(Runner):
                 f"positions of {self.family.name} depend on the images' grids, which VisualTokens"
                 " do not hold: pass what LVLM.encode gave"
             )
+        width = self.family.config.text.hidden_size
+        embeddings = array_of("embeddings", visual.embeddings, "float")
+        mask = array_of("valid", visual.valid, "truth")
+        if embeddings.ndim != 3 or 0 in embeddings.shape or embeddings.shape[2] != width:
+            raise CallError(
+                f"embeddings of visual tokens are (B, N, {width}) for this model, got"
+                f" {embeddings.shape}"
+            )
+        if mask.shape != embeddings.shape[:2]:
+            raise CallError(f"valid has shape {mask.shape}, expected {embeddings.shape[:2]}")
+        made: dict[str, Any] = {"embeddings": embeddings, "valid": mask.astype(bool)}
+        visual = dataclasses.replace(visual, **made)
+        for name in ("features", "saliency", "coords", "kind"):
+            own = getattr(visual, name)
+            if own is not None and np.shape(own)[:2] != mask.shape:
+                raise CallError(f"{name} has shape {np.shape(own)}, expected {mask.shape} first")
         valid = np.asarray(visual.valid)
+        if not valid.any(axis=1).all():
+            raise CallError("a row of these visual tokens has no valid one")
         lines = np.zeros(len(valid), int)
         if visual.kind is not None:
             lines = (valid & (np.asarray(visual.kind) == NEWLINE)).sum(axis=1)
@@ -138,7 +165,7 @@ class LVLM(Runner):
     def generate(
         self,
         images: Images,
-        prompts: str | Sequence[str],
+        prompts: Questions,
         *,
         options: CallOptions,
         announce: Announce | None = None,
@@ -150,7 +177,9 @@ class LVLM(Runner):
         Args:
             images: one image, one for each prompt, a list of images for each prompt, or what
                 `encode` gave; a single image serves all prompts.
-            prompts: a question or a list of B questions.
+            prompts: a question, a list of B questions, or a list of questions for each image,
+                `[["What is it?", "Is it red?"], ["How many?"]]`: each image is encoded once, and
+                entries of the result, `keep` and `alpha` count the questions one after the other.
             options: fields in place of keywords, or below them.
             announce: called with what each prompt's images give and what is kept of them, once the
                 images are read and before anything runs on the devices.
@@ -167,17 +196,18 @@ class LVLM(Runner):
         ceiling = self.settings.ceiling(options)
         options = self.settings.resolve(options)
         assert options.max_new_tokens is not None
-        call = self._prepare(
-            images, prompts, options, new_tokens=options.max_new_tokens, ceiling=ceiling,
-            announce=announce,
-        )  # fmt: skip
-        jax.block_until_ready(call.visual)
-        encoded = time.perf_counter()
-        plan = call.plan
-        most = np.full(plan.size, options.max_new_tokens)
-        if ceiling is not None:
-            most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
-        made = self.run(call, last=int(most.max()))
+        with compiling() as compiled:
+            call = self._prepare(
+                images, prompts, options, new_tokens=options.max_new_tokens, ceiling=ceiling,
+                announce=announce,
+            )  # fmt: skip
+            jax.block_until_ready(call.visual)
+            encoded = time.perf_counter()
+            plan = call.plan
+            most = np.full(plan.size, options.max_new_tokens)
+            if ceiling is not None:
+                most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
+            made = self.run(call, last=int(most.max()))
         selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
         errors = row_errors(selection, made.finite, plan.size)
         rows = [
@@ -198,6 +228,49 @@ class LVLM(Runner):
                 "encode": encoded - begin,
                 **made.timings,
                 "total": time.perf_counter() - begin,
+                "compile": compiled.seconds,
+            },
+            rows=plan.rows[: plan.size].tolist(),
+        )
+
+    @takes_options
+    def select(self, images: Images, prompts: Questions, *, options: CallOptions) -> Selected:
+        """Choose visual tokens as `generate` does, and answer nothing.
+
+        Arguments are those of `generate`; without a `keep` every token stays. Those that only an
+        answer reads (`max_new_tokens`, sampling) change nothing.
+
+        Returns:
+            A `Selected`: indices, energies, relevance, nouns and counts of every row.
+
+        Raises:
+            CallError, RunError: see `generate`.
+        """
+        begin = time.perf_counter()
+        with compiling() as compiled:
+            call = self._prepare(images, prompts, options, new_tokens=0)
+            jax.block_until_ready(call.visual)
+            encoded = time.perf_counter()
+            selection, kept = self.choose(call)
+            relevance = None if selection is None else self.relevance(call)
+            jax.block_until_ready((kept, relevance))
+        end, plan = time.perf_counter(), call.plan
+        mask = np.asarray(kept)[: plan.size]
+        return Selected(
+            selections=None if selection is None else first_rows(selection, plan.size),
+            mask=mask,
+            relevance=None if relevance is None else np.asarray(relevance)[: plan.size],
+            kept=mask.sum(axis=1).tolist(),
+            visual_tokens=plan.totals[: plan.size].tolist(),
+            nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
+            noun_backend=call.prompts.backend,
+            errors=row_errors(selection, np.ones(plan.size, bool), plan.size),
+            rows=plan.rows[: plan.size].tolist(),
+            timings={
+                "encode": encoded - begin,
+                "select": end - encoded,
+                "total": end - begin,
+                "compile": compiled.seconds,
             },
         )
 
@@ -234,7 +307,7 @@ class LVLM(Runner):
 
     @takes_options
     def logits(
-        self, images: Images, prompts: str | Sequence[str], *, options: CallOptions
+        self, images: Images, prompts: Questions, *, options: CallOptions
     ) -> tuple[jax.Array, jax.Array]:
         """Next-token scores at every position of the (pruned) prompts, for parity and scoring.
 
@@ -246,23 +319,23 @@ class LVLM(Runner):
         """
         call = self._prepare(images, prompts, options, new_tokens=0)
         plan = call.plan
-        _, kept = self.select(call)
+        _, kept = self.choose(call)
         logits, valid = self.programs.score(self.state, *self.assemble(call, kept)[:3])
         return logits[: plan.size], valid[: plan.size]
 
     def method_of(self, options: CallOptions) -> Method | None:
         """The method of a call with its settings; None keeps every token."""
-        if options.method == "none":
+        if options.keeps_all:
             return None
         settings = options.settings
-        if options.method == "resprune":
+        if isinstance(options.method, str) and options.method == "resprune":
             settings = {**self.family.defaults, **settings}
         return get_method(options.method, **settings)
 
     def _prepare(
         self,
         images: Images,
-        prompts: str | Sequence[str],
+        prompts: Questions,
         options: CallOptions,
         *,
         new_tokens: int,
@@ -270,18 +343,15 @@ class LVLM(Runner):
         announce: Announce | None = None,
     ) -> Call:
         """Check the whole call, run the vision tower and lay the prompts out."""
-        questions = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not questions:
-            raise CallError("no prompt was given")
+        media = media_of(images)
+        questions, rows = read_questions(prompts, len(media))
         method = self.method_of(options)
+        if method is not None:
+            for_rows(method, len(questions), len(questions))  # settings for another number of rows
         each = options.budgets(len(questions))
         options.check_seeds(len(questions))
-        media = media_of(images)
-        if len(media) not in (1, len(questions)):
-            raise CallError(
-                f"{len(media)} images for {len(questions)} prompts: give one image for all prompts,"
-                " one for each, or a list of images for each"
-            )
+        if not (announce is None or callable(announce)):
+            raise CallError(f"announce is a function, got {shown(announce)}")
         # Where every token is kept there is nothing to guide: no tagger is loaded or spoken of.
         pruned = any(budget is not None for budget in each)
         conditioned = pruned and method is not None and "text" in method.needs
@@ -289,9 +359,9 @@ class LVLM(Runner):
         if conditioned and options.text == "nouns":
             extractor = self.extractor(options.tagger, strict=options.strict_nouns)
         read = read_prompts(
-            self.encoder, questions, media if len(media) > 1 else media * len(questions),
+            self.encoder, questions, [media[row] for row in rows],
             text=options.text if conditioned else None, extractor=extractor,
-            ocr_line=options.ocr_line, chat_template=options.chat_template,
+            ocr_line=options.ocr_line, chat_template=options.chat_template, rows=rows,
         )  # fmt: skip
         pictures: Any = images
         if not isinstance(images, Encoded | VisualTokens):
@@ -302,8 +372,7 @@ class LVLM(Runner):
         check_lengths(self.family, read, pictures.layouts, each, options, new_tokens=new_tokens)
         check_ceiling(read, pictures.layouts, ceiling, self.settings.source)
         if announce is not None:
-            own = pictures.layouts * (1 if len(pictures.layouts) > 1 else len(questions))
-            announce(planned(own, each, options))
+            announce(planned([pictures.layouts[row] for row in rows], each, options))
         encoded = pictures if isinstance(pictures, Encoded) else self.run_tower(pictures)
         return self.lay_out(
             read, encoded.visual, encoded.layouts, each, options, method=method,
@@ -326,7 +395,7 @@ class LVLM(Runner):
         Args:
             prompts: B questions.
             visual: the visual tokens of their images.
-            layouts: of the images, one row for all prompts or one for each.
+            layouts: of the rows of images, which the prompts are about.
             keep: a budget for each prompt.
             options: the call's; what they leave to the checkpoint is filled in.
             method: what chooses; None keeps every token.
@@ -337,4 +406,6 @@ class LVLM(Runner):
             slots=visual.valid.shape[1], new_tokens=new_tokens,
         )  # fmt: skip
         positions = options.positions or self.family.positions
+        if method is not None:
+            method = for_rows(method, plan.size, len(plan.rows))
         return Call(prompts, plan, visual, self.settings.resolve(options), positions, method)

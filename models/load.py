@@ -1,12 +1,17 @@
 """`load_model`: from a checkpoint's folder or Hub id to an `LVLM` that answers."""
 
+import functools
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from resprune_jax.errors import CallError, ResPruneError, shown
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.checkpoint.hub import resolve_checkpoint
 from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
@@ -21,7 +26,53 @@ from resprune_jax.models.families.registry import (
 from resprune_jax.models.prompts.chat import PromptEncoder
 from resprune_jax.models.prompts.generation_file import read_generation_settings
 
+logger = logging.getLogger("resprune_jax")
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def short_errors(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let an error that a user can meet come alone, without the frames and causes behind it.
+
+    They say nothing that its line does not; at the debug level of the logger "resprune_jax" they
+    are logged.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **options)
+        except ResPruneError as error:
+            logger.debug("%s failed", function.__name__, exc_info=True)
+            short = error.with_traceback(None)
+        raise short from None
+
+    return call
+
+
+def check_arguments(path_or_hub_id: object, revision: object, token: object, mesh: object) -> None:
+    """Refuse what is no path, name or mesh before anything is looked for.
+
+    Raises:
+        CallError: naming what was given and what was expected.
+    """
+    if not isinstance(path_or_hub_id, str | os.PathLike):
+        raise CallError(
+            "the model is a folder, a Hugging Face Hub id, or pocket for the one that comes with"
+            f" this package; got {shown(path_or_hub_id)}"
+        )
+    for name, value in (("revision", revision), ("token", token)):
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise CallError(f"{name} is a text or None, got {shown(value)}")
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise CallError(
+            f'mesh is a jax.sharding.Mesh, jax.make_mesh((2, 4), ("data", "model")), got'
+            f" {shown(mesh)}"
+        )
+
+
+@short_errors
 def load_model(
     path_or_hub_id: str | Path,
     *,
@@ -34,7 +85,8 @@ def load_model(
     """Load a LLaVA-1.5, LLaVA-NeXT, Qwen2-VL or Qwen2.5-VL checkpoint (Hugging Face format).
 
     Args:
-        path_or_hub_id: a folder, or a Hub id such as "llava-hf/llava-1.5-7b-hf".
+        path_or_hub_id: a folder, a Hub id such as "llava-hf/llava-1.5-7b-hf", or "pocket" for the
+            small model that comes with the package (./pocket is a folder of that name).
         revision: branch, tag or commit of a Hub id.
         token: access token of a gated Hub id; default the one that is logged in.
         dtype: float32, bfloat16 or float16; default the checkpoint's own (float16 becomes bfloat16
@@ -51,6 +103,7 @@ def load_model(
             `generation_config.json` that asks for what is not done here.
         RunError: a checkpoint that is broken; one error names everything that is wrong with it.
     """
+    check_arguments(path_or_hub_id, revision, token, mesh)
     parts: list[Any] = []
 
     def judge(folder: Path) -> None:

@@ -82,8 +82,8 @@ def one_of(what: str, value: object, choices: tuple[str, ...]) -> None:
     Raises:
         CallError: naming what was given and what there is.
     """
-    if value not in choices:
-        raise CallError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise CallError(f"unknown {what} {shown(value)}: choose one of {', '.join(choices)}")
 
 
 def shown(value: object, longest: int = 80) -> str:

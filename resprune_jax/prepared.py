@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from .arguments import LARGEST, array_of
 from .engines.product import Product, gram_product, gram_products
 from .errors import CallError
 
@@ -55,18 +56,21 @@ def prepare(
     `select` takes the result in place of tokens. May be called under jit, vmap and shard_map.
 
     Args:
-        tokens: (N, d) or (B, N, d), any float dtype.
+        tokens: (N, d) or (B, N, d), any float dtype, of NumPy, JAX or torch, or lists of numbers.
         valid: (N,) or (B, N) bool, False for padding; default all.
         saliency: (N,) or (B, N), CLS-to-patch attention, only kept for the seed rules.
 
     Raises:
-        CallError: shapes that cannot work; nothing was compiled.
+        CallError: no numbers, or shapes that cannot work; nothing was compiled.
     """
-    shape = check_tokens(tokens)
+    given = as_tokens(tokens)
+    shape = given.shape
+    valid = None if valid is None else array_of("valid", valid, "truth")
+    saliency = None if saliency is None else array_of("saliency", saliency, "number")
     for name, value in (("valid", valid), ("saliency", saliency)):
         if value is not None and np.shape(value) != shape[:-1]:
             raise CallError(f"{name} has shape {np.shape(value)}, expected {shape[:-1]}")
-    tokens = jnp.asarray(tokens)
+    tokens = jnp.asarray(given)
     valid = jnp.asarray(np.ones(shape[:-1], bool) if valid is None else valid, bool)
     made = _product(tokens, valid)
     if saliency is not None:
@@ -74,15 +78,22 @@ def prepare(
     return Prepared(tokens, valid, made.gram, made.exponent, made.finite, saliency)
 
 
-def check_tokens(tokens: ArrayLike) -> tuple[int, ...]:
-    """The shape of visual tokens.
+def as_tokens(tokens: ArrayLike) -> jax.Array | np.ndarray:
+    """Visual tokens as an array.
 
     Raises:
-        CallError: not (N, d) or (B, N, d), empty, or not floating point.
+        CallError: no numbers, not (N, d) or (B, N, d), empty, not floating point, or beyond what
+            float32 holds.
     """
-    shape = np.shape(tokens)
+    given = array_of("tokens", tokens, "float")
+    shape = given.shape
     if len(shape) not in (2, 3) or 0 in shape:
         raise CallError(f"tokens must be (N, d) or (B, N, d) and not empty, got shape {shape}")
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.floating):
-        raise CallError(f"tokens must be floating point, got {jnp.result_type(tokens)}")
-    return shape
+    if isinstance(given, np.ndarray) and given.dtype == np.float64:
+        beyond = np.isfinite(given) & (np.abs(given) > LARGEST)
+        if beyond.any():
+            raise CallError(
+                f"tokens must lie within float32, got {given[beyond][0]:g}: scale them down, which"
+                " changes no choice"
+            )
+    return given

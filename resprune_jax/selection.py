@@ -16,14 +16,15 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from . import engines
+from .arguments import LARGEST, array_of, whole
 from .choices import SMALLEST_TOLERANCE
 from .engines import lazy
 from .engines.guard import guarded
 from .engines.loop import row
 from .engines.product import Product, gram_product, gram_products, scale, scaled_tokens
 from .engines.visits import visit
-from .errors import CallError
-from .prepared import Prepared, check_tokens
+from .errors import CallError, shown
+from .prepared import Prepared, as_tokens
 from .relevance import gate
 
 MAX_BYTES = 2**31
@@ -66,8 +67,9 @@ class Selection:
             CallError: `k` lies outside that range.
         """
         most = self.indices.shape[-1]
-        if not 1 <= k <= most:
-            raise CallError(f"prefix({k}): this selection holds between 1 and {most} tokens")
+        k = whole("the budget of a prefix", k)
+        if k > most:
+            raise CallError(f"prefix({shown(k)}): this selection holds between 1 and {most} tokens")
         count = jnp.minimum(self.count, k)
         return Selection(self.indices[..., :k], self.energy[..., : k + 1], count)
 
@@ -77,6 +79,7 @@ class Selection:
 
     def mask(self, n: int) -> jax.Array:
         """Which of the `n` tokens are kept, (n,) or (B, n) bool."""
+        n = whole("the number of tokens", n)
         kept = jnp.zeros((*self.indices.shape[:-1], n + 1), bool)
         at = jnp.minimum(self.indices, n)
         return jnp.put_along_axis(kept, at, True, axis=-1, inplace=False)[..., :n]
@@ -109,7 +112,7 @@ def _choose(
     seeded = first >= 0
     failed = ~image.finite | ~jnp.all(jnp.isfinite(relevance))
     failed |= seeded & ~jnp.where(first < n, valid[jnp.clip(first, 0, n - 1)], False)
-    failed |= jnp.isnan(tolerance) | ~jnp.isfinite(alpha) | (alpha < 0)
+    failed |= jnp.isnan(tolerance) | ~jnp.isfinite(alpha) | (alpha < 0) | (limit < 1)
 
     # A common factor changes no pick; without it a large exponent could under- or overflow.
     top = jnp.max(relevance)
@@ -263,7 +266,10 @@ def _traced(
     value = default if value is None else value
     if isinstance(value, jax.Array):
         return value if value.dtype == dtype else value.astype(dtype)
-    return np.broadcast_to(np.asarray(value, dtype), shape)
+    host = np.asarray(value)
+    if dtype is np.int32 and host.dtype != np.int32:  # a limit beyond int32 is no limit
+        host = np.minimum(host, min(np.iinfo(np.int32).max, np.iinfo(host.dtype).max))
+    return np.broadcast_to(host.astype(dtype), shape)
 
 
 def _check(name: str, value: ArrayLike | None, *allowed: tuple[int, ...]) -> None:
@@ -277,6 +283,12 @@ def _check(name: str, value: ArrayLike | None, *allowed: tuple[int, ...]) -> Non
         host = np.asarray(value)
         if name in ("alpha", "relevance") and not np.all(host >= 0):
             raise CallError(f"{name} must be non-negative and not NaN, got {host.min()}")
+        # An infinite relevance is a row that failed; a number that float32 does not hold is a slip.
+        if name == "alpha" and not np.all(host.astype(np.float64) <= LARGEST):
+            raise CallError(f"alpha must be finite in float32, got {host.max()}")
+        wide = host.dtype == np.float64
+        if name == "relevance" and wide and np.any((host > LARGEST) & np.isfinite(host)):
+            raise CallError(f"relevance must be finite in float32, got {host.max()}")
         if name == "limit" and not np.all(host >= 1):
             raise CallError(f"limit must be at least 1, got {host.min()}")
         if name == "tolerance" and not np.all((host >= SMALLEST_TOLERANCE) & (host < 1)):
@@ -288,6 +300,8 @@ def _check(name: str, value: ArrayLike | None, *allowed: tuple[int, ...]) -> Non
 
 def _selections(sizes: dict[str, int]) -> tuple[int, ...]:
     """The one length that all conditions with a batch axis share, () where none has one."""
+    if empty := [name for name, size in sizes.items() if size == 0]:
+        raise CallError(f"{empty[0]} has no entry: give one a selection, or a single one for all")
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise CallError(f"the conditions must agree on the number of selections, got {said}")
@@ -315,7 +329,8 @@ def select(
     them compiles once. May be called under jit, vmap and shard_map.
 
     Args:
-        tokens: (N, d) or (B, N, d), any float dtype; or what `prepare` made of them.
+        tokens: (N, d) or (B, N, d), any float dtype, of NumPy, JAX or torch, or lists of numbers;
+            or what `prepare` made of them.
         keep: the most tokens to keep, at least 1, capped at N.
         limit: () or (B,) int, each row's own budget; default `keep`.
         relevance: (N,) or (B, N), non-negative (`relevance.py` aggregates and maps); default
@@ -338,20 +353,25 @@ def select(
 
     Raises:
         CallError: a shape or a host value that cannot work; nothing was compiled. Values inside
-            traced or device arrays are not read: a row whose tokens or relevance are not finite,
-            or whose seed is padding, fails, which its NaN energy shows.
+            traced or device arrays are not read: a row whose tokens, relevance or alpha are not
+            finite, whose limit is below 1 or whose seed is padding fails, which its NaN energy
+            shows.
     """
     prepared = tokens if isinstance(tokens, Prepared) else None
     if prepared is not None and valid is not None:
         raise CallError("valid is given, but these tokens are prepared and have their own")
-    shape = check_tokens(prepared.tokens if prepared else tokens)  # type: ignore[arg-type]
-    if isinstance(keep, bool) or not isinstance(keep, int | np.integer) or keep < 1:
-        raise CallError(f"keep must be a whole number of tokens, at least 1, got {keep!r}")
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-        raise CallError(f"max_bytes must be a number of bytes, at least 1, got {max_bytes!r}")
-    keep = min(int(keep), shape[-2])
+    given = None if isinstance(tokens, Prepared) else as_tokens(tokens)
+    shape = np.shape(prepared.tokens if given is None else given)  # type: ignore[union-attr]
+    keep = min(whole("keep", keep, what="whole number of tokens"), shape[-2])
+    max_bytes = whole("max_bytes", max_bytes, what="number of bytes")
     engine = engines.resolve(engine, shape[-2], keep, shared=prepared is not None)
     rows, count = shape[:-2], shape[-2]
+    limit = None if limit is None else array_of("limit", limit, "whole")
+    first = None if first is None else array_of("first", first, "whole")
+    relevance = None if relevance is None else array_of("relevance", relevance, "number")
+    alpha = 0.0 if alpha is None else array_of("alpha", alpha, "number")
+    tolerance = None if tolerance is None else array_of("tolerance", tolerance, "number")
+    valid = None if valid is None else array_of("valid", valid, "truth")
     scalars = {"limit": limit, "alpha": alpha, "first": first, "tolerance": tolerance}
     weights: tuple[tuple[int, ...], ...] = ((*rows, count),)
     if prepared is not None and not rows:  # any number of selections on one image
@@ -382,7 +402,7 @@ def select(
         prepared=prepared is not None,
     )  # fmt: skip
     return _select(
-        prepared or tokens,
+        prepared if given is None else given,
         prepared.valid if prepared else _traced(valid, True, np.bool_, shape[:-1]),
         conditions,
         keep=keep,

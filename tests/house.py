@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.families.registry",),
     ("models.running",),
     ("models",),
-    ("experiments.common", "experiments.info", "experiments.shipped"),
+    ("experiments.common", "experiments.info"),
     ("experiments",),
     ("experiments.cli", "experiments.demo"),
     ("experiments.start", "experiments.__main__"),

@@ -4,8 +4,8 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from resprune_jax.experiments.answer.options import AnswerOptions, check, settin
 from resprune_jax.experiments.answer.rows import Results, Row, read_rows
 from resprune_jax.experiments.common import (
     Keep,
-    checkpoint_of,
     console,
     reason,
     use_compilation_cache,
 )
+from resprune_jax.experiments.progress import progress
 from resprune_jax.experiments.streams import print_json
 
 logger = logging.getLogger("resprune_jax")
@@ -153,12 +153,11 @@ def _why(row: Row, look: Callable[[Path], object]) -> str | None:
 
 def _load(options: AnswerOptions) -> Any:
     """The real model; its imports are slow and happen here."""
-    folder = checkpoint_of(options.model)
     use_compilation_cache()
     from resprune_jax.models.load import load_model
 
     return load_model(
-        folder,
+        options.model,
         revision=options.revision,
         dtype=options.dtype,
         chat_template=options.template,
@@ -272,7 +271,7 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
                 record(row.result(error=why))
         if todo := good:
             lvlm, announcer = load(options), Announcer()
-            step = stack.enter_context(_progress(len(rows), len(rows) - len(todo)))
+            step = stack.enter_context(progress("rows", len(rows), len(rows) - len(todo)))
             for batch in _batches(todo, options.batch_size):
                 for result in answer_rows(lvlm, options, batch, announcer):
                     record(result)
@@ -284,31 +283,6 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
 def _batches(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error where that is a terminal; yields its step."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    screen = console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    with Progress(
-        TextColumn("answering"),
-        *columns,
-        TimeRemainingColumn(),
-        console=screen,
-        disable=not screen.is_terminal,
-    ) as bar:
-        task = bar.add_task("answering", total=total, completed=done)
-        yield lambda: bar.advance(task)
 
 
 def _print_summary(
@@ -345,10 +319,20 @@ def _print_answer(options: AnswerOptions, result: dict[str, Any]) -> None:
     facts = {"kept": f"{kept} of {total} visual tokens ({kept / total:.1%})"}
     if kept < total and result["noun_backend"] != "none":
         facts["nouns"] = f"{nouns} ({result['noun_backend']})"
-    facts["time"] = " · ".join(f"{name} {s:.2f} s" for name, s in result["timings"].items())
+    facts["time"] = times(result["timings"])
     out.print()
     for name, fact in facts.items():
         out.print(Text(f"{name:8} {fact}", style="dim"))
+
+
+def times(timings: Mapping[str, float]) -> str:
+    """How long the parts of an answer took; of a first call, how much of it was compiling."""
+    parts = {name: seconds for name, seconds in timings.items() if name != "compile"}
+    line = " · ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
+    spent = timings.get("compile", 0.0)
+    if spent < 0.005:
+        return line
+    return f"{line}, of which compiling {spent:.2f} s (the next call of these sizes does not)"
 
 
 def _draw(options: AnswerOptions, row: Row, lvlm: Any, made: Any) -> None:
@@ -362,4 +346,4 @@ def _draw(options: AnswerOptions, row: Row, lvlm: Any, made: Any) -> None:
     pictures = row.pictures()
     pictures = pictures if isinstance(pictures, list) else [pictures]
     panels = panels_of(lvlm.family, pictures, picks, image_aspect=options.image_aspect)
-    draw(panels, question=row.prompt, path=options.overlay)
+    draw(panels, question=row.prompt, answer=made.texts[0], path=options.overlay)

@@ -106,7 +106,7 @@ class AnswerOptions(CallOptions, QuestionOptions):
     """Number format of the weights."""
 
     overlay: Annotated[Path | None, shown("OUT.png")] = None
-    """Draw the images with their kept tokens clear and the others dimmed; for one prompt."""
+    """Draw the images with their kept tokens clear and the others hatched; for one prompt."""
     json: bool = False
     """Print JSON in place of text."""
 

@@ -56,7 +56,8 @@ class SelectionOptions:
     limit: Annotated[float, _arg("SECONDS", "60")] = 60.0
     """Leave out what would take longer than this a call."""
     quick: bool = False
-    """Two sizes, one image, float32, five rounds: under a minute."""
+    """Two sizes, one image, float32, five rounds: about four minutes of CPU time, most of it
+    compiling; with --without-compile under two."""
     growth: bool = False
     """Also vary N, d, K and the batch one at a time, and fit how the time grows with them."""
     without_torch: bool = False

@@ -25,7 +25,6 @@ from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     ModelOptions,
     check_file,
-    checkpoint_of,
     use_compilation_cache,
 )
 from resprune_jax.experiments.verify.reference import Reference
@@ -143,7 +142,7 @@ def run(options: VerifyOptions, *, reference_folder: Path | None = None) -> int:
 
     # An unsupported one is refused before gigabytes are fetched, and before they are read.
     folder = resolve_checkpoint(
-        checkpoint_of(options.model),
+        options.model,
         revision=options.revision,
         judge=lambda folder: read_model_config(read_config(folder)),
     )

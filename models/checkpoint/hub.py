@@ -19,6 +19,7 @@ from resprune_jax.models.checkpoint.safetensors_files import (
     SINGLE_FILE,
     read_weight_map,
 )
+from resprune_jax.models.checkpoint.shipped import SHIPPED, shipped
 
 # Exact names: patterns such as *.json would also match copies in subfolders.
 SMALL_FILES = (
@@ -55,7 +56,8 @@ def resolve_checkpoint(
     """Return the local folder of a checkpoint, fetching it from the Hub if it must be.
 
     Args:
-        path_or_id: a local folder, which comes first, or a Hub id such as
+        path_or_id: "pocket" for the model that comes with the package (a folder of that name is
+            reached as ./pocket); a local folder, which comes first, or a Hub id such as
             "llava-hf/llava-1.5-7b-hf".
         revision: branch, tag or commit of a Hub id; default its main branch.
         token: access token of a gated or private Hub id; default the one that is logged in.
@@ -71,6 +73,8 @@ def resolve_checkpoint(
         RunError: the Hub cannot be reached and the cache does not hold the checkpoint, access is
             refused, a download fails, or the repository has no safetensors.
     """
+    if isinstance(path_or_id, str) and path_or_id in SHIPPED:
+        path_or_id = shipped(path_or_id)
     text = str(path_or_id)
     if not text.strip():
         raise CallError("the model is empty: give a checkpoint folder or a Hugging Face Hub id")

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from resprune_jax.arguments import array_of
 from resprune_jax.errors import CallError, ResPruneError, RunError
 from resprune_jax.models.images.kinds import FORMATS, HEAD, kind_of, refused
 from resprune_jax.models.images.pnm import LONGEST_HEADER, pnm_header, scaled, takes_long
@@ -83,7 +84,7 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         return _from_path(image)
     if isinstance(image, np.ndarray) or hasattr(image, "__array__"):
-        return _from_array(np.asarray(image))
+        return _from_array(np.asarray(array_of("an image", image, "number")))
     raise CallError(
         f"an image is a path, a PIL image or a uint8 array, got {type(image).__name__}: open it "
         "with PIL.Image.open first"

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
-from resprune_jax.errors import CallError, say_once
+from resprune_jax.errors import CallError, say_once, shown
 
 Keep = int | float | None
 """A count of visual tokens, a ratio in (0, 1) of the image's own number, or None for them all."""
@@ -18,18 +19,30 @@ def check(keep: Keep) -> Keep:
     Raises:
         CallError: 0, a negative number, NaN, a float of 1 or above, or no number at all.
     """
-    say = f"keep={keep!r}: give a count of at least 1, a ratio in (0, 1), or None for all tokens"
+    say = (
+        f"keep={shown(keep)}: give a count of at least 1, a ratio in (0, 1), or None for all tokens"
+    )
     if keep is None:
         return None
     if isinstance(keep, bool) or not isinstance(keep, Real):
         raise CallError(say)
     if isinstance(keep, Integral):
-        if keep < 1:
+        if not 1 <= keep < 10**18:
             raise CallError(say)
         return int(keep)
     if math.isnan(keep) or not 0 < keep < 1:
         raise CallError(say)
     return float(keep)
+
+
+def listed(keep: Any) -> Any:
+    """Budgets that came as an array of NumPy, JAX or torch as plain numbers; others as they are."""
+    if not (hasattr(keep, "tolist") and hasattr(keep, "dtype")) or isinstance(keep, Real):
+        return keep
+    try:
+        return keep.tolist()
+    except Exception:  # a traced one has no value; `check` says what is wrong with it
+        return keep
 
 
 def parse(keep: Keep | Sequence[Keep], rows: int, *, pruning: bool) -> list[Keep]:
@@ -43,12 +56,13 @@ def parse(keep: Keep | Sequence[Keep], rows: int, *, pruning: bool) -> list[Keep
     Raises:
         CallError: an impossible budget, a sequence of another length, or a budget without a method.
     """
-    if keep is None or isinstance(keep, Real | str):
-        each = [check(keep)] * rows  # type: ignore[arg-type]
-    else:
-        each = [check(k) for k in keep]  # type: ignore[union-attr]
+    keep = listed(keep)
+    if isinstance(keep, list | tuple):
+        each = [check(k) for k in keep]
         if len(each) != rows:
             raise CallError(f"keep has {len(each)} budgets for {rows} prompts: give one each")
+    else:
+        each = [check(keep)] * rows  # type: ignore[arg-type]
     if not pruning and any(k is not None for k in each):
         raise CallError("keep was given with method 'none', which keeps every token: drop one")
     return each

@@ -9,13 +9,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args
 
-import numpy as np
-
+from resprune_jax.arguments import LARGEST, numbers, whole
 from resprune_jax.choices import (
     SMALLEST_TOLERANCE,
     Aggregate,
@@ -100,10 +100,26 @@ class PruneOptions:
         one_of("budget", self.budget, get_args(Budget))
         one_of("newline", self.newline, get_args(Newline))
         stop = self.tolerance
-        if stop is not None and not (_is_number(stop) and SMALLEST_TOLERANCE <= stop < 1):
-            raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {stop}")
-        if given := [name for name in self.settings if self.method == "none"]:
+        if stop is not None and not SMALLEST_TOLERANCE <= _number(stop) < 1:
+            raise CallError(f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), got {shown(stop)}")
+        if self.method is None:
+            raise CallError("method is a name or an instance, got None: write none to keep all")
+        if self.alpha is not None:
+            strength = numbers(self.alpha)
+            each = strength if isinstance(strength, tuple) else (strength,)
+            if not each or any(one is None or not 0 <= one <= LARGEST for one in each):
+                raise CallError(
+                    "alpha must be finite and non-negative, one number or one for each prompt, got"
+                    f" {shown(self.alpha)}"
+                )
+            object.__setattr__(self, "alpha", strength)
+        if given := [name for name in self.settings if self.keeps_all]:
             raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no method chooses, so that every token is kept."""
+        return isinstance(self.method, str) and self.method == "none"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,7 +133,7 @@ class PruneOptions:
         Raises:
             CallError: an impossible budget, or another number of them.
         """
-        return budgets.parse(self.keep, rows, pruning=self.method != "none")
+        return budgets.parse(self.keep, rows, pruning=not self.keeps_all)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +174,15 @@ class PromptOptions:
         one_of("image_aspect", self.image_aspect, get_args(ImageAspect))
         one_of("text", self.text, get_args(TextSource))
         one_of("ocr_line", self.ocr_line, get_args(OcrLine))
+        for name in ("strict_nouns", "chat_template"):
+            if not isinstance(getattr(self, name), bool):
+                raise CallError(f"{name} is True or False, got {shown(getattr(self, name))}")
 
 
 _DRAWING: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda x: _is_whole(x) and x >= 1, "be at least 1"),
+    "max_new_tokens": (lambda x: _is_whole(x) and 1 <= x < 2**31, "be at least 1"),
     "temperature": (
-        lambda x: _is_number(x) and bool(np.isfinite(x)) and x >= 0,
+        lambda x: _is_number(x) and 0 <= x <= LARGEST,
         "be finite and at least 0",
     ),
     "top_p": (lambda x: _is_number(x) and 0 < x <= 1, "lie in (0, 1]"),
@@ -233,17 +252,13 @@ class DrawOptions:
             value = getattr(self, name)
             if value is not None and not fits(value):
                 raise CallError(f"{name} must {wanted}, got {shown(value)}")
+            if value is not None:
+                object.__setattr__(self, name, numbers(value))
         if not isinstance(self.sample, bool):
             raise CallError(f"sample is True or False, got {shown(self.sample)}")
         if self.sample and self.temperature == 0:
             raise CallError("sample draws tokens and temperature 0 takes the likeliest: drop one")
-        own: Any = self.rng_seed
-        each = own if isinstance(own, list | tuple) else [own]
-        if not (each and all(_is_whole(seed) and 0 <= seed < 2**32 for seed in each)):
-            raise CallError(
-                "rng_seed must lie in [0, 2^32), a whole number or a list of one for each row, got"
-                f" {self.rng_seed}"
-            )
+        object.__setattr__(self, "rng_seed", _seeds(self.rng_seed))
 
     def check_seeds(self, rows: int) -> None:
         """Refuse seeds of rows that there are not.
@@ -252,8 +267,8 @@ class DrawOptions:
             CallError: another number of them than rows.
         """
         own = self.rng_seed
-        if not isinstance(own, Integral) and len(own) != rows:  # type: ignore[arg-type]
-            raise CallError(f"{len(own)} rng_seeds were given for {rows} prompts")  # type: ignore[arg-type]
+        if isinstance(own, tuple) and len(own) != rows:
+            raise CallError(f"{len(own)} rng_seeds were given for {rows} prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +318,7 @@ def takes_options(function: Callable[..., Result]) -> Callable[..., Result]:
         return function(*args, options=made, **given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
-    shown = [
+    extra = [
         inspect.Parameter(name, keyword, default=option.default, annotation=option.type)
         for name, option in fields.items()
     ]
@@ -314,14 +329,40 @@ def takes_options(function: Callable[..., Result]) -> Callable[..., Result]:
     )
     call.__doc__ = f"{inspect.getdoc(function)}\n\nOptions, each a keyword:{about}\n"
     call.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*own.parameters.values(), *shown]
+        parameters=[*own.parameters.values(), *extra]
     )
     return call
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(numbers(value), Real)
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(numbers(value), Integral)
+
+
+def _number(value: Any) -> float:
+    """One real number, NaN for anything else, so that no comparison with it holds."""
+    found = numbers(value)
+    return math.nan if found is None or isinstance(found, tuple) else found
+
+
+def _seeds(given: Any) -> int | tuple[int, ...]:
+    """A seed of the random generator, or one for each row.
+
+    Raises:
+        CallError: something else, or out of range.
+    """
+    own = budgets.listed(given)
+    each = own if isinstance(own, list | tuple) else [given]
+    try:
+        found = [whole("rng_seed", seed, least=0) for seed in each]
+    except CallError:
+        found = []
+    if not found or max(found) >= 2**32:
+        raise CallError(
+            "rng_seed must lie in [0, 2^32), a whole number or a list of one for each row, got"
+            f" {shown(given)}"
+        )
+    return tuple(found) if isinstance(own, list | tuple) else found[0]

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from resprune_jax.errors import CallError
 from resprune_jax.methods import VisualTokens
 from resprune_jax.models.families.base import Layouts, Picture, Video
@@ -47,7 +49,7 @@ def rows_of(images: Images) -> list[list[Picture]]:
 def media_of(images: Images) -> list[tuple[str, ...]]:
     """What each row holds, "image" or "video", without reading any of it."""
     if isinstance(images, VisualTokens):
-        return [("image",)] * images.valid.shape[0]
+        return [("image",)] * (np.shape(images.embeddings) or (1,))[0]
     if isinstance(images, Encoded):
         return [tuple(image.media for image in row) for row in images.layouts]
     return [

@@ -28,7 +28,9 @@ class Generation:
         errors: why a row failed, else `None`; a failed row has an empty text.
         prompts: the texts that the model saw, before the image placeholder was expanded.
         timings: seconds for "encode", "select", "prefill", "decode" and "total", the devices
-            waited for after each; compiles count where they happen.
+            waited for after each; compiles count where they happen, and "compile" is how much of
+            the total they took.
+        rows: which row of images each prompt is about.
     """
 
     texts: list[str]
@@ -41,6 +43,38 @@ class Generation:
     errors: list[str | None]
     prompts: list[str]
     timings: dict[str, float] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What `LVLM.select` gives, one entry a prompt; nothing was answered.
+
+    Attributes:
+        selections: see `Generation.selections`: the tokens in order of choice, and energies.
+        mask: (B, N) bool, the visual tokens that would enter the LLM.
+        relevance: (B, N) float32, how relevant each visual token is to the question's nouns, which
+            the gate raises to alpha; 0 for padding. None where the method reads no text, or no row
+            is pruned.
+        kept: how many visual tokens would enter the LLM.
+        visual_tokens: visual tokens that the images gave.
+        nouns: the nouns that conditioned the choice.
+        noun_backend: which part-of-speech tagger found them.
+        errors: why a row failed, else `None`.
+        rows: which row of images each prompt is about.
+        timings: seconds for "encode", "select" and "total", and "compile" of these.
+    """
+
+    selections: Selection | None
+    mask: np.ndarray
+    relevance: np.ndarray | None
+    kept: list[int]
+    visual_tokens: list[int]
+    nouns: list[list[str]]
+    noun_backend: str
+    errors: list[str | None]
+    rows: list[int]
+    timings: dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, shown
 from resprune_jax.models.families.base import Family, ImageLayout, Layouts, pad_rows
 from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.budgets import Keep
@@ -49,11 +49,66 @@ class Prompts:
         encoded: one for each question.
         nouns: what conditions the choice of each, spans included.
         backend: which part-of-speech tagger found them.
+        rows: which row of images each is about; empty: the only one, or each its own.
     """
 
     encoded: list[EncodedPrompt]
     nouns: list[list[Noun]]
     backend: str
+    rows: tuple[int, ...] = ()
+
+    def about(self, images: int) -> np.ndarray:
+        """Which of so many rows of images each prompt is about, (B,) int32."""
+        count = len(self.encoded)
+        if self.rows:
+            return np.asarray(self.rows, np.int32)
+        return np.zeros(count, np.int32) if images == 1 else np.arange(count, dtype=np.int32)
+
+
+def read_questions(prompts: Any, images: int) -> tuple[list[str], tuple[int, ...]]:
+    """The questions of a call, one after the other, and which row of images each is about.
+
+    Args:
+        prompts: a question, a list of them, or for each row of images a list of them.
+        images: rows of images.
+
+    Returns:
+        (B questions, B row numbers).
+
+    Raises:
+        CallError: no question, something else, or questions for another number of images.
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, list | tuple):
+        if not (isinstance(prompts, np.ndarray) and prompts.ndim == 1):
+            raise CallError(f"prompts are texts, or a list of them, got {shown(prompts)}")
+        prompts = prompts.tolist()
+    if not prompts:
+        raise CallError("no prompt was given")
+    nested = [isinstance(own, list | tuple) for own in prompts]
+    if not any(nested):
+        questions, rows = prompts, tuple(range(len(prompts)))
+        if images == 1:
+            rows = (0,) * len(prompts)
+        elif images != len(prompts):
+            raise CallError(
+                f"{images} images for {len(prompts)} prompts: give one image for all prompts, one"
+                " for each, a list of images for each, or a list of prompts for each image"
+            )
+    else:
+        if not all(nested):
+            raise CallError("prompts mix texts and lists of texts: give every image a list")
+        if len(prompts) != images:
+            raise CallError(f"{len(prompts)} lists of prompts for {images} images: give each one")
+        if not all(prompts):
+            raise CallError(f"no prompt was given for image {[not p for p in prompts].index(True)}")
+        questions = [question for own in prompts for question in own]
+        rows = tuple(row for row, own in enumerate(prompts) for _ in own)
+    for number, question in enumerate(questions):
+        if not isinstance(question, str):
+            raise CallError(f"prompt {number} is no text: {shown(question)}")
+    return list(questions), rows
 
 
 @dataclass(frozen=True)
@@ -96,6 +151,7 @@ def read_prompts(
     extractor: NounExtractor | None,
     ocr_line: OcrLine,
     chat_template: bool,
+    rows: tuple[int, ...] = (),
 ) -> Prompts:
     """Tokenize the questions and find their nouns.
 
@@ -107,6 +163,7 @@ def read_prompts(
         extractor: finds the nouns where `text` is "nouns".
         ocr_line: whether a line of reference OCR tokens counts.
         chat_template: whether questions go into the checkpoint's template.
+        rows: see `Prompts`.
 
     Raises:
         CallError: a prompt that cannot be used.
@@ -120,7 +177,8 @@ def read_prompts(
             for prompt in encoded
         ]
     backend = {None: "none", "prompt": "whole prompt"}.get(text, "")
-    return Prompts(encoded, nouns, extractor.backend if extractor is not None else backend)
+    tagger = extractor.backend if extractor is not None else backend
+    return Prompts(encoded, nouns, tagger, rows)
 
 
 def make_plan(
@@ -143,7 +201,7 @@ def make_plan(
         family: for positions and the context's length.
         encoder: for the ids of placeholders.
         prompts: B of them.
-        layouts: of the rows of images: one that all prompts share, or one for each.
+        layouts: of the rows of images, which the prompts are about.
         budget: one for each prompt.
         options: whether a prompt's images share its budget, and newline tokens compete for it.
         slots: N, the bucket of a row's visual tokens.
@@ -158,7 +216,7 @@ def make_plan(
     encoded, count = prompts.encoded, len(prompts.encoded)
     per_image = options.budget == "per_image"
     noun_ids, noun_valid = noun_tokens(encoded, prompts.nouns)
-    rows = np.zeros(count, np.int32) if len(layouts) == 1 else np.arange(count, dtype=np.int32)
+    rows = prompts.about(len(layouts))
     own = [layouts[row] for row in rows]
     images = tuple(tuple(image.tokens for image in row) for row in own)
     placeholders = [token_id for token_id, _ in encoder.placeholders.values()]
@@ -211,7 +269,7 @@ def check_lengths(
     Raises:
         CallError: text, kept visual tokens and answer exceed the model's context.
     """
-    own = layouts if len(layouts) > 1 else layouts * len(prompts.encoded)
+    own = [layouts[row] for row in prompts.about(len(layouts))]
     kept = [each.kept for each in planned(own, budget, options)]
     words = [len(prompt.ids) - len(row) for prompt, row in zip(prompts.encoded, own, strict=True)]
     longest = max(text + visual for text, visual in zip(words, kept, strict=True))

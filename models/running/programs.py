@@ -156,6 +156,8 @@ class Programs:
             tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N)). With `owner`
             (B, N) int32, the image of each token, limits are (B, R), one for each image, and the
             selections (B, R, ...).
+        weigh: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), method) -> the text
+            relevance (B, N) float32 that the method gates with.
         assemble: (state, ids, visual_index, valid, rows, embeddings, kept, rope, *, length,
             positions) -> what `assemble` gives, for `prefill` and `score`.
         prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
@@ -169,6 +171,7 @@ class Programs:
 
     encode: Callable[..., VisualTokens]
     prune: Callable[..., tuple[Selection, jax.Array]]
+    weigh: Callable[..., jax.Array]
     assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
     prefill: Callable[..., tuple[jax.Array, KVCache]]
     decode: Callable[..., tuple[jax.Array, KVCache]]
@@ -233,6 +236,18 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
                 each.append(one)
             selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
         return selection, jnp.where(full[:, None], real, chosen | always)
+
+    @jax.jit
+    def weigh(
+        state: Any,
+        visual: VisualTokens,
+        rows: jax.Array,
+        noun_ids: jax.Array,
+        noun_valid: jax.Array,
+        method: Any,
+    ) -> jax.Array:
+        visual = jax.tree.map(lambda x: x[rows], visual)
+        return method.relevance(visual, PromptContext(model(state).embed(noun_ids), noun_valid))
 
     @partial(jax.jit, static_argnames=("length", "positions"))
     def lay_out(
@@ -334,4 +349,4 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         real = jnp.arange(x.shape[1]) < count[:, None]
         return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
 
-    return Programs(encode, prune, lay_out, prefill, decode, score)
+    return Programs(encode, prune, weigh, lay_out, prefill, decode, score)

@@ -82,7 +82,7 @@ class Runner:
                 resolved.
         """
         marks = [time.perf_counter()]
-        selection, kept = self.select(call)
+        selection, kept = self.choose(call)
         jax.block_until_ready(kept)
         marks.append(time.perf_counter())
         drawn = call.options
@@ -120,7 +120,7 @@ class Runner:
         of_rows = {"least": made.least, "past": made.past}
         return dataclasses.replace(made, **jax.tree.map(lambda x: self._put(x)[0], of_rows))
 
-    def select(self, call: Call) -> tuple[Selection | None, jax.Array | np.ndarray]:
+    def choose(self, call: Call) -> tuple[Selection | None, jax.Array | np.ndarray]:
         """The selection, and which visual tokens of each row (B, N) enter the LLM."""
         plan, visual = call.plan, call.visual
         most = visual.valid.shape[1]
@@ -140,6 +140,15 @@ class Runner:
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             call.method, owner, keep=plan.picks, newline=call.options.newline,
         )  # fmt: skip
+
+    def relevance(self, call: Call) -> jax.Array | None:
+        """The text relevance of each row's visual tokens (B, N); None where nothing reads it."""
+        plan, method = call.plan, call.method
+        if method is None or "text" not in method.needs or not hasattr(method, "relevance"):
+            return None
+        return self.programs.weigh(
+            self.state, call.visual, *self._put(plan.rows, plan.noun_ids, plan.noun_valid), method
+        )
 
     def assemble(self, call: Call, kept: jax.Array | np.ndarray) -> Any:
         """The pruned prompts as the decoder takes them."""

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from resprune_jax.errors import CallError
+from resprune_jax.arguments import whole
+from resprune_jax.errors import CallError, shown
+from resprune_jax.methods import for_rows, rows_of
 from resprune_jax.models.families.base import Picture, Video
+from resprune_jax.models.images.files import check_size
 from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts.budgets import listed
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.plan import Prompts
@@ -37,21 +41,48 @@ def rows_of_sizes(sizes: Sizes) -> list[list[Size]]:
     """The sizes of each kind of prompt.
 
     Raises:
-        CallError: no size, or something else than whole numbers of at least 1.
+        CallError: no size, or something else than whole numbers of at least 1, or too large a one.
     """
     rows: list[list[Any]] = []
-    for entry in sizes:
-        single = len(entry) > 0 and not isinstance(entry[0], Sequence)
-        rows.append([entry] if single else list(entry))
-    whole = (int, np.integer)
-    for row in rows or [[]]:
-        good = bool(row) and all(len(size) in (2, 3) for size in row)
-        if not good or any(not isinstance(n, whole) or n < 1 for size in row for n in size):
-            raise CallError(
-                f"sizes is a list of (height, width), or (frames, height, width) for a video, in "
-                f"pixels, got {sizes!r}"
-            )
+    try:
+        for entry in sizes:
+            single = not isinstance(entry[0], Sequence | np.ndarray)
+            row = [entry] if single else list(entry)
+            rows.append([tuple(whole("a size", n) for n in size) for size in row])  # type: ignore[union-attr]
+    except Exception:  # whatever indexing something else raises
+        rows = []
+    if not rows or any(len(size) not in (2, 3) for row in rows for size in row):
+        raise CallError(
+            f"sizes is a list of (height, width), or (frames, height, width) for a video, in "
+            f"pixels, got {shown(sizes)}"
+        )
+    for size in (size for row in rows for size in row):
+        check_size(size[-1], size[-2], "a picture of these sizes")
+        if len(size) == 3 and size[0] > MOST_FRAMES:
+            raise CallError(f"a video of these sizes has {size[0]} frames: {MOST_FRAMES} at most")
     return rows
+
+
+MOST_FRAMES = 10_000
+MOST_ROWS = 4096
+
+
+def _counts(name: str, values: Any, most: int) -> list[int]:
+    """Whole numbers of at least 1.
+
+    Raises:
+        CallError: none, something else, or one beyond `most`.
+    """
+    given = listed(values)
+    try:
+        found = [whole(name, n) for n in given] if isinstance(given, list | tuple | range) else []
+    except CallError:
+        found = []
+    if not found:
+        raise CallError(f"{name} holds whole numbers of at least 1, got {shown(values)}")
+    if max(found) > most:
+        raise CallError(f"{name} go up to {most} here, got {max(found)}")
+    return found
 
 
 def plain_prompt(encoder: PromptEncoder, media: Sequence[str], tokens: int) -> EncodedPrompt:
@@ -74,14 +105,17 @@ def warm_up(
     Returns:
         How many different shapes were run.
     """
-    for name, values in (("prompt_lengths", prompt_lengths), ("batch_sizes", batch_sizes)):
-        if not values or any(n < 1 for n in values):
-            raise CallError(f"{name} holds whole numbers of at least 1, got {list(values)}")
-    several = isinstance(options.keep, Sequence) and not isinstance(options.keep, str)
-    keep = options.budgets(len(options.keep) if several else 1)  # type: ignore[arg-type]
+    context = lvlm.family.config.text.max_position_embeddings
+    prompt_lengths = _counts("prompt_lengths", prompt_lengths, context)
+    batch_sizes = _counts("batch_sizes", batch_sizes, MOST_ROWS)
+    budgets = listed(options.keep)
+    keep = options.budgets(len(budgets) if isinstance(budgets, list | tuple) else 1)
+    if not keep:
+        raise CallError("keep is an empty list: give the budgets to come")
     options = lvlm.settings.resolve(options)
     assert options.max_new_tokens is not None
     method = lvlm.method_of(options)
+    entries = 1 if method is None else rows_of(method)
     rows = rows_of_sizes(sizes)
     lengths = _representatives(prompt_lengths, buckets.length_bucket)
     done: set[Any] = set()
@@ -96,10 +130,11 @@ def warm_up(
             for length in lengths:
                 prompt = plain_prompt(lvlm.encoder, media, length)
                 prompts = Prompts([prompt] * batch, [[] for _ in range(batch)], "none")
+                own = None if method is None else for_rows(method, entries, batch)
                 for budget in keep:
                     call = lvlm.lay_out(
                         prompts, encoded[shape], pictures.layouts, [budget] * batch, options,
-                        method=method, new_tokens=options.max_new_tokens,
+                        method=own, new_tokens=options.max_new_tokens,
                     )  # fmt: skip
                     plan = call.plan
                     key = (shape, plan.ids.shape, plan.length, plan.picks, _shapes(plan.rope))

@@ -1,11 +1,11 @@
 """Every pruning method behind one protocol, and the registry that names them."""
 
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, shown
 
-from .base import NEWLINE, PATCH, Method, PromptContext, VisualTokens
+from .base import NEWLINE, PATCH, Method, PromptContext, VisualTokens, for_rows, rows_of
 from .resprune import ResPrune
 
 METHODS: dict[str, Method] = {"resprune": ResPrune()}
@@ -24,16 +24,22 @@ def get_method(method: str | Method, **settings: Any) -> Method:
     """
     if isinstance(method, str):
         if method not in METHODS:
-            raise CallError(f"unknown method {method!r}: choose one of none, {', '.join(METHODS)}")
+            names = ", ".join(METHODS)
+            raise CallError(f"unknown method {shown(method)}: choose one of none, {names}")
         method = METHODS[method]
+    if isinstance(method, type) or not (is_dataclass(method) and hasattr(method, "needs")):
+        raise CallError(
+            f"method is a name ({', '.join(METHODS)}, none) or an instance such as ResPrune(),"
+            f" got {shown(method)}"
+        )
     settings = {name: value for name, value in settings.items() if value is not None}
-    known = {f.name for f in fields(method)}  # type: ignore[arg-type]
+    known = {f.name for f in fields(method)}
     if unknown := sorted(settings.keys() - known):
         raise CallError(
             f"{type(method).__name__} has no setting {', '.join(unknown)}; it has"
             f" {', '.join(sorted(known))}"
         )
-    return replace(method, **settings)  # type: ignore[type-var]
+    return replace(method, **settings)
 
 
 __all__ = [
@@ -44,5 +50,7 @@ __all__ = [
     "PromptContext",
     "ResPrune",
     "VisualTokens",
+    "for_rows",
     "get_method",
+    "rows_of",
 ]

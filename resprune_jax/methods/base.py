@@ -1,10 +1,12 @@
 """What a pruning method is given and what it must be: the contract between models and methods."""
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
 
 import jax
+import numpy as np
 
+from resprune_jax.errors import CallError
 from resprune_jax.selection import Selection
 
 PATCH, NEWLINE = 0, 1
@@ -55,8 +57,12 @@ class Method(Protocol):
     """A pruning method: a frozen dataclass registered as a pytree.
 
     Float hyper-parameters are leaves, so that a sweep can vmap over them without compiling
-    again; choices (rules, engines) are static. A method never touches batches, positions,
-    caches or text: the model code owns these.
+    again; choices (rules, engines) are static. A field that may hold one entry for each row of the
+    batch says so, `field(metadata={"per_row": True})`, and is padded with the batch. A method never
+    touches batches, positions, caches or text: the model code owns these.
+
+    A method that weighs tokens by the text has `relevance(visual, prompt) -> (B, N)`, which
+    `LVLM.select` shows.
     """
 
     @property
@@ -80,3 +86,36 @@ class Method(Protocol):
     ) -> Selection:
         """Choose at most `keep` (static) tokens a row; `limit` (B,) is each row's own budget."""
         ...
+
+
+def rows_of(method: Any) -> int:
+    """For how many rows a method has settings; 1 where they are for all rows."""
+    own = [getattr(method, f.name) for f in fields(method) if f.metadata.get("per_row")]
+    return max((np.shape(value)[0] for value in own if np.ndim(value)), default=1)
+
+
+def for_rows(method: Any, rows: int, size: int) -> Any:
+    """A method whose settings a row are padded with the batch, as every other array is.
+
+    Args:
+        method: with settings for all rows, or for each.
+        rows: B, real rows.
+        size: rows of the batch; those beyond B repeat row 0.
+
+    Raises:
+        CallError: a setting with entries for another number of rows.
+    """
+    padded = {}
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if not field.metadata.get("per_row") or np.ndim(value) == 0:
+            continue
+        count = np.shape(value)[0]
+        if count != rows:
+            raise CallError(
+                f"{field.name} has {count} entries for {rows} prompts: give one for all, or one"
+                " for each"
+            )
+        which = np.where(np.arange(size) < rows, np.arange(size), 0)
+        padded[field.name] = np.asarray(value)[which]
+    return replace(method, **padded) if padded else method

@@ -1,18 +1,21 @@
 """ResPrune: greedy residual-energy selection, gated by relevance to the question's nouns."""
 
-import math
 from dataclasses import dataclass, field
 from typing import get_args
 
 import jax
+import numpy as np
 
+from resprune_jax.arguments import LARGEST, array_of, is_torch
 from resprune_jax.engines import resolve
-from resprune_jax.errors import CallError, one_of
+from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.relevance import Aggregate, NonNegative, relevance
 from resprune_jax.seeds import SeedRule, seed_token
 from resprune_jax.selection import Selection, select
 
 from .base import PATCH, PromptContext, Stage, VisualTokens
+
+_NO_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex, dict, set, frozenset)
 
 
 @jax.tree_util.register_dataclass
@@ -21,18 +24,20 @@ class ResPrune:
     """The paper's method (arXiv 2603.21105), before the LLM.
 
     Attributes:
-        alpha: strength of textual guidance, a leaf that a sweep can vmap over; 0.75 is the best row
-            of Table V for the LLaVA family, 0 the text-agnostic variant.
+        alpha: strength of textual guidance, one for all rows or (B,) for each, a leaf that a sweep
+            can vmap over; 0.75 is the best row of Table V for the LLaVA family, 0 the
+            text-agnostic variant.
         aggregate: relevance over the noun tokens (Table VI).
         nonnegative: how negative cosines become weights (our reading, `relevance.py`).
         seed_rule: the first pick (Table VII).
         engine: how the loop runs; the picks do not depend on it.
 
     Raises:
-        CallError: a name that is not among the choices, or an alpha below 0 or not finite.
+        CallError: a name that is not among the choices, or an alpha that is no number, below 0 or
+            not finite.
     """
 
-    alpha: float | jax.Array = 0.75
+    alpha: float | jax.Array | np.ndarray = field(default=0.75, metadata={"per_row": True})
     aggregate: Aggregate = field(default="max", metadata={"static": True})
     nonnegative: NonNegative = field(default="clip", metadata={"static": True})
     seed_rule: SeedRule = field(default="cls_attention", metadata={"static": True})
@@ -44,8 +49,23 @@ class ResPrune:
         one_of("nonnegative", self.nonnegative, get_args(NonNegative))
         one_of("seed rule", self.seed_rule, get_args(SeedRule))
         resolve(self.engine)
-        if isinstance(self.alpha, int | float) and not 0 <= self.alpha < math.inf:
-            raise CallError(f"alpha must be finite and non-negative, got {self.alpha}")
+        # JAX makes instances whose leaf is a tracer, a shape or a mark of its own: let them pass.
+        alpha = self.alpha
+        if isinstance(alpha, list | tuple | np.ndarray) or is_torch(alpha):
+            alpha = array_of("alpha", alpha, "number")
+            object.__setattr__(self, "alpha", alpha)
+            if alpha.size == 0:
+                raise CallError("alpha is empty: give a number, or one for each row")
+        if isinstance(alpha, np.generic):
+            array_of("alpha", alpha, "number")
+        if alpha is None or isinstance(alpha, _NO_NUMBERS):
+            raise CallError(f"alpha must be a number, or one for each row, got {shown(alpha)}")
+        if isinstance(alpha, int | float | np.ndarray | np.generic):
+            known = alpha if isinstance(alpha, int) else np.asarray(alpha, np.float64)
+            wrong = ~(np.asarray(known >= 0) & np.asarray(known <= LARGEST))  # NaN is neither
+            if wrong.any():
+                first = np.ravel(alpha)[wrong.ravel()][0]
+                raise CallError(f"alpha must be finite and non-negative, got {shown(first)}")
 
     @property
     def stage(self) -> Stage:
@@ -59,6 +79,17 @@ class ResPrune:
         extra = {"cls_attention": {"saliency"}, "center": {"coords"}, "text": {"text"}}
         return frozenset((set() if unguided else {"text"}) | extra.get(self.seed_rule, set()))
 
+    def relevance(self, visual: VisualTokens, prompt: PromptContext) -> jax.Array:
+        """How relevant each visual token is to the question, (B, N) float32, before the gate."""
+        return relevance(
+            visual.embeddings,
+            prompt.text,
+            text_valid=prompt.text_valid,
+            valid=visual.valid,
+            aggregate=self.aggregate,
+            nonnegative=self.nonnegative,
+        )
+
     def select(
         self,
         visual: VisualTokens,
@@ -69,14 +100,7 @@ class ResPrune:
         tolerance: jax.Array | None = None,
     ) -> Selection:
         """Choose tokens for a batch; arguments as `Method.select`, which see."""
-        weight = relevance(
-            visual.embeddings,
-            prompt.text,
-            text_valid=prompt.text_valid,
-            valid=visual.valid,
-            aggregate=self.aggregate,
-            nonnegative=self.nonnegative,
-        )  # [B, N]
+        weight = self.relevance(visual, prompt)  # [B, N]
         first = seed_token(
             self.seed_rule,
             visual.embeddings,

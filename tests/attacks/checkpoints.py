@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from resprune_jax.experiments.shipped import shipped
 from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite, write_file
+from resprune_jax.models.checkpoint.shipped import shipped
 from resprune_jax.models.families.registry import module_class, read_model_config
 
 SIDE = 28

@@ -108,21 +108,22 @@ def write_tokenizer(folder: Path) -> list[int]:
     return sorted(index for text, index in tokenizer.get_vocab().items() if text in words)
 
 
-def write_checkpoint(folder: Path, rng_seed: int = 0) -> Path:
+def write_checkpoint(folder: Path, rng_seed: int = 0, published: dict[str, Any] = CONFIG) -> Path:
     """Write a small LLaVA-1.5 checkpoint with random weights, as Hugging Face's files.
 
     Args:
         folder: made if missing.
         rng_seed: of the random weights; the same seed writes the same files.
+        published: its `config.json`.
 
     Returns:
         The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = write_tokenizer(folder)
-    vision = CONFIG["vision_config"]
+    vision = published["vision_config"]
     write_image_processor(folder, vision["image_size"], vision["patch_size"])
-    config = LlavaConfig.from_hf(CONFIG)
+    config = LlavaConfig.from_hf(published)
     abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=jnp.float32))
     rng = np.random.default_rng(rng_seed)
     flat = nnx.to_flat_state(nnx.state(abstract))
@@ -130,7 +131,7 @@ def write_checkpoint(folder: Path, rng_seed: int = 0) -> Path:
         (path, leaf.replace(_random(".".join(map(str, path)), leaf.get_value().shape, rng, words)))
         for path, leaf in flat
     ]
-    return save_checkpoint(folder, CONFIG, nnx.from_flat_state(values))
+    return save_checkpoint(folder, published, nnx.from_flat_state(values))
 
 
 def _random(name: str, shape: tuple[int, ...], rng: Any, words: list[int]) -> Any:

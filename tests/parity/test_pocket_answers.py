@@ -12,14 +12,14 @@ from resprune_jax.experiments.pocket.evaluation.measure import (
 )
 from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
 from resprune_jax.experiments.pocket.scenes.scene import render
-from resprune_jax.experiments.shipped import shipped
 from resprune_jax.models import load_model
+from resprune_jax.models.checkpoint.shipped import shipped
 from tests.checkpoints.llava import reference_model
 
 
 def test_torch_gives_the_same_answers() -> None:
     """50 test questions with all tokens, through transformers' own processor and template."""
-    folder = shipped("cpu")
+    folder = shipped()
     items = frozen_set("cpu", 10)
     ours = measure(load_model(folder, dtype="float32"), items, settings(("full",)))
     reference = reference_model(folder)

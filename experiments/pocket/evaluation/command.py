@@ -5,8 +5,7 @@ The module is light: JAX comes in when something is measured.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -20,11 +19,11 @@ from resprune_jax.experiments.common import (
     check_file,
     check_number,
     check_target,
-    checkpoint_of,
     console,
     model_name,
     use_compilation_cache,
 )
+from resprune_jax.experiments.progress import progress
 
 Asked = Literal["full", "blank", "resprune", "alpha0", "random", "oracle"]
 MOST = 2500
@@ -154,7 +153,6 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 def measured(options: EvalOptions) -> dict[str, Any]:
     """Measure as the options say."""
-    folder = checkpoint_of(options.model)
     use_compilation_cache()
     from resprune_jax.experiments.pocket.evaluation.measure import measure, preset_of, settings
     from resprune_jax.experiments.pocket.evaluation.summary import summary
@@ -162,32 +160,11 @@ def measured(options: EvalOptions) -> dict[str, Any]:
     from resprune_jax.models.load import load_model
 
     chosen = settings(options.methods, ratios_of(options.ratios))
-    lvlm = load_model(folder, dtype="float32")
+    lvlm = load_model(options.model, dtype="float32")
     preset = preset_of(lvlm)
     items = list(islice(balanced_set(preset, options.split), options.questions // EACH))
     total = len(chosen) * sum(len(questions) for _, questions in items)
-    with _progress(total) as step:
+    with progress("questions", total) as step:
         said = measure(lvlm, items, chosen, rng_seed=options.rng_seed, step=step)
     name = Path(model_name(options.model)).name
     return summary(lvlm, said, model=name, split=options.split, rng_seed=options.rng_seed)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error where that is a terminal; yields its step."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    screen = console(stderr=True)
-    with Progress(
-        TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=screen, disable=not screen.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("answering", total=total)
-        yield lambda questions: bar.advance(task, questions)

@@ -16,6 +16,7 @@ import numpy as np
 
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.pocket.evaluation.intervals import auc
+from resprune_jax.experiments.pocket.judge import is_right
 from resprune_jax.experiments.pocket.scenes.labels import named_patches
 from resprune_jax.experiments.pocket.scenes.orders import given_order, oracle_order, random_order
 from resprune_jax.experiments.pocket.scenes.parts import PRESETS, Scene
@@ -46,7 +47,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "text": ("word", "number"),
 }
 """What a noun names in a scene, in the words of `named_patches`."""
-_DIGITS = {"zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,6 @@ class Measured:
         asked = [question for _, questions in self.items for question in questions]
         pairs = zip(self.texts[name], asked, strict=True)
         return np.array([is_right(text, question.answer) for text, question in pairs])
-
-
-def is_right(text: str, answer: str) -> bool:
-    """Whether an answer is the right one: case and blanks aside, and "two" is "2"."""
-    said = text.strip().lower()
-    return _DIGITS.get(said, said) == answer
 
 
 def preset_of(lvlm: LVLM) -> str:

@@ -1,6 +1,6 @@
 """Keeping tokens in an order that the evaluation made: random ones, or the generator's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,6 @@ from resprune_jax.experiments.pocket.scenes.questions import Question
 from resprune_jax.experiments.pocket.scenes.words import Draw
 from resprune_jax.methods import PromptContext, VisualTokens
 from resprune_jax.methods.base import Stage
-from resprune_jax.models.families.base import pad_rows
-from resprune_jax.models.prompts import buckets
 from resprune_jax.selection import Selection
 
 _RANDOM = 211  # a stream of random draws of its own
@@ -29,7 +27,7 @@ class GivenOrder:
         order: (B, N) int32, each row's visual tokens, N from where a row has no more to keep.
     """
 
-    order: jax.Array | np.ndarray
+    order: jax.Array | np.ndarray = field(metadata={"per_row": True})
 
     @property
     def stage(self) -> Stage:
@@ -75,7 +73,7 @@ def given_order(orders: list[np.ndarray], tokens: int) -> GivenOrder:
         if not inside or len(set(order.tolist())) < len(order):
             raise CallError(f"row {row}: an order is 1 to {tokens} distinct token numbers")
         table[row, : len(order)] = order
-    return GivenOrder(pad_rows(table, buckets.batch_bucket(len(orders))))
+    return GivenOrder(table)
 
 
 def random_order(scene: Scene, number: int, rng_seed: int) -> np.ndarray:

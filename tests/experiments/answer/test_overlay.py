@@ -7,7 +7,17 @@ import pytest
 from PIL import Image
 
 from resprune_jax.errors import CallError, RunError
-from resprune_jax.experiments.answer.overlay import Panel, dim, overlay, patch_mask
+from resprune_jax.experiments.answer.overlay import (
+    HATCH,
+    SIDE,
+    VEIL,
+    Panel,
+    View,
+    dim,
+    draw,
+    overlay,
+    patch_mask,
+)
 from resprune_jax.models.families.llava.images import ImageProcessor, seen_by_model
 
 
@@ -40,19 +50,54 @@ def test_the_drawn_square_is_what_the_model_sees(
     assert difference.mean() < 1.0 < shifted
 
 
-def test_kept_patches_are_untouched_and_dropped_ones_grey() -> None:
-    pixels = np.asarray(noise(48, 36))
-    mask = patch_mask([5, 0, 11], (3, 4))
-    assert mask.sum() == 3 and mask[0, 0] and mask[1, 1] and mask[2, 3]
-    dimmed = dim(pixels, mask)
-    for row in range(3):
-        for column in range(4):
-            part = np.s_[12 * row : 12 * row + 12, 12 * column : 12 * column + 12]
+PICTURES = {
+    "white": np.full((SIDE, SIDE, 3), 255, np.uint8),
+    "black": np.zeros((SIDE, SIDE, 3), np.uint8),
+    "grey": np.full((SIDE, SIDE, 3), 127, np.uint8),
+    "the veil's own": np.full((SIDE, SIDE, 3), VEIL, np.uint8),
+    "the hatch's own": np.full((SIDE, SIDE, 3), HATCH, np.uint8),
+    "smooth": np.asarray(noise(SIDE, SIDE)),
+    "noisy": np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (12, 12), (24, 24)])
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_was_dropped_shows_on_any_picture(name: str, grid: tuple[int, int]) -> None:
+    pixels, (rows, columns) = PICTURES[name], grid
+    mask = np.random.default_rng(1).random(grid) < 0.25
+    mask[1, :2] = True, False
+    drawn = dim(pixels, mask)
+    down, across = SIDE // rows, SIDE // columns
+    for row in range(rows):
+        for column in range(columns):
+            part = np.s_[down * row : down * (row + 1), across * column : across * (column + 1)]
             if mask[row, column]:
-                np.testing.assert_array_equal(dimmed[part], pixels[part])
-            else:
-                assert (dimmed[part] == dimmed[part][..., :1]).all()  # no colour
-                assert dimmed[part].min() >= 255 * 0.69  # near the paper
+                np.testing.assert_array_equal(drawn[part], pixels[part])
+                continue
+            inside = drawn[part][5:-5, 5:-5].astype(float)
+            # Two tones that stand apart in every dropped patch, whatever was there: the hatch.
+            tones = inside.mean(axis=-1)
+            assert np.ptp(tones) > 25, (row, column)
+            # Little of its colour is left.
+            assert (inside.max(axis=-1) - inside.min(axis=-1)).max() < 30
+    # Between a kept patch and a dropped one stand a light and a dark line.
+    edge = drawn[down + down // 2, across : across + 4].mean(axis=-1)
+    assert edge.max() > 240 and edge.min() < 40
+
+
+def test_the_answer_stands_on_the_picture(tmp_path: Path) -> None:
+    """As words of an SVG, which keeps them apart from the question."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        views = [View("all", PICTURES["black"], (4, 4), [1, 2])]
+        for answer, says in (("two $5 <b>dogs</b>", "Answer: two $5"), ("", "Answer: (empty)"),
+                             ("word " * 99, "…")):  # fmt: skip
+            path = draw(views, question="What?", answer=answer, path=tmp_path / "a.svg")
+            assert says in path.read_text(encoding="utf-8")
+        path = draw(views, question="What?", path=tmp_path / "b.svg")
+        assert "Answer" not in path.read_text(encoding="utf-8")
 
 
 def test_an_index_outside_the_grid_is_refused() -> None:

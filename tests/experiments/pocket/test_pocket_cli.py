@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resprune_jax.experiments import cli, common, shipped
+from resprune_jax.experiments import cli, common
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.pocket.model import recipe
 from resprune_jax.experiments.pocket.training import command as train
 from resprune_jax.experiments.pocket.training import figures, plans, stages, trainer
 from resprune_jax.models import load_model
+from resprune_jax.models.checkpoint import shipped
+from resprune_jax.models.checkpoint.hub import resolve_checkpoint
 from tests.experiments.pocket.pocket_export import SMALL
 
 EVAL = ["pocket", "eval"]
@@ -96,9 +98,9 @@ def test_the_help_that_is_named_is_the_commands_own(
 def test_pocket_is_a_name_for_the_packages_model(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has: bool
 ) -> None:
-    weights = place / "package" / "weights" / "cpu"
+    monkeypatch.setattr(shipped, "PACKAGE", place / "package")
+    weights = place / "package" / shipped.SHIPPED["pocket"]
     weights.mkdir(parents=True)
-    monkeypatch.setattr(shipped, "WEIGHTS", weights.parent)
     if has:
         (weights / "config.json").write_text(json.dumps(recipe.RECIPES["cpu"].hf_config()))
     (place / "pocket").mkdir()  # a folder of that name is another thing
@@ -111,11 +113,12 @@ def test_pocket_is_a_name_for_the_packages_model(
         monkeypatch.setattr("resprune_jax.models.load.load_model", lambda *a, **_: loaded.append(a))
         monkeypatch.setattr(answer, "use_compilation_cache", lambda: None)
         answer._load(answer.AnswerOptions(model="pocket"))
-        assert loaded == [(str(weights),)]
+        assert loaded == [("pocket",)]
+        assert resolve_checkpoint("pocket") == weights
     else:
         assert status == 2 and "resprune pocket train" in captured.err
         assert len(captured.err.splitlines()) == 1
-    assert common.checkpoint_of("./pocket") == "./pocket"
+    assert resolve_checkpoint("./pocket") == resolve_checkpoint(Path("pocket")) == Path("pocket")
     assert common.model_name("./pocket") == str((place / "pocket").resolve())
 
 

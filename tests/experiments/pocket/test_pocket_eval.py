@@ -17,6 +17,7 @@ from resprune_jax.experiments.pocket.evaluation.card import card
 from resprune_jax.experiments.pocket.evaluation.measure import Setting, answer, settings, spread
 from resprune_jax.experiments.pocket.evaluation.summary import SLICE, summary
 from resprune_jax.experiments.pocket.evaluation.tables import goal_table, markdown
+from resprune_jax.experiments.pocket.judge import is_right
 from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
 from resprune_jax.experiments.pocket.scenes.labels import question_patches
 from resprune_jax.experiments.pocket.scenes.orders import given_order, oracle_order, random_order
@@ -170,7 +171,7 @@ def test_settings():
      ("", "0", False), ("one", "one", False), ("ring ring", "ring", False)],
 )  # fmt: skip
 def test_exact_match(said, answer, right):
-    assert measure.is_right(said, answer) is right
+    assert is_right(said, answer) is right
 
 
 # --- relevance ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.pocket.evaluation.intervals import Z, auc, clustered, share, wilson
+from resprune_jax.experiments.pocket.evaluation.tables import verdict
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,21 @@ def test_auc_is_how_often_a_member_scores_higher():
 def test_no_area(scores, members):
     with pytest.raises(CallError):
         auc(np.array(scores), np.array(members, bool))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "good", "says"),
+    [
+        ([(0.91, 0.95)], {"low": 0.90}, "yes"), ([(0.88, 0.95)], {"low": 0.90}, "undecided"),
+        ([(0.80, 0.89)], {"low": 0.90}, "no"), ([(0.2, 0.3)], {"high": 0.55}, "yes"),
+        ([(0.5, 0.6)], {"high": 0.55}, "undecided"), ([(0.6, 0.7)], {"high": 0.55}, "no"),
+        ([(0.9, 1.0), (0.7, 0.85)], {"low": 0.8}, "undecided"),
+        ([(0.9, 1.0), (0.7, 0.79)], {"low": 0.8}, "no"),
+        ([(0.7, 0.85), (0.6, 0.7)], {"low": 0.8}, "no"), ([(-0.03, -0.01)], {"high": 0.03}, "yes"),
+    ],
+)  # fmt: skip
+def test_a_goal_is_decided_by_its_whole_interval(
+    intervals: list[tuple[float, float]], good: dict[str, float], says: str
+) -> None:
+    estimates = [{"value": (a + b) / 2, "low": a, "high": b} for a, b in intervals]
+    assert verdict(estimates, **good) == says

@@ -16,8 +16,8 @@ from resprune_jax.experiments.pocket.evaluation.measure import Measured, measure
 from resprune_jax.experiments.pocket.evaluation.summary import SLICE, weights_digest
 from resprune_jax.experiments.pocket.evaluation.tables import markdown
 from resprune_jax.experiments.pocket.scenes.frozen import digest, frozen_set
-from resprune_jax.experiments.shipped import shipped
 from resprune_jax.models import load_model
+from resprune_jax.models.checkpoint.shipped import shipped
 
 DROP = 0.03
 """Of the slice's questions: what a change of the code may cost before it counts as a fault."""
@@ -27,7 +27,7 @@ LARGEST = 20_000_000
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return shipped("cpu")
+    return shipped()
 
 
 @pytest.fixture(scope="module")
