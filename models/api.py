@@ -1,6 +1,5 @@
 """What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -11,17 +10,24 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from resprune_jax.arguments import array_of
 from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
-from resprune_jax.methods.base import NEWLINE
-from resprune_jax.models.families.base import Family, ImageLayout, Layouts
+from resprune_jax.models.families.base import Family, Layouts, Picture, Pictures
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
 from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.compiling import compiling
-from resprune_jax.models.running.encoded import Encoded, Images, media_of, rows_of
+from resprune_jax.models.running.encoded import (
+    Encoded,
+    Images,
+    adopt,
+    media_of,
+    no_tokens,
+    read_pictures,
+    rows_of,
+    spread,
+)
 from resprune_jax.models.running.generation import (
     Call,
     Generation,
@@ -126,40 +132,16 @@ class LVLM(Runner):
         if isinstance(images, Encoded):
             return images
         if isinstance(images, VisualTokens):
-            return self._adopt(images)
-        return self.run_tower(self.family.read(rows_of(images), image_aspect))
+            return adopt(images, self.family)
+        rows = rows_of(images)
+        return self._encoded(rows, read_pictures(self.family, rows, image_aspect))
 
-    def _adopt(self, visual: VisualTokens) -> Encoded:
-        """Visual tokens that somebody made or changed, one image a row."""
-        if self.family.rope(np.zeros((0, 0)), np.zeros((0, 0)), ()) is not None:
-            raise CallError(
-                f"positions of {self.family.name} depend on the images' grids, which VisualTokens"
-                " do not hold: pass what LVLM.encode gave"
-            )
-        width = self.family.config.text.hidden_size
-        embeddings = array_of("embeddings", visual.embeddings, "float")
-        mask = array_of("valid", visual.valid, "truth")
-        if embeddings.ndim != 3 or 0 in embeddings.shape or embeddings.shape[2] != width:
-            raise CallError(
-                f"embeddings of visual tokens are (B, N, {width}) for this model, got"
-                f" {embeddings.shape}"
-            )
-        if mask.shape != embeddings.shape[:2]:
-            raise CallError(f"valid has shape {mask.shape}, expected {embeddings.shape[:2]}")
-        made: dict[str, Any] = {"embeddings": embeddings, "valid": mask.astype(bool)}
-        visual = dataclasses.replace(visual, **made)
-        for name in ("features", "saliency", "coords", "kind"):
-            own = getattr(visual, name)
-            if own is not None and np.shape(own)[:2] != mask.shape:
-                raise CallError(f"{name} has shape {np.shape(own)}, expected {mask.shape} first")
-        valid = np.asarray(visual.valid)
-        if not valid.any(axis=1).all():
-            raise CallError("a row of these visual tokens has no valid one")
-        lines = np.zeros(len(valid), int)
-        if visual.kind is not None:
-            lines = (valid & (np.asarray(visual.kind) == NEWLINE)).sum(axis=1)
-        counts = zip(valid.sum(axis=1).tolist(), lines.tolist(), strict=True)
-        return Encoded(visual, tuple((ImageLayout(n, own),) for n, own in counts))
+    def _encoded(self, rows: list[list[Picture]], pictures: Pictures | None) -> Encoded:
+        """The visual tokens of all rows; those without a picture have none."""
+        if pictures is None:
+            return Encoded(no_tokens(self.config.text.hidden_size, self.dtype), ((),) * len(rows))
+        made = self.run_tower(pictures)
+        return Encoded(made.visual, spread(rows, pictures.layouts))
 
     @takes_options
     def generate(
@@ -176,7 +158,8 @@ class LVLM(Runner):
 
         Args:
             images: one image, one for each prompt, a list of images for each prompt, or what
-                `encode` gave; a single image serves all prompts.
+                `encode` gave; a single image serves all prompts. None, alone or in the list, is a
+                question without a picture.
             prompts: a question, a list of B questions, or a list of questions for each image,
                 `[["What is it?", "Is it red?"], ["How many?"]]`: each image is encoded once, and
                 entries of the result, `keep` and `alpha` count the questions one after the other.
@@ -209,7 +192,7 @@ class LVLM(Runner):
                 most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
             made = self.run(call, last=int(most.max()))
         selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
-        errors = row_errors(selection, made.finite, plan.size)
+        errors = row_errors(selection, made.finite, plan)
         rows = [
             row[:0] if error else row[:last][row[:last] != EMPTY]
             for row, error, last in zip(tokens, errors, most, strict=True)
@@ -218,7 +201,7 @@ class LVLM(Runner):
             texts=[self.encoder.decode(row) for row in rows],
             tokens=rows,
             selections=None if selection is None else first_rows(selection, plan.size),
-            kept=[int(n) for n in np.asarray(kept).sum(axis=1)[: plan.size]],
+            kept=plan.own(kept).sum(axis=1).tolist(),
             visual_tokens=[int(n) for n in plan.totals[: plan.size]],
             nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
             noun_backend=call.prompts.backend,
@@ -255,7 +238,7 @@ class LVLM(Runner):
             relevance = None if selection is None else self.relevance(call)
             jax.block_until_ready((kept, relevance))
         end, plan = time.perf_counter(), call.plan
-        mask = np.asarray(kept)[: plan.size]
+        mask = plan.own(kept)
         return Selected(
             selections=None if selection is None else first_rows(selection, plan.size),
             mask=mask,
@@ -264,7 +247,7 @@ class LVLM(Runner):
             visual_tokens=plan.totals[: plan.size].tolist(),
             nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
             noun_backend=call.prompts.backend,
-            errors=row_errors(selection, np.ones(plan.size, bool), plan.size),
+            errors=row_errors(selection, np.ones(plan.size, bool), plan),
             rows=plan.rows[: plan.size].tolist(),
             timings={
                 "encode": encoded - begin,
@@ -348,7 +331,11 @@ class LVLM(Runner):
         method = self.method_of(options)
         if method is not None:
             for_rows(method, len(questions), len(questions))  # settings for another number of rows
-        each = options.budgets(len(questions))
+        # A prompt without images has nothing to leave out.
+        each = [
+            keep if media[row] else None
+            for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
+        ]
         options.check_seeds(len(questions))
         if not (announce is None or callable(announce)):
             raise CallError(f"announce is a function, got {shown(announce)}")
@@ -363,17 +350,21 @@ class LVLM(Runner):
             text=options.text if conditioned else None, extractor=extractor,
             ocr_line=options.ocr_line, chat_template=options.chat_template, rows=rows,
         )  # fmt: skip
-        pictures: Any = images
-        if not isinstance(images, Encoded | VisualTokens):
-            pictures = self.family.read(rows_of(images), options.image_aspect)
-        elif isinstance(images, VisualTokens):
-            pictures = self._adopt(images)
+        given, pictures = [], None
+        if isinstance(images, VisualTokens):
+            images = adopt(images, self.family)
+        if isinstance(images, Encoded):
+            layouts = images.layouts
+        else:
+            given = rows_of(images)
+            pictures = read_pictures(self.family, given, options.image_aspect)
+            layouts = spread(given, () if pictures is None else pictures.layouts)
         # Before the tower runs: images know how many tokens they give.
-        check_lengths(self.family, read, pictures.layouts, each, options, new_tokens=new_tokens)
-        check_ceiling(read, pictures.layouts, ceiling, self.settings.source)
+        check_lengths(self.family, read, layouts, each, options, new_tokens=new_tokens)
+        check_ceiling(read, layouts, ceiling, self.settings.source)
         if announce is not None:
-            announce(planned([pictures.layouts[row] for row in rows], each, options))
-        encoded = pictures if isinstance(pictures, Encoded) else self.run_tower(pictures)
+            announce(planned([layouts[row] for row in rows], each, options))
+        encoded = images if isinstance(images, Encoded) else self._encoded(given, pictures)
         return self.lay_out(
             read, encoded.visual, encoded.layouts, each, options, method=method,
             new_tokens=new_tokens,

@@ -121,11 +121,13 @@ def first_rows(selection: Selection, size: int) -> Selection:
     return jax.tree.map(lambda x: np.asarray(x)[:size], selection)
 
 
-def row_errors(selection: Selection | None, finite: np.ndarray, size: int) -> list[str | None]:
+def row_errors(selection: Selection | None, finite: np.ndarray, plan: Plan) -> list[str | None]:
     """Why each row failed, or None."""
+    size = plan.size
     failed = np.zeros(size, bool)
     if selection is not None:
         failed = np.isnan(np.asarray(selection.energy)[:size]).reshape(size, -1).any(axis=1)
+        failed &= plan.totals[:size] > 0
     return [
         "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"
         if bad

@@ -133,6 +133,10 @@ class Plan:
     length: int  # P, slots of the pruned prompts
     picks: int  # K, slots of a selection
 
+    def own(self, kept: Any) -> np.ndarray:
+        """Of tokens (B, N) bool, those of the real rows: a row without images borrows another's."""
+        return np.asarray(kept)[: self.size] & (self.totals[: self.size, None] > 0)
+
     def owner(self, tokens: int) -> np.ndarray:
         """Which of its row's images each of `tokens` slots belongs to, [B, tokens]; -1: none."""
         table = np.full((len(self.rows), tokens), -1, np.int32)
@@ -216,8 +220,12 @@ def make_plan(
     encoded, count = prompts.encoded, len(prompts.encoded)
     per_image = options.budget == "per_image"
     noun_ids, noun_valid = noun_tokens(encoded, prompts.nouns)
-    rows = prompts.about(len(layouts))
-    own = [layouts[row] for row in rows]
+    about = prompts.about(len(layouts))
+    own = [layouts[row] for row in about]
+    # Visual tokens hold the rows that have images alone; a prompt without one borrows the row in
+    # front of it, of which it shows nothing.
+    places = np.maximum(np.cumsum([bool(row) for row in layouts]) - 1, 0).astype(np.int32)
+    rows = places[about]
     images = tuple(tuple(image.tokens for image in row) for row in own)
     placeholders = [token_id for token_id, _ in encoder.placeholders.values()]
     expanded = [
@@ -228,12 +236,13 @@ def make_plan(
     words = np.asarray([len(ids) for ids, _ in expanded]) - totals
     room = buckets.length_bucket(int(words.max()))
     ids, visual_index, valid = pad_batch(expanded, slots + room)
-    width = max(map(len, images)) if per_image else 1
+    width = max(1, *map(len, images)) if per_image else 1
     limits = resolve_limits(images, budget, per_image=per_image)
     extra = [_beside(row, options) for row in own]
     check_lengths(family, prompts, layouts, budget, options, new_tokens=new_tokens)
     picks = [budgets.ceiling(keep, slots) for keep in budget if keep is not None]
-    visual = _room(budget, slots, images=width) + buckets.step(max(extra))
+    pictured = [keep for keep, row in zip(budget, own, strict=True) if row]
+    visual = _room(pictured, slots, images=width) + buckets.step(max(extra)) if pictured else 0
     size = buckets.batch_bucket(count)
     ids, visual_index, valid = (pad_rows(x, size) for x in (ids, visual_index, valid))
     spare = size - count
@@ -288,7 +297,7 @@ def check_ceiling(prompts: Prompts, layouts: Layouts, ceiling: int | None, sourc
     Raises:
         CallError: a prompt of so many tokens or more.
     """
-    own = layouts if len(layouts) > 1 else layouts * len(prompts.encoded)
+    own = [layouts[row] for row in prompts.about(len(layouts))]
     for prompt, row in zip(prompts.encoded, own, strict=True):
         length = len(prompt.ids) - len(row) + sum(image.tokens for image in row)
         if ceiling is not None and length >= ceiling:

@@ -132,6 +132,8 @@ class Runner:
         full = plan.full[:, None] if per_image else plan.full
         # A row that keeps everything needs no picks: it must not stretch the loop of the others.
         limits = np.where(full, np.minimum(plan.limits, 1), plan.limits).astype(np.int32)
+        if not per_image:
+            limits = np.maximum(limits, 1)  # of the row that a prompt without images borrows
         tolerance = call.options.tolerance
         stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self._put(plan.owner(most))[0] if per_image else None
