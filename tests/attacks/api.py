@@ -289,7 +289,8 @@ def picture() -> Image.Image:
 
 def _text(value: Any) -> bool:
     """Whether it is a prompt, or a list of them."""
-    each = value if isinstance(value, list) else [value]
+    each = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    each = each if isinstance(each, list) else [each]
     return bool(each) and all(isinstance(one, str) for one in each)
 
 
