@@ -213,7 +213,7 @@ class LVLM(Runner):
                 "total": time.perf_counter() - begin,
                 "compile": compiled.seconds,
             },
-            rows=plan.rows[: plan.size].tolist(),
+            rows=list(plan.about),
         )
 
     @takes_options
@@ -248,7 +248,7 @@ class LVLM(Runner):
             nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
             noun_backend=call.prompts.backend,
             errors=row_errors(selection, np.ones(plan.size, bool), plan),
-            rows=plan.rows[: plan.size].tolist(),
+            rows=list(plan.about),
             timings={
                 "encode": encoded - begin,
                 "select": end - encoded,

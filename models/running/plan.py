@@ -121,7 +121,8 @@ class Plan:
     size: int  # real rows
     noun_ids: np.ndarray  # [B, M]
     noun_valid: np.ndarray  # [B, M]
-    rows: np.ndarray  # [B] which row of visual tokens each prompt asks about
+    about: tuple[int, ...]  # which row of images each real prompt is about
+    rows: np.ndarray  # [B] which row of visual tokens that is
     ids: np.ndarray  # [B, S]
     visual_index: np.ndarray  # [B, S]
     valid: np.ndarray  # [B, S]
@@ -250,6 +251,7 @@ def make_plan(
         size=count,
         noun_ids=pad_rows(noun_ids, size),
         noun_valid=pad_rows(noun_valid, size),
+        about=tuple(about.tolist()),
         rows=pad_rows(rows, size),
         ids=ids,
         visual_index=visual_index,
