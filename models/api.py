@@ -38,6 +38,7 @@ from resprune_jax.models.running.generation import (
 from resprune_jax.models.running.plan import (
     Planned,
     Prompts,
+    Questions,
     check_ceiling,
     check_lengths,
     make_plan,
@@ -51,9 +52,6 @@ from resprune_jax.models.running.warm_up import Sizes, warm_up
 from resprune_jax.prompts import NounExtractor
 
 Announce = Callable[[list[Planned]], None]
-
-Questions = str | Sequence[str] | Sequence[Sequence[str]]
-"""A question, one a row, or several about each image."""
 
 
 class LVLM(Runner):

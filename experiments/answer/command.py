@@ -12,7 +12,8 @@ from typing import Any
 from resprune_jax.errors import CallError, RunError, printable
 from resprune_jax.experiments import stopping
 from resprune_jax.experiments.answer.options import AnswerOptions, check, settings_of
-from resprune_jax.experiments.answer.rows import Results, Row, read_rows
+from resprune_jax.experiments.answer.results import Results
+from resprune_jax.experiments.answer.rows import Row, read_rows
 from resprune_jax.experiments.common import (
     Keep,
     console,

@@ -136,7 +136,7 @@ def chat_template(ours: Ours) -> Finding:
 
 def prompt_ids(ours: Ours) -> Finding:
     """Ids of the reference's text, each placeholder expanded."""
-    from resprune_jax.models.prompts.chat import expand
+    from resprune_jax.models.prompts.expansion import expand
 
     prompt = ours.encoder.encode(ours.reference.text, chat_template=False)
     counts = [image.tokens for image in ours.pictures.layouts[0]]

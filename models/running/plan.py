@@ -10,13 +10,8 @@ from resprune_jax.errors import CallError, shown
 from resprune_jax.models.families.base import Family, ImageLayout, Layouts, pad_rows
 from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.budgets import Keep
-from resprune_jax.models.prompts.chat import (
-    EncodedPrompt,
-    PromptEncoder,
-    check_context,
-    expand,
-    pad_batch,
-)
+from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
+from resprune_jax.models.prompts.expansion import check_context, expand, pad_batch
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.prompts import (
     Noun,
@@ -26,6 +21,9 @@ from resprune_jax.prompts import (
     conditioning_spans,
     noun_token_ids,
 )
+
+Questions = str | Sequence[str] | Sequence[Sequence[str]]
+"""A question, one a row, or several about each image."""
 
 
 @dataclass(frozen=True)

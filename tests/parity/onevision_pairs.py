@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from resprune_jax.models import LVLM, Video, load_model
-from resprune_jax.models.prompts.chat import expand
+from resprune_jax.models.prompts.expansion import expand
 from tests.checkpoints.onevision import reference_model, reference_processor, tiny_onevision
 from tests.checkpoints.siglip import IMAGE_TOKEN_ID, PAD_ID, VIDEO_TOKEN_ID
 from tests.parity.whole_path import Reference

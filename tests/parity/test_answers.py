@@ -52,7 +52,7 @@ def features(checkpoint: Path, reference: Any, photographs: list[Image.Image]) -
 
 
 def test_ids_and_pixels_are_the_processors(checkpoint, lvlm, photographs, texts):
-    from resprune_jax.models.prompts.chat import expand
+    from resprune_jax.models.prompts.expansion import expand
 
     want = processed(checkpoint, photographs[:3], texts)
     np.testing.assert_array_equal(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resprune_jax.models import LVLM, Video, load_model
-from resprune_jax.models.prompts.chat import expand
+from resprune_jax.models.prompts.expansion import expand
 from tests.checkpoints.qwen_vl import (
     DIALECTS,
     IMAGE_TOKEN_ID,

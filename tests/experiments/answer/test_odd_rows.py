@@ -9,9 +9,10 @@ import pytest
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.answer import command as answer
-from resprune_jax.experiments.answer import rows as module
+from resprune_jax.experiments.answer import results as module
 from resprune_jax.experiments.answer.command import AnswerOptions
-from resprune_jax.experiments.answer.rows import Results, Row, read_rows
+from resprune_jax.experiments.answer.results import Results
+from resprune_jax.experiments.answer.rows import Row, read_rows
 from tests.experiments.fakes import FakeLVLM, picture
 
 GOOD = {"image": "a.png", "prompt": "what?"}

@@ -13,7 +13,8 @@ from transformers import LlavaProcessor
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.families.llava.config import LlavaConfig
-from resprune_jax.models.prompts.chat import PromptEncoder, check_context, expand, pad_batch
+from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.prompts.expansion import check_context, expand, pad_batch
 from tests.models.prompts.chats import (
     TEMPLATES,
     TOKENIZERS,

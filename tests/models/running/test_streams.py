@@ -24,7 +24,7 @@ from resprune_jax.models.families.llava_next.anyres import (
     token_bucket,
 )
 from resprune_jax.models.families.qwen_vl.images import smart_resize
-from resprune_jax.models.prompts.chat import expand
+from resprune_jax.models.prompts.expansion import expand
 from resprune_jax.models.running.plan import Plan, Prompts, make_plan
 from resprune_jax.models.running.programs import programs
 from resprune_jax.models.running.runner import Runner

@@ -1,5 +1,6 @@
 """Questions without a picture, alone and beside others: the same answers as asked alone."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
