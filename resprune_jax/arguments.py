@@ -162,3 +162,13 @@ def _described(value: Any, found: "jax.Array | np.ndarray | None") -> str:
         return shown(value)
     dtype = "text" if getattr(found.dtype, "kind", "") in "SU" else str(found.dtype)
     return f"{dtype} of shape {tuple(found.shape)}"
+
+
+def one_length(sizes: dict[str, int]) -> tuple[int, ...]:
+    """The one length that all conditions with a batch axis share, () where none has one."""
+    if empty := [name for name, size in sizes.items() if size == 0]:
+        raise CallError(f"{empty[0]} has no entry: give one a selection, or a single one for all")
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise CallError(f"the conditions must agree on the number of selections, got {said}")
+    return tuple(sizes.values())[:1]

@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from . import engines
-from .arguments import LARGEST, array_of, whole
+from .arguments import LARGEST, array_of, one_length, whole
 from .choices import SMALLEST_TOLERANCE
 from .engines import lazy
 from .engines.guard import guarded
@@ -298,16 +298,6 @@ def _check(name: str, value: ArrayLike | None, *allowed: tuple[int, ...]) -> Non
             )
 
 
-def _selections(sizes: dict[str, int]) -> tuple[int, ...]:
-    """The one length that all conditions with a batch axis share, () where none has one."""
-    if empty := [name for name, size in sizes.items() if size == 0]:
-        raise CallError(f"{empty[0]} has no entry: give one a selection, or a single one for all")
-    if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise CallError(f"the conditions must agree on the number of selections, got {said}")
-    return tuple(sizes.values())[:1]
-
-
 def select(
     tokens: ArrayLike | Prepared,
     keep: int,
@@ -377,7 +367,7 @@ def select(
     if prepared is not None and not rows:  # any number of selections on one image
         named = {**scalars, "relevance": relevance}
         shapes = {name: np.shape(x) for name, x in named.items() if x is not None}
-        rows = _selections(
+        rows = one_length(
             {name: s[0] for name, s in shapes.items() if len(s) == 1 + (name == "relevance")}
         )
         weights = ((count,), (*rows, count))
