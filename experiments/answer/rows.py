@@ -56,7 +56,7 @@ class Row:
     def name(self) -> str:
         """What messages call its pictures."""
         images = [self.image] if isinstance(self.image, str) else self.image or []
-        return ", ".join([*images, *([self.video] if self.video else [])])
+        return ", ".join([*images, *([self.video] if self.video else [])]) or "no image"
 
     def pictures(self) -> Any:
         """What `LVLM.generate` takes: a path, or a list of paths and a `Video`."""
@@ -169,10 +169,10 @@ def _fault(row: Row, data: Mapping[str, Any], question: object) -> str | None:
     """Why a row of JSON cannot be asked, or None."""
     if row.video_path is None and "video" in data:
         return '"video" is no path'
-    if "image" in data and not row.paths:
+    if "image" in data and not row.paths and data["image"] != []:
         return '"image" is neither a path nor a list of paths'
-    if not row.paths and row.video_path is None:
-        return 'the row has no "image", a path'
+    if not row.paths and row.video_path is None and data.get("image") != []:
+        return 'the row has no "image": a path, a list of paths, or [] for a question without one'
     for path in (*row.paths, *([row.video_path] if row.video_path else [])):
         try:
             os.fsencode(path)

@@ -220,3 +220,12 @@ def test_rows_draw_from_their_own_numbers_in_any_batch(tmp_path: Path) -> None:
         answer.run(asked, load=lambda _, made=Noting: made())
         seen.append(own)
     assert seen[0] == seen[1] == seen[2] and len(set(seen[0].values())) == 7
+
+
+def test_an_empty_list_of_images_is_a_question_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = [{"image": [], "prompt": "x?"}, {"prompt": "x?"}, {"image": [""], "prompt": "x?"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, none, odd = read_rows(path, keep=None)
+    assert text.error is None and text.pictures() == [] and text.name == "no image"
+    assert none.error is not None and odd.error is not None
