@@ -47,7 +47,7 @@ class Announcer:
             if len(self._said) > MOST_LISTED:
                 logger.warning("the visual tokens of further rows are in their results")
                 continue
-            counts = " + ".join(str(count) for count in each.images)
+            counts = " + ".join(str(count) for count in each.images) or "0"
             whole = f" = {sum(each.images)}" if len(each.images) > 1 else ""
             logger.warning("%s: %s%s visual tokens, %d kept", row.name, counts, whole, each.kept)
 
