@@ -279,7 +279,8 @@ def model_rows(
             continue
         logits, cache = filled.compiled.result
         answer = (
-            np.int32(new_tokens), np.zeros(1, np.int32), np.uint32(0), np.float32(1), np.float32(1)
+            np.int32(new_tokens), np.zeros(1, np.int32), np.uint32(0), np.float32(1), np.float32(1),
+            None, None, None,  # nothing that a generation_config.json may ask for
         )  # fmt: skip
         yield row(
             "decode", plan, plan.length + slots,

@@ -87,14 +87,17 @@ def extend(
     column = lax.dynamic_slice_in_dim(factor.rows, pick, 1, axis=1)[:, 0]  # [K]
     # Later rows are zero, so the whole product is the sum over j < k.
     known = jnp.dot(column, factor.rows, precision=lax.Precision.HIGHEST)  # [N]
-    new = (products - known) * jnp.sqrt(inverse)
+    # Where nothing is left to pick, `pick` may be padding, whose products can be anything.
+    spans = inverse > 0
+    new = jnp.where(spans, (products - known) * jnp.sqrt(inverse), 0.0)
     explained = new * new
     # With e = E_p / |v_p|^2 and x the share of a token's squared norm that the pick explains:
     # the row is off by an angle whose square is drift / e, which moves the residual by
     # drift x / e; and E_p, by which the row is scaled, is off by 2 sqrt(drift) / e of itself,
     # which moves what is explained by that share, worth a residual of drift (x / e)^2.
     ratio = row(norms.squares, pick) * inverse * explained * norms.shares  # x / e, [N]
-    drift = factor.drift + row(factor.drift, pick) * ratio * (1 + ratio)
+    grown = factor.drift + row(factor.drift, pick) * ratio * (1 + ratio)
+    drift = jnp.where(spans, grown, factor.drift)
     return explained, Factor(with_row(factor.rows, new, k), drift)
 
 

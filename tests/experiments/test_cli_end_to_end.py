@@ -84,6 +84,7 @@ def test_the_picture_shows_the_selection(
         [(f"all {N} visual tokens", None), ("4 visual tokens kept", kept)],
         (4, 4),
         question=QUESTION,
+        answer=made.texts[0],
         image_aspect=aspect,
         image_size=56,
         path="expected.png",
@@ -104,7 +105,7 @@ def test_what_is_loaded_is_what_was_asked_for(
     monkeypatch.setattr(load, "load_model", load_model)
     words = ["answer", "--model", "owner/name", "--image", "a.png", "--prompt", QUESTION]
     assert cli.main([*words, "--revision", "v2", "--dtype", "bfloat16"]) == 1
-    assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16"})]
+    assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16", "chat_template": None})]
 
 
 def test_a_full_and_an_unpruned_call_agree(

@@ -86,7 +86,7 @@ def test_the_whole_demo(
 def test_the_pictures_show_one_question_of_each_scene(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resprune_jax.experiments.answer.command import overlay
+    from resprune_jax.experiments.answer import overlay
     from resprune_jax.models import load_model
 
     drawn: list[Any] = []

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,15 @@ import pytest
 from resprune_jax.experiments import cli, start, stopping
 from resprune_jax.experiments.answer import command as answer
 from tests.experiments.fakes import FakeLVLM, picture
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Shells start what runs in the background with Ctrl-C ignored; here it counts as pressed."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 

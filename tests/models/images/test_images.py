@@ -198,7 +198,7 @@ def test_arrays() -> None:
         (np.zeros((4, 4, 3), np.float32), "uint8 values from 0 to 255, got float32: convert"),
         (np.zeros((4, 4), np.uint16), "got uint16"),
         (np.zeros((4, 4), bool), "got bool"),
-        (np.array([["a"]], object), "got object"),
+        (np.array([["a"]], object), "got a ndarray of other things"),
         (np.zeros((3, 8, 8), np.uint8), r"got \(3, 8, 8\); move the channels last"),
         (np.zeros((8, 8, 2), np.uint8), r"got \(8, 8, 2\)"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"got \(2, 8, 8, 3\)"),

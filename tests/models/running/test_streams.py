@@ -25,6 +25,7 @@ from resprune_jax.models.families.llava_next.anyres import (
 )
 from resprune_jax.models.families.qwen_vl.images import smart_resize
 from resprune_jax.models.prompts.expansion import expand
+from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.plan import Plan, Prompts, make_plan
 from resprune_jax.models.running.programs import programs
 from resprune_jax.models.running.runner import Runner
@@ -51,7 +52,7 @@ def plan_of(tokens: int, slots: int, words: int, keep: Any) -> Plan:
     prompts = Prompts([plain_prompt(ENCODER, ("image",), words)], [[]], "none")
     return make_plan(
         FAMILY, ENCODER, prompts, ((ImageLayout(tokens),),), [keep],
-        slots=slots, per_image=False, lines=False, max_new_tokens=128,
+        CallOptions(), slots=slots, new_tokens=128,
     )  # fmt: skip
 
 
