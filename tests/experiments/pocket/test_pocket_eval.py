@@ -320,10 +320,10 @@ def test_the_tables_and_the_card_say_the_figures(figures):
     assert "not a claim about 7B models" in told
     for stage in stages_of("cpu"):
         assert f"| {stage.name} | {stage.schedule.steps:,} | " in told
-    # Goals: 80 % in all and in each family, nobody right without the image, nothing from 1/9.
+    # Of three questions a family, 80 % decide nothing; nobody is right without the image.
     area = figures["relevance_auc"]["overall"]["value"]
     assert [row[1:] for row in goal_table(figures)[1]] == [
-        ("80.0", "undecided"), ("80.0 (attributes)", "yes"), ("0.0", "yes"), ("+80.0", "yes"),
+        ("80.0", "undecided"), ("80.0 (attributes)", "undecided"), ("0.0", "yes"), ("+80.0", "yes"),
         ("+80.0", "no"), (f"{area:.3f}", "yes" if area >= 0.75 else "no"),
     ]  # fmt: skip
 
