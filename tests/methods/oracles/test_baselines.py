@@ -24,6 +24,8 @@ def test_uniform_on_a_small_grid():
     assert uniform.uniform(grid=(4, 4), keep=5, layout="cells").indices == [5, 7, 13, 15]
     # 16 cells in 5 parts of 3.2: middles 1.6, 4.8, 8, 11.2, 14.4.
     assert uniform.uniform(grid=(4, 4), keep=5, layout="raster").indices == [1, 4, 8, 11, 14]
+    # A wide picture: sqrt(4 * 2 / 8) = 1 row, the lower one (its middle is 1.0), 4 of 8 columns.
+    assert uniform.uniform(grid=(2, 8), keep=4).indices == [9, 11, 13, 15]
     # One row of 3 takes all of its cells; T = N is every token.
     assert uniform.uniform(grid=(1, 3), keep=3).indices == [0, 1, 2]
     assert uniform.uniform(grid=(3, 5), keep=15).indices == list(range(15))

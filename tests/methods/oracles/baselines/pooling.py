@@ -1,6 +1,7 @@
 """Average pooling on the grid."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -23,20 +24,14 @@ def pooled_size(*, grid: tuple[int, int], keep: int, rule: str = "largest") -> t
         return high, min(keep // high, columns)
     if rule != "largest":
         raise ValueError(f"rule {rule!r}: largest or aspect")
-    best: tuple[int, int] | None = None
+    best, nearest = (1, 1), Fraction(rows * columns)
     for high in range(1, rows + 1):
         for wide in range(1, columns + 1):
-            if high * wide > keep:
-                continue
-            if best is None or high * wide > best[0] * best[1]:
-                best = (high, wide)
-            elif high * wide == best[0] * best[1]:
-                # The stretch of a shape, max(a/b, b/a) with a = r columns, b = c rows, in integers.
-                a, b = high * columns, wide * rows
-                p, q = best[0] * columns, best[1] * rows
-                if max(a, b) * min(p, q) < max(p, q) * min(a, b):
-                    best = (high, wide)
-    assert best is not None
+            stretch = Fraction(high * columns, wide * rows)
+            stretch = max(stretch, 1 / stretch)  # 1: the picture's own shape
+            product, most = high * wide, best[0] * best[1]
+            if most < product <= keep or (product == most and stretch < nearest):
+                best, nearest = (high, wide), stretch
     return best
 
 
