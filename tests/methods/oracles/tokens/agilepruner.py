@@ -1,4 +1,4 @@
-"""AgilePruner (the AdaPrune row): attention order with a distance threshold that grows, an oracle."""
+"""AgilePruner (the AdaPrune row): attention order under a growing distance threshold, an oracle."""
 
 import numpy as np
 

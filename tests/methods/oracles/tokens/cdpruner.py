@@ -36,24 +36,27 @@ def greedy_map(embeddings: np.ndarray, relevance: Sequence[float], keep: int) ->
     """Picks in order: always the token that multiplies the kernel's determinant the most.
 
     The kernel is L[i, j] = r[i] cos(i, j) r[j]. The factor that token i would bring,
-    det(L of chosen + i) / det(L of chosen), is the squared norm of what is left of the row
-    r[i] * unit(i) after projection onto the rows chosen: that is computed here. Ties: lowest index.
+    det(L of chosen + i) / det(L of chosen), is r[i] ** 2 times the squared norm of what is left of
+    the unit row i after projection onto those chosen: that is computed here. Ties: lowest index.
 
-    Past the rank nothing is left but rounding. A token with 2e-6 of L[i, i] or less left comes
+    Past the rank nothing is left but rounding. A token with 2e-6 or less of its unit row left comes
     after all others; among such tokens the larger relevance first, then the index (assumed).
     """
-    rows = []
-    for row, weight in zip(np.asarray(embeddings, np.float64), relevance, strict=True):
+    units = []
+    for row in np.asarray(embeddings, np.float64):
         length = np.linalg.norm(row)
-        rows.append(weight * row / length if length > 0 else np.zeros_like(row))
+        units.append(row / length if length > 0 else row)
     chosen: list[int] = []
-    while len(chosen) < min(keep, len(rows)):
+    while len(chosen) < min(keep, len(units)):
         best, most = -1, (-1, -np.inf)
-        for i, row in enumerate(rows):
+        for i, unit in enumerate(units):
             if i in chosen:
                 continue
-            left = residual_energy(row, [rows[j] for j in chosen])
-            score = (1, left) if left > EXHAUSTED * float(row @ row) else (0, relevance[i])
+            if chosen:
+                left = residual_energy(unit, [units[j] for j in chosen])
+            else:
+                left = 1.0 if unit.any() else 0.0  # exactly: equal relevances tie
+            score = (1, relevance[i] ** 2 * left) if left > EXHAUSTED else (0, relevance[i])
             if score > most:
                 best, most = i, score
         chosen.append(best)
