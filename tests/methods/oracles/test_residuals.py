@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.methods.oracles.tokens.apet import apet, reconstruction_error
+from tests.methods.oracles.tokens.apet import apet, farthest_points, reconstruction_error
 from tests.methods.oracles.tokens.greedy import greedy
 from tests.methods.oracles.tokens.lrcp import background_rank, lrcp
 from tests.methods.oracles.tokens.relevance import relevance
@@ -46,6 +46,11 @@ class TestResPrune:
         assert resprune(**given, keep=2).indices == sorted(order[:2])
         assert resprune(**given, keep=9).indices == [0, 1, 2, 3]
 
+    def test_a_gate_of_zero_comes_before_what_is_exhausted(self):
+        tokens, weights = np.array([[3.0, 0], [1, 0], [0, 0.5]]), np.array([0, 1.0, 0])
+        made = resprune(embeddings=tokens, relevance=weights, keep=3, sort=False)
+        assert made.indices == [0, 2, 1]
+
     def test_a_given_seed(self):
         # From (0, 2) on: 9, 4, 1.
         made = resprune(embeddings=self.tokens, keep=2, first=2, sort=False)
@@ -69,6 +74,8 @@ class TestResPrune:
         # The mean noun is (0, 1/3).
         pooled = relevance(embeddings=tokens, text=nouns, aggregate="pooled", how="shift")
         assert pooled == pytest.approx([0.5, 0.5, 0.1])
+        # Below 0 nothing is left.
+        assert relevance(embeddings=tokens, text=nouns[:1]) == pytest.approx([1, 0, 0])
         against = relevance(embeddings=tokens, text=nouns, how="shift", relevance_sign=-1)
         assert against == pytest.approx([0, 0, 0.2])
         assert list(relevance(embeddings=tokens, text=nouns[:0])) == [1, 1, 1]
@@ -158,6 +165,11 @@ class TestApET:
         assert apet(embeddings=self.tokens, keep=4, basis=2, sort=False).indices == [3, 4, 0, 1]
         whole = apet(embeddings=self.tokens, keep=6, basis=2)
         assert whole.indices == [0, 1, 2, 3, 4, 5] and np.array_equal(whole.merged, self.tokens)
+
+    def test_farthest_from_the_nearest(self):
+        # From (10, 0): 10, 10.05, 5.1. Then 1 and 5 from the nearer of both (sums 11 and 10.1).
+        rows = np.array([[10.0, 0], [0, 0], [0, 1], [5, 1]])
+        assert farthest_points(rows, 3, "euclidean") == [0, 2, 3]
 
     def test_nearest_by_cosine(self):
         # (1, 0, 0) is nearest to (1, 1, 3) by distance (3.2, against 9 and 9.1), by cosine to 0.
@@ -264,6 +276,14 @@ class TestGreedy:
         for strength, order in ((0.5, [0, 2, 1]), (0.3, [0, 1, 2])):
             rule = distance_rule(1.0, strength, 1.0, places)
             assert greedy(tokens, rule, 3, places=places).indices == order
+
+    def test_the_nearest_chosen_token_counts(self):
+        # 0 and then 1 (energy 9) are chosen, far apart. 2 is beside 1, energy 2; 3 is between them,
+        # energy 1.5. Strength 1, width 1: 2 * (1 - .61) = .79 against 1.5.
+        tokens = np.diag(np.sqrt([16, 9, 2, 1.5]))
+        places = [(0.0, 0.0), (0.0, 20.0), (0.0, 21.0), (0.0, 10.0)]
+        made = greedy(tokens, distance_rule(1.0, 1.0, 1.0, places), 4, places=places)
+        assert made.indices == [0, 1, 3, 2]
 
     def test_covered_nouns(self):
         # The seed covers noun 0 to .9: token 1's .8 of it is worth .08, token 2's .3 of noun 1 all

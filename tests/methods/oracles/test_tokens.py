@@ -57,7 +57,9 @@ class TestGeometry:
 class TestDivPrune:
     def test_shares_are_rounded(self):
         assert [count(share, 576) for share in (0.098, 1 / 3, 2 / 9, 1 / 9)] == [56, 192, 128, 64]
-        assert count(0.5, 5) == 2 and count(7, 5) == 5 and count(0.01, 5) == 1
+        assert (
+            count(0.56, 5) == 3 and count(0.5, 5) == 2 and count(7, 5) == 5 and count(0.01, 5) == 1
+        )
 
     def test_plane(self):
         # Nearest other: 12, 12, 10, 10, 100 degrees: token 4 first. From it: 160, 172, 110, 100:
@@ -144,6 +146,19 @@ class TestAgilePruner:
         assert self.order(order_start=0, keep=4) == [0, 1, 2, 3]
         assert self.order(order_start=0) == [0, 1, 2, 3, 4]
 
+    def test_the_second_threshold_is_wider(self):
+        # 30 and 41 degrees are .018 apart: less than .02, more than .01.
+        tokens = angles(0, 30, 41, 90)
+        made = agilepruner(
+            features=tokens,
+            saliency=self.saliency[:4],
+            keep=4,
+            erank_avg=effective_rank(tokens),
+            tau_max=2.0,
+            sort=False,
+        )
+        assert made.indices == [0, 1, 3, 2]
+
     def test_cap_and_average(self):
         # tau .005 throughout: only 1 goes. Half the ratio: .005, .01, ...: the same.
         assert self.order(tau_max=0.005) == [0, 2, 3, 4, 1]
@@ -206,21 +221,26 @@ class TestCDPruner:
         assert greedy_map(tokens, weight, 6) == picks == recursion
 
     def test_whole(self):
-        # Relevances scale to 1, 5e-7, .5: the order is 0, 2, 1. Relevance from other tiles too
-        # (between) makes them .5, 0, .25, the same order; theta leaves it.
+        # Relevances scale to 1, 5e-7, .5: the order is 0, 2, 1, and theta leaves it.
         patches, text = np.stack([-E1, E1, E2]), np.stack([E1])
         given = {"embeddings": np.eye(3), "clip_patch": patches, "clip_text": text}
-        for options in ({}, {"between": (-1.0, 3.0)}, {"theta": 0.5}):
+        for options in ({}, {"theta": 0.5}):
             assert cdpruner(**given, keep=3, sort=False, **options).indices == [0, 2, 1]
         assert cdpruner(**given, keep=2).indices == [0, 2]
 
     def test_the_scope_of_min_and_max_decides(self):
         # Between this tile's own .1 and 1 the relevances are 1, .33 and 1e-6: half of .11 is left
         # of token 1, next to nothing of 2. Between -9 and 1 they are 1, .94, .91: .44 and .83.
-        tokens, raw = angles(0, 45, 90), [1.0, 0.4, 0.1]
-        own, wide = scaled(raw), scaled(raw, (-9.0, 1.0))
-        assert greedy_map(tokens, own, 3) == [0, 1, 2]
-        assert greedy_map(tokens, wide, 3) == [0, 2, 1]
+        along = np.array([-1.0, -0.4, -0.1])  # cosines with the text: the negated relevances
+        given = {
+            "embeddings": angles(0, 45, 90),
+            "clip_patch": np.stack([along, np.sqrt(1 - along**2)], axis=1),
+            "clip_text": np.array([[1.0, 0]]),
+            "keep": 3,
+            "sort": False,
+        }
+        assert cdpruner(**given).indices == [0, 1, 2]
+        assert cdpruner(**given, between=(-9.0, 1.0)).indices == [0, 2, 1]
 
     def test_openvino_halves(self):
         # Relevance exp(.5 r), r = 1, .74, .41, 0 (negated cosines .62, .51, .37, .20, scaled): on
