@@ -228,6 +228,11 @@ class TestSVDPrune:
         assert svdprune(embeddings=self.tokens, keep=2).indices == [1, 2]
         assert svdprune(embeddings=self.tokens, keep=2, rank=1).indices == [0, 1]
 
+    def test_full_row_rank_is_a_tie(self):
+        assert leverage(random(0, 5, 7), 5) == [1, 1, 1, 1, 1]
+        made = svdprune(embeddings=random(0, 5, 7), keep=3, rank=5, sort=False)
+        assert made.indices == [0, 1, 2]
+
     def test_numerical_rank_caps(self):
         # Rank 2 whatever the budget; float32 dust is no rank.
         assert leverage(self.tokens, 4) == leverage(self.tokens, 2)

@@ -22,7 +22,8 @@ def leverage(embeddings: np.ndarray, rank: int) -> list[float]:
     rows = np.asarray(embeddings, np.float64)
     left, values, _ = np.linalg.svd(rows, full_matrices=False)
     rank = min(rank, numerical_rank(values, rows.shape))
-    return [sum(float(left[i, k]) ** 2 for k in range(rank)) for i in range(len(rows))]
+    # To 12 places: at full row rank every score is 1, and what is equal shall tie.
+    return [round(sum(float(left[i, k]) ** 2 for k in range(rank)), 12) for i in range(len(rows))]
 
 
 def svdprune(
