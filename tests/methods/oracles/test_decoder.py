@@ -102,9 +102,9 @@ def test_layers_of_other_depths() -> None:
 
 
 def test_fastv_takes_the_mean_over_heads_of_the_image_alone() -> None:
-    # A text token, four visual ones, a text token. Means of the visual ones: .15 .25 .10 .20;
+    # A text token, four visual ones, a text token. Means of the visual ones: .15 .20 .10 .25;
     # the largest of all, .30, belongs to the text.
-    rows = np.array([[0.3, 0.30, 0.10, 0.10, 0.20, 0.0], [0.3, 0.00, 0.40, 0.10, 0.20, 0.0]])
+    rows = np.array([[0.3, 0.30, 0.20, 0.10, 0.10, 0.0], [0.3, 0.00, 0.20, 0.10, 0.40, 0.0]])
     got = fastv(rows, [1, 2, 3, 4], 2, layers=4)
     assert got.kept == [[1, 3]]
     assert got.counts == [4, 4, 2, 2]
@@ -180,9 +180,13 @@ def test_adaptprune_lowers_neighbours_that_look_alike() -> None:
     row = np.array([[0.40, 0.35, 0.10]])
     flat = {"grid": (1, 3), "prior_sigma": 1e6}
     assert adaptprune(row, keys, range(3), 2, **flat).kept == [[0, 2]]
-    # 1 at a cosine of 0.9 of 0: exp(-0.01 / 0.005) = exp(-2), it keeps 1 - 0.80 * 0.135 = 0.89.
+    # 1 at a cosine of 0.9 of 0: exp(-0.01 / 0.005) = exp(-2), it keeps 1 - 0.80 * 0.135 = 0.89 of
+    # 0.35, which is 0.312.
     keys[1] = [0.9, np.sqrt(1 - 0.81)]
-    assert adaptprune(row, keys, range(3), 2, **flat).kept == [[0, 1]]
+    for rival, kept in {0.31: [0, 1], 0.32: [0, 2]}.items():
+        row = np.array([[0.40, 0.35, rival]])
+        assert adaptprune(row, keys, range(3), 2, **flat).kept == [kept]
+    row = np.array([[0.40, 0.35, 0.10]])
     # A radius below one cell lowers nothing; one of exactly one cell does.
     keys[1] = [1.0, 0.0]
     assert adaptprune(row, keys, range(3), 2, radius=0.9, **flat).kept == [[0, 1]]
@@ -194,6 +198,24 @@ def test_adaptprune_lowers_neighbours_that_look_alike() -> None:
     # Text in front: the places say where the image lies; and each cell is picked once.
     row = np.array([[0.9, 0.0, 0.0, 0.0]])
     assert adaptprune(row, keys, [1, 2, 3], 3, **flat).kept == [[0, 1, 2]]
+    row = np.array([[0.9, 0.1, 0.2, 0.3]])
+    assert adaptprune(row, keys, [1, 2, 3], 1, **flat).kept == [[2]]
+
+
+def test_adaptprune_measures_from_the_pick() -> None:
+    # Cell 3 is picked; 2, one cell off with the same key, keeps 0.199 of 0.35, less than 0.15.
+    keys = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    row = np.array([[0.15, 0.0, 0.35, 0.40]])
+    for grid in ((1, 4), (4, 1)):
+        assert adaptprune(row, keys, range(4), 2, grid=grid, prior_sigma=1e6).kept == [[0, 3]]
+    # On the diagonal of 2 x 2: 1 - exp(-2 / 4.5) = 0.359 of 0.35 is 0.126.
+    row = np.array([[0.35, 0.15, 0.0, 0.40]])
+    keys = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    assert adaptprune(row, keys, range(4), 2, grid=(2, 2), prior_sigma=1e6).kept == [[1, 3]]
+    # The prior multiplies: .52 exp(-1) = .191 against .3 exp(-1/2) = .182; .48 exp(-1) = .177.
+    for first, kept in {0.52: 0, 0.48: 1}.items():
+        row = np.array([[first, 0.3, 0.1]])
+        assert adaptprune(row, np.eye(3), range(3), 1, grid=(1, 3)).kept == [[kept]]
 
 
 # ---- PyramidDrop ------------------------------------------------------------------------------
@@ -240,6 +262,9 @@ def test_raters_are_above_the_mean() -> None:
     assert sparsevlm_raters(np.array([[1.0]]), text) == [0, 1]
     # A second visual token of -1: 3/19 4/19 12/19. Means .33 .29 .38: only the last is above.
     assert sparsevlm_raters(np.array([[1.0], [-1.0]]), text) == [2]
+    # Exactly at the mean is not above it: 1/2 1/4 1/4 0.
+    even = np.array([[np.log(2)], [0.0], [0.0], [-2000.0]])
+    assert sparsevlm_raters(np.array([[1.0]]), even) == [0]
     # Nothing is above the mean of one.
     assert sparsevlm_raters(np.array([[1.0]]), text[:1]) == [0]
 
@@ -256,8 +281,19 @@ def test_density_peaks() -> None:
     assert dpc_knn(line, 2, noise) == ([2, 4], [0, 0, 0, 1, 1])
     # sqrt(C): the same points in four equal columns have the same distances.
     assert dpc_knn(np.repeat(line, 4, axis=1), 2, noise) == ([2, 4], [0, 0, 0, 1, 1])
+    # Far pairs with a gap of 2 and near ones with a gap of 0.2, the two nearest: densities exp(-2)
+    # and exp(-.02), deltas 12 and 3.1, weights 1.62 and 3.04. The noise sends the 0 to 0.1.
+    line = np.array([[0.0], [0.1], [3.0], [3.2], [-10.0], [-12.0]])
+    noise = np.array([0, 1e-6, 0, 0, 0, 0])
+    assert dpc_knn(line, 2, noise) == ([1, 3], [0, 0, 1, 1, 0, 0])
+    # At half the size exp(-.5) and exp(-.005), 6 and 1.55: 3.64 and 1.54.
+    half = ([1, 5], [0, 0, 0, 0, 1, 1])
+    assert dpc_knn(line / 2, 2, noise) == half
+    assert dpc_knn(np.repeat(line / 2, 4, axis=1), 2, noise) == half
+    # Two equal points that are both centres keep a cluster each.
+    assert dpc_knn(np.array([[0.0], [0.0], [5.0]]), 2) == ([0, 1], [0, 1, 0])
     # One cluster: density exp(-0) for all, so the first of equal ones; everyone belongs to it.
-    assert dpc_knn(line, 1) == ([0], [0] * 5)
+    assert dpc_knn(line, 1) == ([0], [0] * 6)
 
 
 def test_sparsevlm_merges_the_best_of_the_rest() -> None:
@@ -271,6 +307,10 @@ def test_sparsevlm_merges_the_best_of_the_rest() -> None:
     got = sparsevlm_stage(rows, range(1, 9), hidden, 2)
     assert got.indices == [1, 3, -1]
     np.testing.assert_array_equal(got.merged, [[2, 3], [6, 7], [12, 13]])
+    # A second rater that likes 0 and 2 more than anyone likes anything.
+    more = np.concatenate([rows, np.zeros((2, 1, 10))], axis=1)
+    more[:, 1, [1, 3]] = 9
+    assert sparsevlm_stage(more, range(1, 9), hidden, 2).indices == [0, 2, -1]
     # Never all: 8 asked, 7 stay and the worst is its own cluster.
     got = sparsevlm_stage(rows, range(1, 9), hidden, 8)
     assert got.indices == [1, 2, 3, 4, 5, 6, 7, -1]

@@ -62,10 +62,10 @@ def adaptprune(
     for i in range(rows * columns):
         mean = sum(row[head, visual[i]] for head in range(row.shape[0])) / row.shape[0]
         score[i] = mean * prior[i // columns, i % columns]
-    picked: list[int] = []
+    picked: set[int] = set()
     while len(picked) < keep:
         pick = max((i for i in range(rows * columns) if i not in picked), key=lambda i: score[i])
-        picked.append(pick)
+        picked.add(pick)
         for i in range(rows * columns):
             down = steps[0] * (i // columns - pick // columns)
             right = steps[1] * (i % columns - pick % columns)
