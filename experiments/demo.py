@@ -232,6 +232,7 @@ def energy_kept(made: "Generation") -> float:
     if made.selections is None:
         return 1.0
     energy = made.selections.energy  # [B, K + 1]
+    assert energy is not None  # ResPrune measures it
     shares = [
         1 - float(row[kept]) / float(row[0]) for row, kept in zip(energy, made.kept, strict=True)
     ]

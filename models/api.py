@@ -1,60 +1,25 @@
 """What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Collection, Sequence
+from typing import get_args
 
 import jax
 import numpy as np
-from jax.typing import DTypeLike
 
-from resprune_jax.errors import CallError, one_of, shown
-from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
-from resprune_jax.models.families.base import Family, Layouts, Picture, Pictures
-from resprune_jax.models.prompts.budgets import Keep
-from resprune_jax.models.prompts.chat import PromptEncoder
-from resprune_jax.models.prompts.generation_file import GenerationSettings
+from resprune_jax.errors import one_of
+from resprune_jax.methods import VisualTokens
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.compiling import compiling
-from resprune_jax.models.running.encoded import (
-    Encoded,
-    Images,
-    adopt,
-    media_of,
-    no_tokens,
-    read_pictures,
-    rows_of,
-    spread,
-)
-from resprune_jax.models.running.generation import (
-    Call,
-    Generation,
-    Selected,
-    first_rows,
-    row_errors,
-)
-from resprune_jax.models.running.plan import (
-    Planned,
-    Prompts,
-    Questions,
-    check_ceiling,
-    check_lengths,
-    make_plan,
-    planned,
-    read_prompts,
-    read_questions,
-)
+from resprune_jax.models.running.encoded import Encoded, Images, adopt, read_pictures, rows_of
+from resprune_jax.models.running.generation import Generation, Selected, first_rows, row_errors
+from resprune_jax.models.running.plan import Questions
+from resprune_jax.models.running.preparing import Announce, Preparer
 from resprune_jax.models.running.programs import EMPTY
-from resprune_jax.models.running.runner import Runner
 from resprune_jax.models.running.warm_up import Sizes, warm_up
-from resprune_jax.prompts import NounExtractor
-
-Announce = Callable[[list[Planned]], None]
 
 
-class LVLM(Runner):
+class LVLM(Preparer):
     """A vision-language model with its processor, tokenizer and pruning methods.
 
     Made by `load_model`. Parameters stay on the devices in `state`, a plain pytree; nothing of a
@@ -69,77 +34,38 @@ class LVLM(Runner):
         path: the checkpoint's folder.
     """
 
-    def __init__(
+    def encode(
         self,
-        family: Family,
-        state: Any,
+        images: Images,
         *,
-        path: Path,
-        encoder: PromptEncoder,
-        dtype: DTypeLike,
-        mesh: jax.sharding.Mesh | None = None,
-        settings: GenerationSettings | None = None,
-        extractor: NounExtractor | None = None,
-    ) -> None:
-        super().__init__(
-            family, state, eos_ids=encoder.eos_ids, dtype=dtype, settings=settings, mesh=mesh
-        )
-        self.path = path
-        self.encoder = encoder
-        # By tagger as it was asked for; each takes seconds to load.
-        self._extractors: dict[tuple[Any, bool], NounExtractor] = {}
-        if extractor is not None:
-            self._extractors["auto", False] = extractor
-
-    def extractor(
-        self, tagger: str | os.PathLike[str] = "auto", *, strict: bool = False
-    ) -> NounExtractor:
-        """The noun extractor of a tagger, loaded at its first use.
-
-        Args:
-            tagger: see `NounExtractor`.
-            strict: refuse the lexicon that "auto" falls back to.
-
-        Returns:
-            The extractor, the same one for the same arguments.
-
-        Raises:
-            CallError, RunError: see `NounExtractor`.
-        """
-        if not isinstance(tagger, str | os.PathLike):
-            return NounExtractor(tagger, strict)  # says what is wrong with it
-        if (tagger, strict) not in self._extractors:
-            self._extractors[tagger, strict] = NounExtractor(tagger, strict)
-        return self._extractors[tagger, strict]
-
-    def encode(self, images: Images, *, image_aspect: ImageAspect = "processor") -> Encoded:
+        image_aspect: ImageAspect = "processor",
+        needs: Collection[str] = (),
+    ) -> Encoded:
         """Run the vision tower and projector; the result serves any number of questions.
 
         Args:
             images: one image, a list of B images, or a list of B lists: the images of a prompt.
             image_aspect: "processor" (what the checkpoint's own processor does) or "pad" (pad to a
                 square with the mean colour, the original pipeline of LLaVA-1.5).
+            needs: optional parts of the visual tokens that the methods to come read, beside those
+                that are always there: "features".
 
         Returns:
             The visual tokens of the B rows.
 
         Raises:
-            CallError, RunError: an image that is not there, not one, or beyond the stated limits.
+            CallError, RunError: a part that this model does not have; an image that is not there,
+                not one, or beyond the stated limits.
         """
         one_of("image_aspect", image_aspect, get_args(ImageAspect))
+        self._check_needs(needs, "encode")
         if isinstance(images, Encoded):
             return images
         if isinstance(images, VisualTokens):
             return adopt(images, self.family)
         rows = rows_of(images)
-        return self._encoded(rows, read_pictures(self.family, rows, image_aspect))
-
-    def _encoded(self, rows: list[list[Picture]], pictures: Pictures | None) -> Encoded:
-        """The visual tokens of all rows; those without a picture have none."""
-        if pictures is None:
-            return Encoded(no_tokens(self.config.text.hidden_size, self.dtype), ((),) * len(rows))
-        made = self.run_tower(pictures)
-        return Encoded(made.visual, spread(rows, pictures.layouts))
+        pictures = read_pictures(self.family, rows, image_aspect)
+        return self._encoded(rows, pictures, frozenset(needs))
 
     @takes_options
     def generate(
@@ -303,98 +229,3 @@ class LVLM(Runner):
         _, kept = self.choose(call)
         logits, valid = self.programs.score(self.state, *self.assemble(call, kept)[:3])
         return logits[: plan.size], valid[: plan.size]
-
-    def method_of(self, options: CallOptions) -> Method | None:
-        """The method of a call with its settings; None keeps every token."""
-        if options.keeps_all:
-            return None
-        settings = options.settings
-        if isinstance(options.method, str) and options.method == "resprune":
-            settings = {**self.family.defaults, **settings}
-        return get_method(options.method, **settings)
-
-    def _prepare(
-        self,
-        images: Images,
-        prompts: Questions,
-        options: CallOptions,
-        *,
-        new_tokens: int,
-        ceiling: int | None = None,
-        announce: Announce | None = None,
-    ) -> Call:
-        """Check the whole call, run the vision tower and lay the prompts out."""
-        media = media_of(images)
-        questions, rows = read_questions(prompts, len(media))
-        method = self.method_of(options)
-        if method is not None:
-            for_rows(method, len(questions), len(questions))  # settings for another number of rows
-        # A prompt without images has nothing to leave out.
-        each = [
-            keep if media[row] else None
-            for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
-        ]
-        options.check_seeds(len(questions))
-        if not (announce is None or callable(announce)):
-            raise CallError(f"announce is a function, got {shown(announce)}")
-        # Where every token is kept there is nothing to guide: no tagger is loaded or spoken of.
-        pruned = any(budget is not None for budget in each)
-        conditioned = pruned and method is not None and "text" in method.needs
-        extractor = None
-        if conditioned and options.text == "nouns":
-            extractor = self.extractor(options.tagger, strict=options.strict_nouns)
-        read = read_prompts(
-            self.encoder, questions, [media[row] for row in rows],
-            text=options.text if conditioned else None, extractor=extractor,
-            ocr_line=options.ocr_line, chat_template=options.chat_template, rows=rows,
-        )  # fmt: skip
-        given, pictures = [], None
-        if isinstance(images, VisualTokens):
-            images = adopt(images, self.family)
-        if isinstance(images, Encoded):
-            layouts = images.layouts
-        else:
-            given = rows_of(images)
-            pictures = read_pictures(self.family, given, options.image_aspect)
-            layouts = spread(given, () if pictures is None else pictures.layouts)
-        # Before the tower runs: images know how many tokens they give.
-        check_lengths(self.family, read, layouts, each, options, new_tokens=new_tokens)
-        check_ceiling(read, layouts, ceiling, self.settings.source)
-        if announce is not None:
-            announce(planned([layouts[row] for row in rows], each, options))
-        encoded = images if isinstance(images, Encoded) else self._encoded(given, pictures)
-        return self.lay_out(
-            read, encoded.visual, encoded.layouts, each, options, method=method,
-            new_tokens=new_tokens,
-        )  # fmt: skip
-
-    def lay_out(
-        self,
-        prompts: Prompts,
-        visual: VisualTokens,
-        layouts: Layouts,
-        keep: list[Keep],
-        options: CallOptions,
-        *,
-        method: Method | None,
-        new_tokens: int,
-    ) -> Call:
-        """A call behind its checks: prompts and visual tokens in static shapes.
-
-        Args:
-            prompts: B questions.
-            visual: the visual tokens of their images.
-            layouts: of the rows of images, which the prompts are about.
-            keep: a budget for each prompt.
-            options: the call's; what they leave to the checkpoint is filled in.
-            method: what chooses; None keeps every token.
-            new_tokens: room for an answer in the model's context.
-        """
-        plan = make_plan(
-            self.family, self.encoder, prompts, layouts, keep, options,
-            slots=visual.valid.shape[1], new_tokens=new_tokens,
-        )  # fmt: skip
-        positions = options.positions or self.family.positions
-        if method is not None:
-            method = for_rows(method, plan.size, len(plan.rows))
-        return Call(prompts, plan, visual, self.settings.resolve(options), positions, method)

@@ -172,3 +172,36 @@ def one_length(sizes: dict[str, int]) -> tuple[int, ...]:
         said = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise CallError(f"the conditions must agree on the number of selections, got {said}")
     return tuple(sizes.values())[:1]
+
+
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def settings_by_name(given: Any) -> dict[str, Any]:
+    """Settings of a method by name, of a mapping or of texts NAME=VALUE.
+
+    Raises:
+        CallError: something else, or a name twice.
+    """
+    if isinstance(given, Mapping) and all(isinstance(name, str) for name in given):
+        return dict(given)
+    found: dict[str, Any] = {}
+    for each in given if isinstance(given, list | tuple) else [given]:
+        name, equals, value = each.partition("=") if isinstance(each, str) else ("", "", "")
+        if not (equals and name.isidentifier()) or name in found:
+            raise CallError(
+                "method settings are a mapping, or texts such as combine=add, each name once; got"
+                f" {shown(each)}"
+            )
+        found[name] = _read_setting(value)
+    return found
+
+
+def _read_setting(text: str) -> Any:
+    """A number, true, false or none where it is one, else the text itself."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return _WORDS.get(text.lower(), text)

@@ -20,3 +20,18 @@ OcrLine = Literal["strip", "keep"]
 
 SMALLEST_TOLERANCE = 1e-5
 """Energies are exact to this fraction of their initial total; a finer stop would stop on noise."""
+
+METHODS = {
+    "random": "baselines.random:Random",
+    "uniform": "baselines.uniform:Uniform",
+    "fastervlm": "encoder.fastervlm:FasterVLM",
+    "scope": "encoder.scope:Scope",
+    "agilepruner": "encoder.agilepruner:AgilePruner",
+    "divprune": "tokens.divprune:DivPrune",
+    "cdpruner-llm": "tokens.cdpruner:CdprunerLlm",
+    "resprune": "tokens.resprune:ResPrune",
+    "spare": "tokens.spare:Spare",
+    "lrcp": "tokens.lrcp:Lrcp",
+    "svdprune": "tokens.svdprune:SvdPrune",
+}
+"""The pruning methods by name, and where each one's class is below `resprune_jax.methods`."""

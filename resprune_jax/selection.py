@@ -49,12 +49,12 @@ class Selection:
         energy: (K + 1,) or (B, K + 1) float32, total ungated residual energy before each pick
             and after the last, in the tokens' own units; constant from `count` on. All NaN if
             the row failed (a token or a relevance was NaN or infinite); infinite where the
-            energy of finite tokens exceeds float32.
+            energy of finite tokens exceeds float32. `None` of a method that does not measure it.
         count: () or (B,) int32, how many entries of `indices` are real; 0 if the row failed.
     """
 
     indices: jax.Array
-    energy: jax.Array
+    energy: jax.Array | None
     count: jax.Array
 
     def prefix(self, k: int) -> "Selection":
@@ -71,7 +71,8 @@ class Selection:
         if k > most:
             raise CallError(f"prefix({shown(k)}): this selection holds between 1 and {most} tokens")
         count = jnp.minimum(self.count, k)
-        return Selection(self.indices[..., :k], self.energy[..., : k + 1], count)
+        energy = None if self.energy is None else self.energy[..., : k + 1]
+        return Selection(self.indices[..., :k], energy, count)
 
     def image_order(self) -> jax.Array:
         """The kept indices in ascending order, (K,) or (B, K) int32; the fill N comes last."""
@@ -81,7 +82,7 @@ class Selection:
         """Which of the `n` tokens are kept, (n,) or (B, n) bool."""
         n = whole("the number of tokens", n)
         kept = jnp.zeros((*self.indices.shape[:-1], n + 1), bool)
-        at = jnp.minimum(self.indices, n)
+        at = jnp.where(self.indices < 0, n, jnp.minimum(self.indices, n))
         return jnp.put_along_axis(kept, at, True, axis=-1, inplace=False)[..., :n]
 
 

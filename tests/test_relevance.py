@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resprune_jax.certificate import certify
 from resprune_jax.errors import CallError
-from resprune_jax.methods import METHODS, PromptContext, ResPrune, VisualTokens, get_method
+from resprune_jax.methods import PromptContext, ResPrune, VisualTokens, get_method
 from resprune_jax.relevance import cosines, gate, relevance
 from resprune_jax.seeds import seed_token
 
@@ -187,7 +187,7 @@ def test_the_method_is_its_parts():
     visual, prompt = visual_batch(3)
     method = get_method("resprune", alpha=0.5)
     assert isinstance(method, ResPrune) and method.stage == "tokens"
-    assert METHODS["resprune"].needs == {"text", "saliency"}
+    assert get_method("resprune").needs == {"text", "saliency"}
     chosen = method.select(visual, prompt, 6)
     for row in range(3):
         weight = relevance(visual.embeddings[row], prompt.text[row],

@@ -6,10 +6,11 @@ import math
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
 
+from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     DType,
@@ -78,8 +79,11 @@ class AnswerOptions(CallOptions, QuestionOptions):
             " number, or full for every one. 1.0 is refused: it could mean one token or all.",
         ),
     ] = "full"  # type: ignore[assignment]
-    method: Literal["resprune", "none"] = "resprune"
-    """How the kept tokens are chosen; none keeps every token."""
+    method: Annotated[str, shown("NAME|FILE.py:NAME", None)] = "resprune"
+    """How the kept tokens are chosen: a name (resprune methods lists them), or a class of your own
+    in a file; none keeps every token."""
+    method_settings: Annotated[tuple[str, ...], shown("NAME=VALUE [NAME=VALUE ...]")] = ()
+    """Settings of the method, such as combine=add; resprune methods lists them."""
 
     template: Annotated[
         Path | None,
@@ -180,6 +184,10 @@ def check(options: AnswerOptions) -> Keep:
             raise CallError(
                 f"{given[0]} has no meaning with --method none, which keeps every token: drop one"
             )
+    elif options.method not in METHODS or options.method_settings:
+        from resprune_jax.methods import get_method
+
+        get_method(options.method, options.settings)
     if options.alpha is not None:
         check_number("--alpha", options.alpha, 0.0)
     if options.tolerance is not None:
@@ -219,6 +227,13 @@ def settings_of(options: AnswerOptions) -> dict[str, Any]:
     """What decides an answer, as it is stored in every result row; budgets are the rows' own."""
     names = [option.name for option in dataclasses.fields(CallOptions) if option.name != "keep"]
     chosen = {name: getattr(options, name) for name in ("revision", "dtype", *names)}
+    chosen["method_settings"] = sorted(options.method_settings)
+    if options.text is None:
+        chosen["text"] = "nouns"
+        if options.method not in ("none", "resprune"):
+            from resprune_jax.methods import method_class
+
+            chosen["text"] = method_class(options.method).text
     if options.template is not None:
         content = options.template.read_bytes()
         chosen["template"] = f"sha256 {hashlib.sha256(content).hexdigest()}"

@@ -24,7 +24,10 @@ from resprune_jax.models.prompts.options import CallOptions
 _BEGIN = b'{"row": '  # how every result row begins
 
 # A file of an earlier version says nothing of options that it did not have.
-_UNSAID = {option.name: option.default for option in dataclasses.fields(CallOptions)}
+_UNSAID = {option.name: option.default for option in dataclasses.fields(CallOptions)} | {
+    "method_settings": [],
+    "text": "nouns",
+}
 
 
 class Results:

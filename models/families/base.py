@@ -175,6 +175,11 @@ class Family(ABC):
         """
 
     @property
+    def gives(self) -> frozenset[str]:
+        """The optional parts of `VisualTokens` that this model has; see `Method.needs`."""
+        return frozenset({"features", "coords"})
+
+    @property
     def defaults(self) -> Mapping[str, Any]:
         """ResPrune's settings for this model where they are not its defaults."""
         return self.resprune

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args
 
-from resprune_jax.arguments import LARGEST, numbers, whole
+from resprune_jax.arguments import LARGEST, numbers, settings_by_name, whole
 from resprune_jax.choices import (
     SMALLEST_TOLERANCE,
     Aggregate,
@@ -59,8 +59,12 @@ class PruneOptions:
     )
     method: Any = _option(
         "resprune",
-        "How the kept tokens are chosen: a name, or a method with settings of its own such as"
-        " ResPrune(alpha=0.5); none keeps every token.",
+        "How the kept tokens are chosen: a name, a class of your own as FILE.py:NAME, or a method"
+        " with settings of its own such as ResPrune(alpha=0.5); none keeps every token.",
+    )
+    method_settings: Any = _option(
+        (),
+        "Settings of the method by name, such as combine=add (resprune methods lists them).",
     )
     alpha: Any = _option(
         None,
@@ -113,6 +117,7 @@ class PruneOptions:
                     f" {shown(self.alpha)}"
                 )
             object.__setattr__(self, "alpha", strength)
+        object.__setattr__(self, "method_settings", settings_by_name(self.method_settings))
         if given := [name for name in self.settings if self.keeps_all]:
             raise CallError(f"method 'none' has no settings, but {', '.join(given)} was given")
 
@@ -125,7 +130,8 @@ class PruneOptions:
     def settings(self) -> dict[str, Any]:
         """The method's settings that were given, by name."""
         names = ("alpha", "aggregate", "nonnegative", "seed_rule")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {**settings_by_name(self.method_settings), **own}
 
     def budgets(self, rows: int) -> list[Keep]:
         """`keep` for each of `rows` prompts.
@@ -140,10 +146,11 @@ class PruneOptions:
 class PromptOptions:
     """How pictures and questions are read."""
 
-    text: TextSource = _option(
-        "nouns",
+    text: TextSource | None = _option(
+        None,
         "What conditions the choice: the question's nouns, or every word of the prompt (Setting-1"
         " of Table IV).",
+        unset="the method's, nouns for resprune",
     )
     ocr_line: OcrLine = _option(
         "strip",
@@ -172,7 +179,8 @@ class PromptOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot work when it is written down."""
         one_of("image_aspect", self.image_aspect, get_args(ImageAspect))
-        one_of("text", self.text, get_args(TextSource))
+        if self.text is not None:
+            one_of("text", self.text, get_args(TextSource))
         one_of("ocr_line", self.ocr_line, get_args(OcrLine))
         for name in ("strict_nouns", "chat_template"):
             if not isinstance(getattr(self, name), bool):

@@ -126,7 +126,7 @@ def row_errors(selection: Selection | None, finite: np.ndarray, plan: Plan) -> l
     size = plan.size
     failed = np.zeros(size, bool)
     if selection is not None:
-        failed = np.isnan(np.asarray(selection.energy)[:size]).reshape(size, -1).any(axis=1)
+        failed = (np.asarray(selection.count)[:size] == 0).reshape(size, -1).any(axis=1)
         failed &= plan.totals[:size] > 0
     return [
         "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"

@@ -151,11 +151,13 @@ class Programs:
     """The compiled functions of one architecture; `state` is the split parameters of the model.
 
     Attributes:
-        encode: (state, inputs of the family) -> VisualTokens.
+        encode: (state, inputs of the family, *, needs) -> VisualTokens, with those of `ON_REQUEST`
+            that are named.
         prune: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), full (B,), limit (B,),
-            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N)). With `owner`
-            (B, N) int32, the image of each token, limits are (B, R), one for each image, and the
-            selections (B, R, ...).
+            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N), broken ()).
+            With `owner` (B, N) int32, the image of each token, limits are (B, R), one for each
+            image, and the selections (B, R, ...). Broken says that the method's keep list is none:
+            beyond the limit, with a token twice or one that was not offered.
         weigh: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), method) -> the text
             relevance (B, N) float32 that the method gates with.
         assemble: (state, ids, visual_index, valid, rows, embeddings, kept, rope, *, length,
@@ -170,7 +172,7 @@ class Programs:
     """
 
     encode: Callable[..., VisualTokens]
-    prune: Callable[..., tuple[Selection, jax.Array]]
+    prune: Callable[..., tuple[Selection, jax.Array, jax.Array]]
     weigh: Callable[..., jax.Array]
     assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
     prefill: Callable[..., tuple[jax.Array, KVCache]]
@@ -188,9 +190,9 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
     def model(state: Any) -> Any:
         return nnx.merge(graph, state)
 
-    @jax.jit
-    def encode(state: Any, inputs: Any) -> VisualTokens:
-        return model(state).visual_tokens(inputs)
+    @partial(jax.jit, static_argnames=("needs",))
+    def encode(state: Any, inputs: Any, *, needs: frozenset[str] = frozenset()) -> VisualTokens:
+        return model(state).visual_tokens(inputs, needs)
 
     @partial(jax.jit, static_argnames=("keep", "newline"))
     def prune(
@@ -207,7 +209,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         *,
         keep: int,
         newline: Newline = "candidate",
-    ) -> tuple[Selection, jax.Array]:
+    ) -> tuple[Selection, jax.Array, jax.Array]:
         visual = jax.tree.map(lambda x: x[rows], visual)
         prompt = PromptContext(model(state).embed(noun_ids), noun_valid)
         real = visual.valid
@@ -216,26 +218,31 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             always = real & (visual.kind == NEWLINE)
         count = real.shape[1]
 
-        def choose_among(candidates: jax.Array, limit: jax.Array) -> Selection:
+        def choose_among(
+            candidates: jax.Array, limit: jax.Array
+        ) -> tuple[Selection, jax.Array, jax.Array]:
             offered = dataclasses.replace(visual, valid=candidates)
-            return method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
+            made = method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
+            chosen = made.mask(count) & candidates
+            beyond = (made.count > limit) | (jnp.sum(chosen, axis=1) != made.count)
+            return made, chosen, jnp.any(beyond)
 
         if owner is None:
-            selection = choose_among(real & ~always, limit)
-            chosen = selection.mask(count)
+            selection, chosen, broken = choose_among(real & ~always, limit)
         else:
             each = []
-            chosen = jnp.zeros_like(real)
+            chosen, broken = jnp.zeros_like(real), jnp.array(False)
             for image in range(limit.shape[1]):
                 there = limit[:, image] > 0
                 own = real & ~always & (owner == image)
                 # An image that a row does not have: any tokens will do, none of them stays.
                 own = jnp.where(there[:, None], own, real)
-                one = choose_among(own, jnp.maximum(limit[:, image], 1))
-                chosen |= one.mask(count) & there[:, None]
+                one, its, wrong = choose_among(own, jnp.maximum(limit[:, image], 1))
+                chosen |= its & there[:, None]
+                broken |= wrong
                 each.append(one)
             selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
-        return selection, jnp.where(full[:, None], real, chosen | always)
+        return selection, jnp.where(full[:, None], real, chosen | always), broken
 
     @jax.jit
     def weigh(

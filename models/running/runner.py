@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from resprune_jax.errors import CallError
+from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.checkpoint.sharding import batch_sharding
 from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
@@ -60,13 +62,20 @@ class Runner:
         """The compiled functions of this architecture."""
         return programs(self.config, self.dtype)
 
-    def run_tower(self, pictures: Pictures) -> Encoded:
-        """Run the vision tower and projector on what `Family.read` gave."""
+    def run_tower(self, pictures: Pictures, needs: frozenset[str] = frozenset()) -> Encoded:
+        """Run the vision tower and projector on what `Family.read` gave.
+
+        Args:
+            pictures: of the rows.
+            needs: the optional parts of the visual tokens that a method reads.
+        """
         inputs = pictures.inputs
         if self.mesh is not None:
             batched = pictures.batched
             inputs = jax.tree.map(lambda x: self._put(x)[0] if batched else x, inputs)
-        return Encoded(self.programs.encode(self.state, inputs), pictures.layouts)
+        # What costs nothing is not named: methods that differ in that share a program.
+        visual = self.programs.encode(self.state, inputs, needs=needs & ON_REQUEST)
+        return Encoded(visual, pictures.layouts)
 
     def run(
         self,
@@ -137,11 +146,17 @@ class Runner:
         tolerance = call.options.tolerance
         stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self._put(plan.owner(most))[0] if per_image else None
-        return self.programs.prune(
+        selection, kept, broken = self.programs.prune(
             self.state, visual,
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             call.method, owner, keep=plan.picks, newline=call.options.newline,
         )  # fmt: skip
+        if np.asarray(broken):
+            raise CallError(
+                f"the keep list of {type(call.method).__name__} is broken: more tokens than its"
+                " limit, one twice, or one of padding; see `Method.order`"
+            )
+        return selection, kept
 
     def relevance(self, call: Call) -> jax.Array | None:
         """The text relevance of each row's visual tokens (B, N); None where nothing reads it."""

@@ -1,46 +1,24 @@
-"""Every pruning method behind one protocol, and the registry that names them."""
+"""Every pruning method behind one protocol.
 
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+A method of ours is one file in `baselines/`, `encoder/`, `tokens/` or `decoder/`, and one row in
+`choices.METHODS`.
+"""
 
-from resprune_jax.errors import CallError, shown
+from resprune_jax.choices import METHODS
 
-from .base import NEWLINE, PATCH, Method, PromptContext, VisualTokens, for_rows, rows_of
-from .resprune import ResPrune
-
-METHODS: dict[str, Method] = {"resprune": ResPrune()}
-"""Ready instances by name."""
-
-
-def get_method(method: str | Method, **settings: Any) -> Method:
-    """The method of that name (or the one given) with some of its settings replaced.
-
-    Args:
-        method: a name in `METHODS`, or an instance.
-        **settings: fields to replace; `None` leaves a field as it is.
-
-    Raises:
-        CallError: an unknown name, or a setting that the method does not have.
-    """
-    if isinstance(method, str):
-        if method not in METHODS:
-            names = ", ".join(METHODS)
-            raise CallError(f"unknown method {shown(method)}: choose one of none, {names}")
-        method = METHODS[method]
-    if isinstance(method, type) or not (is_dataclass(method) and hasattr(method, "needs")):
-        raise CallError(
-            f"method is a name ({', '.join(METHODS)}, none) or an instance such as ResPrune(),"
-            f" got {shown(method)}"
-        )
-    settings = {name: value for name, value in settings.items() if value is not None}
-    known = {f.name for f in fields(method)}
-    if unknown := sorted(settings.keys() - known):
-        raise CallError(
-            f"{type(method).__name__} has no setting {', '.join(unknown)}; it has"
-            f" {', '.join(sorted(known))}"
-        )
-    return replace(method, **settings)
-
+from .base import (
+    NEWLINE,
+    PATCH,
+    Method,
+    PromptContext,
+    VisualTokens,
+    check_method,
+    for_rows,
+    highest,
+    rows_of,
+)
+from .finding import get_method, method_class
+from .tokens.resprune import ResPrune
 
 __all__ = [
     "METHODS",
@@ -50,7 +28,10 @@ __all__ = [
     "PromptContext",
     "ResPrune",
     "VisualTokens",
+    "check_method",
     "for_rows",
     "get_method",
+    "highest",
+    "method_class",
     "rows_of",
 ]

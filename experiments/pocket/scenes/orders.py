@@ -11,50 +11,27 @@ from resprune_jax.experiments.pocket.scenes.labels import question_patches
 from resprune_jax.experiments.pocket.scenes.parts import Scene
 from resprune_jax.experiments.pocket.scenes.questions import Question
 from resprune_jax.experiments.pocket.scenes.words import Draw
-from resprune_jax.methods import PromptContext, VisualTokens
-from resprune_jax.methods.base import Stage
-from resprune_jax.selection import Selection
+from resprune_jax.methods import Method, PromptContext, VisualTokens
 
 _RANDOM = 211  # a stream of random draws of its own
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class GivenOrder:
+class GivenOrder(Method):
     """A method that keeps the first tokens of an order made beforehand; see `given_order`.
 
     Attributes:
-        order: (B, N) int32, each row's visual tokens, N from where a row has no more to keep.
+        tokens: (B, N) int32, each row's visual tokens, N from where a row has no more to keep.
     """
 
-    order: jax.Array | np.ndarray = field(metadata={"per_row": True})
+    tokens: jax.Array | np.ndarray = field(metadata={"per_row": True})
 
-    @property
-    def stage(self) -> Stage:
-        """Tokens leave before the LLM."""
-        return "tokens"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: what stays was decided elsewhere."""
-        return frozenset()
-
-    def select(
-        self,
-        visual: VisualTokens,
-        prompt: PromptContext,
-        keep: int,
-        *,
-        limit: jax.Array | None = None,
-        tolerance: jax.Array | None = None,
-    ) -> Selection:
-        """Take the head of the order, arguments as `Method.select`; energies are not known: 0."""
-        batch, tokens = visual.valid.shape
-        order = jnp.asarray(self.order)[:, :keep]
-        most = jnp.full(batch, keep) if limit is None else jnp.minimum(limit, keep)
-        count = jnp.minimum(most, jnp.sum(order < tokens, axis=1)).astype(jnp.int32)
-        indices = jnp.where(jnp.arange(order.shape[1]) < count[:, None], order, tokens)
-        return Selection(indices, jnp.zeros((batch, order.shape[1] + 1)), count)
+    def order(
+        self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
+    ) -> jax.Array:
+        """See `Method.order`."""
+        return jnp.asarray(self.tokens)[:keep]
 
 
 def given_order(orders: list[np.ndarray], tokens: int) -> GivenOrder:

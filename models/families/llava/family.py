@@ -44,6 +44,11 @@ class LlavaFamily(Family):
         )
 
     @property
+    def gives(self) -> frozenset[str]:
+        """See `Family.gives`: the attention of the class token where there is one."""
+        return super().gives | ({"saliency"} if self.config.vision.class_token else set())
+
+    @property
     def defaults(self) -> Mapping[str, Any]:
         """See `Family.defaults`: without a class token there is no attention of it."""
         return self.resprune if self.config.vision.class_token else WITHOUT_CLASS_TOKEN

@@ -106,7 +106,9 @@ class Llava(CausalLM):
             coords=jnp.broadcast_to(coords, (batch, count, 2)),
         )
 
-    def visual_tokens(self, inputs: dict[str, jax.Array]) -> VisualTokens:
+    def visual_tokens(
+        self, inputs: dict[str, jax.Array], needs: frozenset[str] = frozenset()
+    ) -> VisualTokens:
         """`encode_images` of what `LlavaFamily.read` gives, the images of a row side by side.
 
         Args:
@@ -116,7 +118,7 @@ class Llava(CausalLM):
         Returns:
             B rows of R * N tokens.
         """
-        visual = self.encode_images(inputs["pixels"], saliency=True)
+        visual = self.encode_images(inputs["pixels"], saliency=True, features="features" in needs)
         if (rows := inputs.get("rows")) is None:
             return visual
 

@@ -39,6 +39,11 @@ class NextFamily(Family):
         self.config = config
         self.processor = NextProcessor.from_checkpoint(folder, config)
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """See `Family.gives`."""
+        return super().gives | {"saliency"}
+
     def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""
         return tiled_layout(self.config, height, width)

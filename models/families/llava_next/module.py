@@ -114,9 +114,13 @@ class LlavaNext(CausalLM):
             kind=kind,
         )
 
-    def visual_tokens(self, inputs: dict[str, Any]) -> VisualTokens:
+    def visual_tokens(
+        self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
+    ) -> VisualTokens:
         """`encode_images` of what `stack_tiles` gives, "pixels" and "tables", with saliency."""
-        return self.encode_images(inputs["pixels"], inputs["tables"], saliency=True)
+        return self.encode_images(
+            inputs["pixels"], inputs["tables"], saliency=True, features="features" in needs
+        )
 
 
 def _gather(values: jax.Array, index: jax.Array) -> jax.Array:

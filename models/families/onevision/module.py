@@ -100,9 +100,11 @@ class OneVision(CausalLM):
             kind=kind,
         )
 
-    def visual_tokens(self, inputs: dict[str, Any]) -> VisualTokens:
+    def visual_tokens(
+        self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
+    ) -> VisualTokens:
         """`encode_images` of what `OneVisionFamily.read` gives: "pixels" and "tables"."""
-        return self.encode_images(inputs["pixels"], inputs["tables"])
+        return self.encode_images(inputs["pixels"], inputs["tables"], features="features" in needs)
 
 
 def _weighted(values: jax.Array, tables: PackingTables) -> jax.Array:

@@ -85,9 +85,11 @@ class Qwen25VL(CausalLM):
             coords=jnp.asarray(tables.token_coords),
         )
 
-    def visual_tokens(self, inputs: dict[str, Any]) -> VisualTokens:
+    def visual_tokens(
+        self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
+    ) -> VisualTokens:
         """`encode_images` of what `QwenFamily.read` gives: "patches" and "tables"."""
-        return self.encode_images(inputs["patches"], inputs["tables"])
+        return self.encode_images(inputs["patches"], inputs["tables"], features="features" in needs)
 
     def place(
         self, rope: RopeIndex, keep: jax.Array, index: jax.Array, count: jax.Array, *, reindex: bool

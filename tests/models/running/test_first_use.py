@@ -53,7 +53,7 @@ def test_several_questions_about_each_image(
     monkeypatch.setattr(
         lvlm,
         "run_tower",
-        lambda pictures: (towers.append(len(pictures.layouts)), real(pictures))[1],
+        lambda pictures, *needs: (towers.append(len(pictures.layouts)), real(pictures, *needs))[1],
     )
     keep = [6, None, 3, 5][: len(flat)]
     made = lvlm.generate(images, asked, keep=keep, max_new_tokens=3)
@@ -136,7 +136,7 @@ def test_the_first_call_of_a_shape_says_that_it_compiled(lvlm: LVLM, photographs
         {"keep": object()}, {"alpha": "x"}, {"alpha": 1e39}, {"alpha": [[0.5]]}, {"tolerance": "x"},
         {"max_new_tokens": 1.5}, {"max_new_tokens": "5"}, {"max_new_tokens": 1e3},
         {"temperature": "x"}, {"top_p": [0.5]}, {"rng_seed": 1.5}, {"rng_seed": None},
-        {"chat_template": "yes"}, {"strict_nouns": 1}, {"budget": ["total"]}, {"text": None},
+        {"chat_template": "yes"}, {"strict_nouns": 1}, {"budget": ["total"]}, {"text": "verbs"},
         {"announce": 5}, {"options": {"keep": 4}}, {"image_aspect": 5},
     ],
 )  # fmt: skip

@@ -265,10 +265,10 @@ def test_a_stream_compiles_once_a_bucket_and_padding_changes_nothing(
     read: list[Any] = []
     run_tower = Runner.run_tower
 
-    def tower(self: Runner, pictures: Pictures) -> Any:
+    def tower(self: Runner, pictures: Pictures, *needs: Any) -> Any:
         arrays = pictures.inputs
         read.append((arrays.get("pixels", arrays.get("patches"))).shape)
-        return run_tower(self, pictures)
+        return run_tower(self, pictures, *needs)
 
     with monkeypatch.context() as patch, backend_compiles() as compiles:
         patch.setattr(LVLM, "lay_out", noting)
@@ -313,8 +313,9 @@ def test_unmasking_the_padding_fails(
         images = [next_pairs.picture(*size) for size in ((30, 240), (250, 60), (25, 130))]
     run_tower = Runner.run_tower
 
-    def tower(self: Runner, pictures: Pictures) -> Any:
-        return run_tower(self, replace(pictures, inputs=unmask_tables(pictures.inputs)))
+    def tower(self: Runner, pictures: Pictures, *needs: Any) -> Any:
+        inputs = unmask_tables(pictures.inputs)
+        return run_tower(self, replace(pictures, inputs=inputs), *needs)
 
     def mark(self: KVCache, slot: Any, valid: Any) -> KVCache:
         return replace(self, valid=jnp.ones_like(self.valid))

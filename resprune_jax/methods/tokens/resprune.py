@@ -9,18 +9,18 @@ import numpy as np
 from resprune_jax.arguments import LARGEST, array_of, is_torch
 from resprune_jax.engines import resolve
 from resprune_jax.errors import CallError, one_of, shown
+from resprune_jax.methods.base import Method
+from resprune_jax.methods.inputs import PATCH, PromptContext, VisualTokens
 from resprune_jax.relevance import Aggregate, NonNegative, relevance
 from resprune_jax.seeds import SeedRule, seed_token
 from resprune_jax.selection import Selection, select
-
-from .base import PATCH, PromptContext, Stage, VisualTokens
 
 _NO_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex, dict, set, frozenset)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ResPrune:
+class ResPrune(Method):
     """The paper's method (arXiv 2603.21105), before the LLM.
 
     Attributes:
@@ -67,10 +67,8 @@ class ResPrune:
                 first = np.ravel(alpha)[wrong.ravel()][0]
                 raise CallError(f"alpha must be finite and non-negative, got {shown(first)}")
 
-    @property
-    def stage(self) -> Stage:
-        """Tokens leave before the LLM."""
-        return "tokens"
+    measures_energy = True
+    source = "arXiv 2603.21105"
 
     @property
     def needs(self) -> frozenset[str]:

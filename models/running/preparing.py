@@ -1,0 +1,231 @@
+"""The host's half of an `LVLM`: a call as the user writes it, checked, encoded and laid out."""
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.typing import DTypeLike
+
+from resprune_jax.errors import CallError, shown
+from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
+from resprune_jax.methods.inputs import ON_REQUEST
+from resprune_jax.models.families.base import Family, Layouts, Picture, Pictures
+from resprune_jax.models.prompts.budgets import Keep
+from resprune_jax.models.prompts.chat import PromptEncoder
+from resprune_jax.models.prompts.generation_file import GenerationSettings
+from resprune_jax.models.prompts.options import CallOptions
+from resprune_jax.models.running.encoded import (
+    Encoded,
+    Images,
+    adopt,
+    media_of,
+    no_tokens,
+    read_pictures,
+    rows_of,
+    spread,
+)
+from resprune_jax.models.running.generation import Call
+from resprune_jax.models.running.plan import (
+    Planned,
+    Prompts,
+    Questions,
+    check_ceiling,
+    check_lengths,
+    make_plan,
+    planned,
+    read_prompts,
+    read_questions,
+)
+from resprune_jax.models.running.runner import Runner
+from resprune_jax.prompts import NounExtractor
+
+Announce = Callable[[list[Planned]], None]
+
+
+class Preparer(Runner):
+    """Lays calls out for the `Runner` that it is; nothing of a call is kept.
+
+    Attributes:
+        path: the checkpoint's folder.
+        encoder: makes prompts of questions.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        state: Any,
+        *,
+        path: Path,
+        encoder: PromptEncoder,
+        dtype: DTypeLike,
+        mesh: jax.sharding.Mesh | None = None,
+        settings: GenerationSettings | None = None,
+        extractor: NounExtractor | None = None,
+    ) -> None:
+        super().__init__(
+            family, state, eos_ids=encoder.eos_ids, dtype=dtype, settings=settings, mesh=mesh
+        )
+        self.path = path
+        self.encoder = encoder
+        # By tagger as it was asked for; each takes seconds to load.
+        self._extractors: dict[tuple[Any, bool], NounExtractor] = {}
+        if extractor is not None:
+            self._extractors["auto", False] = extractor
+
+    def extractor(
+        self, tagger: str | os.PathLike[str] = "auto", *, strict: bool = False
+    ) -> NounExtractor:
+        """The noun extractor of a tagger, loaded at its first use.
+
+        Args:
+            tagger: see `NounExtractor`.
+            strict: refuse the lexicon that "auto" falls back to.
+
+        Returns:
+            The extractor, the same one for the same arguments.
+
+        Raises:
+            CallError, RunError: see `NounExtractor`.
+        """
+        if not isinstance(tagger, str | os.PathLike):
+            return NounExtractor(tagger, strict)  # says what is wrong with it
+        if (tagger, strict) not in self._extractors:
+            self._extractors[tagger, strict] = NounExtractor(tagger, strict)
+        return self._extractors[tagger, strict]
+
+    def _encoded(
+        self, rows: list[list[Picture]], pictures: Pictures | None, needs: frozenset[str]
+    ) -> Encoded:
+        """The visual tokens of all rows; those without a picture have none."""
+        if pictures is None:
+            return Encoded(no_tokens(self.config.text.hidden_size, self.dtype), ((),) * len(rows))
+        made = self.run_tower(pictures, needs)
+        return Encoded(made.visual, spread(rows, pictures.layouts))
+
+    def method_of(self, options: CallOptions) -> Method | None:
+        """The method of a call with its settings; None keeps every token."""
+        if options.keeps_all:
+            return None
+        settings = options.settings
+        if isinstance(options.method, str) and options.method == "resprune":
+            settings = {**self.family.defaults, **settings}
+        method = get_method(options.method, settings)
+        name = type(method).__name__
+        self._check_needs(method.needs, name)
+        if options.tolerance is not None and not method.measures_energy:
+            raise CallError(
+                f"tolerance is a share of residual energy, which {name} does not measure: leave it"
+                " out"
+            )
+        return method
+
+    def _check_needs(self, needs: Collection[str], who: str) -> None:
+        """Refuse a method that reads what this model does not have.
+
+        Raises:
+            CallError: what is missing.
+        """
+        gives = self.family.gives | {"text", "kind"}
+        if missing := sorted(set(needs) - gives):
+            raise CallError(
+                f"{who} reads {', '.join(missing)}, which {self.family.name} does not have here; it"
+                f" gives {', '.join(sorted(self.family.gives))}"
+            )
+
+    def _prepare(
+        self,
+        images: Images,
+        prompts: Questions,
+        options: CallOptions,
+        *,
+        new_tokens: int,
+        ceiling: int | None = None,
+        announce: Announce | None = None,
+    ) -> Call:
+        """Check the whole call, run the vision tower and lay the prompts out."""
+        media = media_of(images)
+        questions, rows = read_questions(prompts, len(media))
+        method = self.method_of(options)
+        if method is not None:
+            for_rows(method, len(questions), len(questions))  # settings for another number of rows
+        # A prompt without images has nothing to leave out.
+        each = [
+            keep if media[row] else None
+            for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
+        ]
+        options.check_seeds(len(questions))
+        if not (announce is None or callable(announce)):
+            raise CallError(f"announce is a function, got {shown(announce)}")
+        # Where every token is kept there is nothing to guide: no tagger is loaded or spoken of.
+        pruned = any(budget is not None for budget in each)
+        conditioned = pruned and method is not None and "text" in method.needs
+        extractor = None
+        source = None
+        if conditioned and method is not None:
+            source = options.text or method.text
+        if source == "nouns":
+            extractor = self.extractor(options.tagger, strict=options.strict_nouns)
+        read = read_prompts(
+            self.encoder, questions, [media[row] for row in rows],
+            text=source, extractor=extractor,
+            ocr_line=options.ocr_line, chat_template=options.chat_template, rows=rows,
+        )  # fmt: skip
+        given, pictures = [], None
+        if isinstance(images, VisualTokens):
+            images = adopt(images, self.family)
+        needs = frozenset() if method is None else frozenset(method.needs)
+        if isinstance(images, Encoded):
+            layouts = images.layouts
+            for part in sorted(needs & ON_REQUEST):
+                if getattr(images.visual, part) is None and any(layouts):
+                    raise CallError(
+                        f"{type(method).__name__} reads {part}, which these images were encoded"
+                        f" without: encode them with needs=[{part!r}]"
+                    )
+        else:
+            given = rows_of(images)
+            pictures = read_pictures(self.family, given, options.image_aspect)
+            layouts = spread(given, () if pictures is None else pictures.layouts)
+        # Before the tower runs: images know how many tokens they give.
+        check_lengths(self.family, read, layouts, each, options, new_tokens=new_tokens)
+        check_ceiling(read, layouts, ceiling, self.settings.source)
+        if announce is not None:
+            announce(planned([layouts[row] for row in rows], each, options))
+        encoded = images if isinstance(images, Encoded) else self._encoded(given, pictures, needs)
+        return self.lay_out(
+            read, encoded.visual, encoded.layouts, each, options, method=method,
+            new_tokens=new_tokens,
+        )  # fmt: skip
+
+    def lay_out(
+        self,
+        prompts: Prompts,
+        visual: VisualTokens,
+        layouts: Layouts,
+        keep: list[Keep],
+        options: CallOptions,
+        *,
+        method: Method | None,
+        new_tokens: int,
+    ) -> Call:
+        """A call behind its checks: prompts and visual tokens in static shapes.
+
+        Args:
+            prompts: B questions.
+            visual: the visual tokens of their images.
+            layouts: of the rows of images, which the prompts are about.
+            keep: a budget for each prompt.
+            options: the call's; what they leave to the checkpoint is filled in.
+            method: what chooses; None keeps every token.
+            new_tokens: room for an answer in the model's context.
+        """
+        plan = make_plan(
+            self.family, self.encoder, prompts, layouts, keep, options,
+            slots=visual.valid.shape[1], new_tokens=new_tokens,
+        )  # fmt: skip
+        positions = options.positions or self.family.positions
+        if method is not None:
+            method = for_rows(method, plan.size, len(plan.rows))
+        return Call(prompts, plan, visual, self.settings.resolve(options), positions, method)

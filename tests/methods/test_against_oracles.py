@@ -1,0 +1,178 @@
+"""Every method against its oracle, which somebody wrote from the specification alone.
+
+Keep lists must be equal. Where rounding decides (two tokens whose scores differ by less than
+float32 tells apart) a problem decides nothing; random problems have no such pair.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resprune_jax.methods import Method, PromptContext, VisualTokens, get_method
+from tests.methods.oracles.baselines.uniform import uniform
+from tests.methods.oracles.encoder.fastervlm import fastervlm
+from tests.methods.oracles.result import Kept
+from tests.methods.oracles.tokens.agilepruner import agilepruner
+from tests.methods.oracles.tokens.cdpruner import exponential, greedy_map, raw_relevance, scaled
+from tests.methods.oracles.tokens.divprune import divprune
+from tests.methods.oracles.tokens.lrcp import lrcp
+from tests.methods.oracles.tokens.relevance import relevance
+from tests.methods.oracles.tokens.resprune import resprune
+from tests.methods.oracles.tokens.scope import scope
+from tests.methods.oracles.tokens.spare import spare
+from tests.methods.oracles.tokens.svdprune import svdprune
+
+PROBLEMS = 200
+N, D, V, M, HEADS, K = 30, 12, 10, 4, 16, 9
+ROWS = 8
+"""Rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One image and its question, without padding."""
+
+    embeddings: np.ndarray
+    features: np.ndarray
+    saliency: np.ndarray
+    text: np.ndarray
+    keep: int
+
+
+def problem(seed: int) -> Problem:
+    """Tokens of one to three directions beside noise, as those of pictures are, of any norms."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(K + 4, N + 1))
+    parts = rng.normal(size=(3, D))
+    norms = np.exp(rng.normal(size=(n, 1)) * 0.5)
+    embeddings = norms * (parts[rng.integers(3, size=n)] + rng.normal(size=(n, D)))
+    features = rng.normal(size=(n, V)) + 2 * rng.normal(size=V)
+    saliency = rng.random(n) / n
+    text = rng.normal(size=(int(rng.integers(1, M + 1)), D)) + parts[0]
+    narrow = (np.asarray(x, np.float32) for x in (embeddings, features, saliency, text))
+    return Problem(*narrow, keep=int(rng.integers(1, K + 1)))
+
+
+Oracle = Callable[[Problem], Kept]
+
+
+def llm_cdpruner(p: Problem) -> Kept:
+    relevance = scaled(raw_relevance(p.embeddings, p.text, 1))
+    return Kept(greedy_map(p.embeddings, relevance, p.keep))
+
+
+def weighted_cdpruner(p: Problem) -> Kept:
+    relevance = exponential(scaled(raw_relevance(p.embeddings, p.text, -1)), 0.4)
+    return Kept(greedy_map(p.embeddings, relevance, p.keep))
+
+
+CASES: dict[str, tuple[Method, Oracle]] = {
+    "uniform": (
+        get_method("uniform"),
+        lambda p: uniform(grid=(1, len(p.embeddings)), keep=p.keep, layout="raster"),
+    ),
+    "fastervlm": (
+        get_method("fastervlm"), lambda p: fastervlm(saliency=p.saliency, keep=p.keep)
+    ),
+    "scope": (
+        get_method("scope"),
+        lambda p: scope(
+            features=p.features, heads_saliency=np.tile(p.saliency, (HEADS, 1)), keep=p.keep
+        ),
+    ),
+    "scope add": (
+        get_method("scope", combine="add", alpha=0.7),
+        lambda p: scope(
+            features=p.features, heads_saliency=np.tile(p.saliency, (HEADS, 1)), keep=p.keep,
+            combined="add", alpha=0.7,
+        ),
+    ),
+    "agilepruner": (
+        get_method("agilepruner", average=4.0, most=0.4, step=0.1),
+        lambda p: agilepruner(
+            features=p.features, saliency=p.saliency, keep=p.keep, erank_avg=4.0, tau_max=0.4,
+            slope=0.1,
+        ),
+    ),
+    "agilepruner exhausted": (
+        get_method("agilepruner", average=1.0, most=2.0, step=0.5, start=0.0),
+        lambda p: agilepruner(
+            features=p.features, saliency=p.saliency, keep=p.keep, erank_avg=1.0, tau_max=2.0,
+            slope=0.5, order_start=0,
+        ),
+    ),
+    "divprune": (
+        get_method("divprune"), lambda p: divprune(embeddings=p.embeddings, keep=p.keep)
+    ),
+    "cdpruner-llm": (get_method("cdpruner-llm"), llm_cdpruner),
+    "cdpruner-llm away": (get_method("cdpruner-llm", sign=-1.0, theta=0.4), weighted_cdpruner),
+    "resprune": (
+        get_method("resprune", seed_rule="max_norm"),
+        lambda p: resprune(
+            embeddings=p.embeddings, keep=p.keep, alpha=0.75,
+            relevance=relevance(embeddings=p.embeddings, text=p.text),
+        ),
+    ),
+    "spare": (
+        get_method("spare"),
+        lambda p: spare(embeddings=p.embeddings, text=p.text, keep=p.keep),
+    ),
+    "lrcp": (get_method("lrcp"), lambda p: lrcp(embeddings=p.embeddings, keep=p.keep)),
+    "lrcp centred": (
+        get_method("lrcp", centred=True, share=0.7),
+        lambda p: lrcp(embeddings=p.embeddings, keep=p.keep, centered=True, energy=0.7),
+    ),
+    "svdprune": (
+        get_method("svdprune"), lambda p: svdprune(embeddings=p.embeddings, keep=p.keep)
+    ),
+}  # fmt: skip
+
+
+def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Array]:
+    """Problems side by side; padding is NaN, and lies between the tokens too."""
+    rng = np.random.default_rng(len(problems[0].embeddings))
+    size = len(problems)
+    places = [np.sort(rng.permutation(N)[: len(p.embeddings)]) for p in problems]
+
+    def spread(name: str, *rest: int) -> jax.Array:
+        table = np.full((size, N, *rest), np.nan, np.float32)
+        for row, (place, p) in enumerate(zip(places, problems, strict=True)):
+            table[row, place] = getattr(p, name)
+        return jnp.asarray(table)
+
+    valid = np.zeros((size, N), bool)
+    text, words = np.full((size, M, D), np.nan, np.float32), np.zeros((size, M), bool)
+    for row, (place, p) in enumerate(zip(places, problems, strict=True)):
+        valid[row, place] = True
+        text[row, : len(p.text)], words[row, : len(p.text)] = p.text, True
+    visual = VisualTokens(
+        spread("embeddings", D), jnp.asarray(valid), features=spread("features", V),
+        saliency=spread("saliency"),
+    )  # fmt: skip
+    limits = jnp.asarray([p.keep for p in problems], jnp.int32)
+    return visual, PromptContext(jnp.asarray(text), jnp.asarray(words)), limits
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_keep_lists_are_the_oracles(case: str, record_property: Any) -> None:
+    method, oracle = CASES[case]
+    run = jax.jit(lambda visual, prompt, limit: method.select(visual, prompt, K, limit=limit))
+    wrong = []
+    for start in range(0, PROBLEMS, ROWS):
+        problems = [problem(seed) for seed in range(start, start + ROWS)]
+        visual, prompt, limits = batch(problems)
+        made = run(visual, prompt, limits)
+        assert made.count.tolist() == limits.tolist()
+        rank = np.cumsum(np.asarray(visual.valid), axis=1) - 1
+        for row, p in enumerate(problems):
+            own = np.asarray(made.indices)[row, : p.keep]
+            assert np.asarray(visual.valid)[row, own].all()
+            kept = sorted(rank[row, own].tolist())
+            if kept != sorted(oracle(p).indices):
+                wrong.append((start + row, kept, sorted(oracle(p).indices)))
+    assert not wrong, f"{len(wrong)} of {PROBLEMS}: {wrong[:3]}"
