@@ -246,18 +246,13 @@ def rows_at_once(
         max_bytes: beside the arguments and the result.
         prepared: whether the Gram matrix is an argument.
     """
-    gram = 0 if prepared else n * n
-    if engine in engines.FROM_TOKENS:
-        each, once = 2 * n * d + keep * d + 32 * n, 0
-    elif engine in engines.AS_GIVEN:
+    if engine in engines.AS_GIVEN:
         return 1  # one after the other, each cut out of the batch once
-    else:
-        # One image at a time: the tiles of its product, and the tokens in float32.
-        each, once = gram + 2 * keep * n + 32 * n, 2 * gram + 2 * n * d + keep * d
-    if once + rows * each <= max_bytes // 4:
+    each, once = engines.memory(engine, n, d, keep, prepared=prepared)
+    if once + rows * each <= max_bytes:
         return rows
-    each += 0 if prepared else n * d  # a chunk is cut out of the batch
-    return min(rows, max(1, (max_bytes // 4 - once) // each))
+    each += 0 if prepared else 4 * n * d  # a chunk is cut out of the batch
+    return min(rows, max(1, (max_bytes - once) // each))
 
 
 def _traced(
@@ -334,7 +329,8 @@ def select(
             fraction of the total; `keep` stays the maximum.
         engine: "auto", "feature", "gram", "blocked", "lazy", "pallas_tpu" or "pallas_gpu".
         max_bytes: rows of a batch that would together take more than this, beside arguments and
-            result, are done in chunks; a single row always runs.
+            result, are done in chunks. Where a single row would, "auto" takes an engine that holds
+            less of the Gram matrix; an engine that was named always runs.
 
     With one image, as a `Prepared`, B is the number of selections on it (questions, alphas, seed
     tokens, budgets): any of the conditions may have the axis, and the Gram matrix is not copied.
@@ -355,7 +351,9 @@ def select(
     shape = np.shape(prepared.tokens if given is None else given)  # type: ignore[union-attr]
     keep = min(whole("keep", keep, what="whole number of tokens"), shape[-2])
     max_bytes = whole("max_bytes", max_bytes, what="number of bytes")
-    engine = engines.resolve(engine, shape[-2], keep, shared=prepared is not None)
+    engine = engines.resolve(
+        engine, shape[-2], keep, shape[-1], shared=prepared is not None, max_bytes=max_bytes
+    )
     rows, count = shape[:-2], shape[-2]
     limit = None if limit is None else array_of("limit", limit, "whole")
     first = None if first is None else array_of("first", first, "whole")

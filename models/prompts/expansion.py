@@ -65,6 +65,27 @@ def pad_batch(
     return ids, visual_index, valid
 
 
+MOST_VISUAL = 2**17
+"""Visual tokens of a prompt before pruning, at most: choosing among them holds a few float32 copies
+of them all, 2 GiB each at a width of 4,096."""
+
+
+def check_visual(visual_tokens: int) -> None:
+    """Refuse a prompt with more pictures than memory can be foreseen for.
+
+    Args:
+        visual_tokens: of all its images and videos, before pruning.
+
+    Raises:
+        CallError: they are more than `MOST_VISUAL`.
+    """
+    if visual_tokens > MOST_VISUAL:
+        raise CallError(
+            f"a prompt has {visual_tokens} visual tokens before pruning, and at most {MOST_VISUAL}"
+            " are chosen from: give fewer or smaller images, or fewer frames"
+        )
+
+
 def check_context(prompt_tokens: int, new_tokens: int, max_positions: int) -> None:
     """Refuse a prompt that leaves no room for its answer.
 

@@ -11,7 +11,7 @@ from resprune_jax.models.families.base import Family, ImageLayout, Layouts, pad_
 from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
-from resprune_jax.models.prompts.expansion import check_context, expand, pad_batch
+from resprune_jax.models.prompts.expansion import check_context, check_visual, expand, pad_batch
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.prompts import (
     Noun,
@@ -276,9 +276,11 @@ def check_lengths(
     """Refuse a prompt that leaves no room for its answer; arguments as for `make_plan`.
 
     Raises:
-        CallError: text, kept visual tokens and answer exceed the model's context.
+        CallError: text, kept visual tokens and answer exceed the model's context, or the images
+            have too many visual tokens to choose from.
     """
     own = [layouts[row] for row in prompts.about(len(layouts))]
+    check_visual(max(sum(image.tokens for image in row) for row in own))
     kept = [each.kept for each in planned(own, budget, options)]
     words = [len(prompt.ids) - len(row) for prompt, row in zip(prompts.encoded, own, strict=True)]
     longest = max(text + visual for text, visual in zip(words, kept, strict=True))

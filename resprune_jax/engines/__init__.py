@@ -34,7 +34,15 @@ KERNELS = {"pallas_tpu": ("tpu", pallas_tpu.fits), "pallas_gpu": ("gpu", pallas_
 """The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
 
 
-def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> str:
+def resolve(
+    name: str,
+    n: int = 1,
+    keep: int = 1,
+    d: int = 1,
+    *,
+    shared: bool = False,
+    max_bytes: int | None = None,
+) -> str:
     """The engine that `name` stands for.
 
     Args:
@@ -42,7 +50,10 @@ def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> st
             a problem of this size is replaced by XLA's loop, and that is said.
         n: tokens of an image, N.
         keep: tokens to keep, K.
+        d: their dimension.
         shared: whether the Gram matrix is there already, for many selections on one image.
+        max_bytes: beside arguments and result; where the fastest takes more for a single image,
+            "auto" is `lazy`, which keeps fewer rows, or `feature`, the smallest at any size.
 
     Raises:
         CallError: no engine has that name, or it is a kernel for another backend.
@@ -55,7 +66,11 @@ def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> st
             if backend == here and fits(n, keep) and kernels.undivided():
                 return kernel
         few = n >= LAZY_FROM and keep <= n // 2
-        return "lazy" if here == "cpu" and few and not shared else by_size
+        chosen = "lazy" if here == "cpu" and few and not shared else by_size
+        if shared or max_bytes is None:
+            return chosen
+        ways = [way for way in (chosen, "lazy") if sum(memory(way, n, d, keep)) <= max_bytes]
+        return ways[0] if ways else "feature"
     if name not in KERNELS:
         return name
     backend, fits = KERNELS[name]
@@ -66,6 +81,31 @@ def resolve(name: str, n: int = 1, keep: int = 1, *, shared: bool = False) -> st
     message = f"engine {name!r} does not hold {n} tokens with {keep} kept: {by_size!r} runs instead"
     say_once(f"{name} {n} {keep}", message)
     return by_size
+
+
+def memory(engine: str, n: int, d: int, keep: int, *, prepared: bool = False) -> tuple[int, int]:
+    """Bytes that a selection takes beside its arguments and its result.
+
+    Args:
+        engine: which one, not "auto".
+        n: tokens of an image, N.
+        d: their dimension.
+        keep: tokens to keep, K.
+        prepared: whether the Gram matrix is an argument.
+
+    Returns:
+        (for every row of a batch that runs together with others, once for all of them).
+    """
+    gram = 0 if prepared else n * n
+    redo = 2 * n * d + keep * d  # the tokens in float32, by the guard as by `feature`
+    if engine in FROM_TOKENS:
+        return 4 * (redo + 32 * n), 0
+    if engine in AS_GIVEN:
+        block = lazy.block_of(n, keep)
+        rows = lazy.room_for(n, block) + 2 * keep + 2 * block + 32
+        return 4 * (rows * n + redo), 0
+    # One image at a time: the tiles of its product, and the tokens.
+    return 4 * (gram + 2 * keep * n + 32 * n), 4 * (2 * gram + redo)
 
 
 LAZY_FROM = 256

@@ -10,6 +10,9 @@ picks of 576, 384 for 325 of 2928.
 The picks are made by the loops of `gram` or, for large factors, of `blocked`: the foresight never
 decides anything, and never more than N rows are made (rounded up). For one selection on an image;
 many selections on the same image share its Gram matrix.
+
+The rows are kept while N of them fit into `STORE`. Of more tokens the latest are: a row that is
+asked for again is made again, which is rare, as a pick is done with its row.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,14 +57,18 @@ class Rows(NamedTuple):
     """The rows of the Gram matrix that were made.
 
     Attributes:
-        made: (at least N, N) float32, in the order in which they were asked for.
-        place: (N,) int32, where each token's row lies; -1 where it was not made.
+        made: (R, N) float32, in the order in which they were asked for; where R are fewer than
+            all, the first ones give way to the latest.
+        place: (N,) int32, where each token's row lies; -1 where there is none.
         number: () int32, how many rows were made.
+        tokens: (R,) int32, whose row lies there, N where none does; None where there is room for
+            all.
     """
 
     made: jax.Array
     place: jax.Array
     number: jax.Array
+    tokens: jax.Array | None
 
 
 class Made(NamedTuple):
@@ -81,6 +88,9 @@ ROWS = 32
 
 BLOCK = 64
 """Picks that a block foresees."""
+
+STORE = 2**29
+"""Bytes of the rows that are kept: all of them up to 11,585 tokens."""
 
 _NEAR = (2.0**-84, 2.0**100)
 """Where the largest squared norm of tokens must lie for their products to be exact in float32: none
@@ -116,6 +126,7 @@ def counted(
     *,
     block: int | None = None,
     rows: int = ROWS,
+    store: int = STORE,
 ) -> Made:
     """`factor`, with a count of the rows of the Gram matrix.
 
@@ -127,11 +138,13 @@ def counted(
         keep: static number of steps.
         block: most picks of a block, 0 for no blocks; default by the size of the factor.
         rows: made together.
+        store: bytes of the rows that are kept.
     """
     n = gate.shape[0]
     if block is None:
-        block = BLOCK if n * keep >= BLOCKED_FROM else 0
+        block = block_of(n, keep)
     block, rows = min(keep, block), min(rows, n)
+    room = room_for(n, block, rows, store)
 
     # One problem after the other: one is large enough for the machine, and a row that only some
     # problems of a batch need would be made for all.
@@ -145,9 +158,30 @@ def counted(
         whole = tokens if tokens.dtype == jnp.float32 else tokens.astype(jnp.float32) * one
         make = _maker(whole, exponent, rows)
         choose = partial(_in_blocks, block=block) if block else _one_by_one
-        return choose(make, norms, gate, first, valid, keep, rows)
+        return choose(make, norms, gate, first, valid, keep, room)
 
     return alone(image, gate, first, valid)
+
+
+def block_of(n: int, keep: int) -> int:
+    """Most picks of a block, 0 for no blocks: N K is the size of the factor."""
+    return BLOCK if n * keep >= BLOCKED_FROM else 0
+
+
+def room_for(n: int, block: int, rows: int = ROWS, store: int = STORE) -> int:
+    """How many rows are kept, a multiple of `rows`.
+
+    A block needs its rows together. Each time that rows are made, one at least is of those that it
+    lacks, and it stays until so many others have come: with `rows` times the picks of a block none
+    of them can push out one that the block has waited for.
+
+    Args:
+        n: tokens, N.
+        block: most picks of a block.
+        rows: made together.
+        store: bytes that they may take, where a block needs no more.
+    """
+    return rows * min(-(-n // rows), max(1, block, store // (4 * n * rows)))
 
 
 Make = Callable[[Rows, jax.Array], Rows]
@@ -161,21 +195,31 @@ def _maker(tokens: jax.Array, exponent: jax.Array, rows: int) -> Make:
         # The tall matrix on the left: the other way round takes half as long again on a CPU, and
         # without a barrier XLA turns the product around.
         products = scale(lax.optimization_barrier(dot(tokens, asked)).T, -2 * exponent)  # [rows, N]
+        start, place, lying = held.number, held.place, held.tokens
+        if lying is not None:  # the rows that lay here make room
+            start = start % held.made.shape[0]
+            old = lax.dynamic_slice_in_dim(lying, start, rows)
+            places = start + lax.iota(jnp.int32, rows)
+            there = jnp.take(place, old, mode="fill", fill_value=-1) == places
+            place = place.at[jnp.where(there, old, place.shape[0])].set(-1, mode="drop")
+            lying = lax.dynamic_update_slice_in_dim(lying, wanted.astype(jnp.int32), start, 0)
         return Rows(
-            lax.dynamic_update_slice(held.made, products, (held.number, jnp.int32(0))),
-            held.place.at[wanted].set(held.number + lax.iota(jnp.int32, rows)),
+            lax.dynamic_update_slice(held.made, products, (start, jnp.int32(0))),
+            place.at[wanted].set(start + lax.iota(jnp.int32, rows)),
             held.number + rows,
+            lying,
         )
 
     return make
 
 
-def _none(first: jax.Array, n: int, rows: int) -> Rows:
+def _none(first: jax.Array, n: int, room: int) -> Rows:
     """No rows yet; the last ones made may be of tokens that have theirs already."""
     return Rows(
-        jnp.zeros_like(first, shape=(-(-n // rows) * rows, n), dtype=jnp.float32),
+        jnp.zeros_like(first, shape=(room, n), dtype=jnp.float32),
         jnp.full_like(first, -1, shape=(n,), dtype=jnp.int32),
         jnp.zeros_like(first, dtype=jnp.int32),
+        None if room >= n else jnp.full_like(first, n, shape=(room,), dtype=jnp.int32),
     )
 
 
@@ -188,7 +232,7 @@ class _State(NamedTuple):
 
 def _one_by_one(
     make: Make, norms: Norms, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int,
-    rows: int,
+    room: int,
 ) -> Made:  # fmt: skip
     """The loop of `gram`: all earlier rows of the factor are read at every pick."""
     n = gate.shape[0]
@@ -213,7 +257,7 @@ def _one_by_one(
 
     progress = begin(norms.squares, first, valid, keep)
     basis = no_rows(first, 0, n)
-    state = _State(jnp.zeros_like(first), _none(first, n, rows), progress, basis)
+    state = _State(jnp.zeros_like(first), _none(first, n, room), progress, basis)
     for start, stop in parts_of(keep):
 
         def some(state: _State, stop: int = stop) -> _State:
@@ -234,7 +278,7 @@ def _one_by_one(
 
 def _in_blocks(
     make: Make, norms: Norms, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int,
-    rows: int, block: int,
+    room: int, block: int,
 ) -> Made:  # fmt: skip
     """The loop of `blocked`: the earlier rows of the factor are read once a block."""
     n = gate.shape[0]
@@ -253,7 +297,7 @@ def _in_blocks(
         products = jnp.take(held.made, place, axis=0, mode="clip")
         return jnp.where(place < 0, n, foreseen).astype(jnp.int32), products, held
 
-    nothing = _none(first, n, rows)
+    nothing = _none(first, n, room)
     found, held = in_blocks(look, nothing, norms, gate, first, valid, keep, block)
     return Made(found.outcome, held.number)
 
@@ -305,7 +349,7 @@ def norms_in_scale(tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]
 def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:
     """Bytes read and written for one image if caches held nothing between passes."""
     made = min(n, -(-keep // ROWS) * ROWS + ROWS)
-    block = BLOCK if n * keep >= BLOCKED_FROM else 0
+    block = block_of(n, keep)
     # The tokens for their norms and once every ROWS rows; the rows, written and read; the factor as
     # `gram` or `blocked` reads it.
     passes = n * d * itemsize * (1 + made / ROWS)

@@ -93,6 +93,62 @@ def test_it_makes_the_picks_and_energies_of_the_gram_engine(sizes: dict[str, int
 
 
 @pytest.mark.parametrize(
+    ("sizes", "room"),
+    [
+        ({"block": 0, "rows": 4}, 4),  # nothing is kept from one pick to the next
+        ({"block": 7, "rows": 3}, 21),
+        ({"block": 4, "rows": 8}, 32),
+        ({"block": 8, "rows": 40}, 120),  # fewer than 40 rows are missing in the end
+    ],
+    ids=str,
+)
+def test_rows_that_gave_way_are_made_again(sizes: dict[str, int], room: int):
+    """The picks do not depend on how many rows there is room for."""
+    again = 0
+    for kind in ("gaussian", "clustered", "low-rank"):
+        problems = batch(Shape(3, 96, 64, 60), 7, kind=kind, n=96, d=64)
+        plain = counted(problems, 60, **sizes)
+        few = counted(problems, 60, **sizes, store=1)
+        for field in ("indices", "totals", "growth"):
+            other = getattr(plain.outcome, field)
+            np.testing.assert_array_equal(getattr(few.outcome, field), other)
+        print(f"{sizes} {kind}: {plain.rows.tolist()} rows, {few.rows.tolist()} with room for few")
+        assert np.all(few.rows >= plain.rows)
+        again += int((few.rows - plain.rows).sum())
+    assert lazy.room_for(96, sizes["block"], sizes["rows"], 1) == room
+    assert (again > 0) == (room < 96)
+
+
+@pytest.mark.parametrize(("n", "d", "keep"), [(25_000, 32, 40), (43_200, 64, 16), (60_000, 16, 33)])
+def test_many_tokens_do_not_take_a_gram_matrix(n: int, d: int, keep: int):
+    """300 pictures in a prompt: 4 N^2 bytes are 7 GiB and more. Compiled, and never run."""
+    ask = jax.ShapeDtypeStruct((n, d), jnp.float32)
+    choose = jax.jit(partial(select, keep=keep, engine=engines.resolve("auto", n, keep, d)))
+    taken = choose.lower(ask).compile().memory_analysis().temp_size_in_bytes
+    print(f"{n} tokens, {keep} kept: {taken >> 20} MiB")
+    assert taken <= sum(engines.memory("lazy", n, d, keep)) < 1.2 * lazy.STORE
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "keep", "max_bytes", "want"),
+    [
+        (43_200, 192, 64, 2**31, "lazy"),
+        (43_200, 192, 64, 2**29, "feature"),  # the rows alone take as much
+        (43_200, 192, 43_200, 2**31, "feature"),  # the factor takes 7 GiB
+        (10_549, 3584, 3516, 2**31, "lazy"),
+        (10_549, 3584, 8000, 2**31, "lazy"),  # `blocked` is faster, and takes too much
+        (10_549, 3584, 8000, 2**34, "blocked"),
+        (576, 4096, 64, 2**31, "lazy"),
+        (144, 192, 100, 2**31, "gram"),
+        (10**6, 4096, 64, 2**31, "feature"),  # the smallest, where nothing fits
+    ],
+)
+def test_auto_takes_what_fits(n: int, d: int, keep: int, max_bytes: int, want: str):
+    assert engines.resolve("auto", n, keep, d, max_bytes=max_bytes) == want
+    assert engines.resolve("gram", n, keep, d, max_bytes=1) == "gram"  # an engine that was named
+
+
+@pytest.mark.parametrize(
     ("n", "keep"), [(576, 64), (576, 128), (576, 192), (2928, 325), (2928, 976)]
 )
 def test_rows_made_of_clustered_tokens(n: int, keep: int):

@@ -14,7 +14,7 @@ from transformers import LlavaProcessor
 from resprune_jax.errors import CallError
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.prompts.chat import PromptEncoder
-from resprune_jax.models.prompts.expansion import check_context, expand, pad_batch
+from resprune_jax.models.prompts.expansion import check_context, check_visual, expand, pad_batch
 from tests.models.prompts.chats import (
     TEMPLATES,
     TOKENIZERS,
@@ -259,6 +259,13 @@ def test_expand_and_pad() -> None:
         expand(np.array([9, 9]), 9, [1, -1])
     with pytest.raises(CallError, match="8 tokens does not fit the length 7"):
         pad_batch([(ids, index)], 7)
+
+
+@pytest.mark.parametrize("tokens", [131_073, 300_000, 576 * 10**6])
+def test_more_visual_tokens_than_can_be_chosen_from(tokens: int) -> None:
+    check_visual(131_072)
+    with pytest.raises(CallError, match=rf"{tokens} visual tokens before pruning, .* 131072"):
+        check_visual(tokens)
 
 
 def test_context() -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from resprune_jax.errors import CallError
 from resprune_jax.models import LVLM
+from resprune_jax.models.prompts import expansion
+from tests.compiles import backend_compiles
 
 QUESTIONS = ["How many people are there?", "What colour is the dog?", "Is there a cup?"]
 
@@ -76,3 +78,13 @@ def test_a_row_with_its_own_seed_draws_the_same_in_any_batch(
 def test_other_seeds_are_refused(lvlm: LVLM, photographs: list[Any], seeds: Any) -> None:
     with pytest.raises(CallError, match="rng_seed"):
         lvlm.generate(photographs[:3], QUESTIONS, rng_seed=seeds, max_new_tokens=1)
+
+
+def test_too_many_pictures_are_refused_before_they_are_seen(
+    lvlm: LVLM, photographs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expansion, "MOST_VISUAL", 40)  # 16 tokens a picture
+    asked = [photographs[:2], photographs[:3]]
+    with backend_compiles() as compiles, pytest.raises(CallError, match=r"48 visual tokens .* 40"):
+        lvlm.generate(asked, ["What is it?"] * 2, keep=4, max_new_tokens=2)
+    assert not compiles
