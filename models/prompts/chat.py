@@ -94,7 +94,8 @@ class PromptEncoder:
             vocab_size: rows of the model's embedding table, which ids must be below.
 
         Raises:
-            CallError: a slow tokenizer, or one that does not know the placeholder.
+            CallError: a slow tokenizer, one that does not know the placeholder, or one with ids
+                beyond the embedding table.
         """
         if not getattr(tokenizer, "is_fast", False):
             raise CallError(
@@ -121,7 +122,21 @@ class PromptEncoder:
         self._template = template
         self._name = name
         self._vicuna = vicuna
-        self._vocab_size = vocab_size
+        if vocab_size is not None:
+            self._check_ids(vocab_size)
+
+    def _check_ids(self, vocab_size: int) -> None:
+        """Refuse a tokenizer with tokens that the model has no embedding of."""
+        with foreign(f"the tokenizer of {self._name} is broken"):
+            ids: dict[str, int] = self.tokenizer.get_vocab()
+        places = {token_id for token_id, _ in self.placeholders.values()}  # never looked up
+        beyond = [(i, token) for token, i in ids.items() if i >= vocab_size and i not in places]
+        if beyond:
+            token_id, token = min(beyond)
+            raise CallError(
+                f"the tokenizer of {self._name} gives {shown(token)} the id {token_id}, but "
+                f"the model has {vocab_size} embeddings: they belong to different models"
+            )
 
     @property
     def image_token_id(self) -> int:
@@ -225,7 +240,6 @@ class PromptEncoder:
             )
         with foreign(f"the tokenizer of {self._name} is broken"):
             pieces = tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
-        self._check_ids(ids, pieces)
         return EncodedPrompt(text, ids, pieces, offsets, start, question)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -233,19 +247,6 @@ class PromptEncoder:
         with foreign(f"the tokenizer of {self._name} cannot decode"):
             text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return str(text).strip()
-
-    def _check_ids(self, ids: np.ndarray, pieces: Sequence[str]) -> None:
-        """Refuse text tokens that the model has no embedding of."""
-        if self._vocab_size is None:
-            return
-        places = np.array([token_id for token_id, _ in self.placeholders.values()], np.int64)
-        beyond = np.flatnonzero((ids >= self._vocab_size) & ~np.isin(ids, places))
-        if len(beyond):
-            at = int(beyond[0])
-            raise CallError(
-                f"the tokenizer of {self._name} gives {shown(pieces[at])} the id {ids[at]}, but "
-                f"the model has {self._vocab_size} embeddings: they belong to different models"
-            )
 
     def _tokenize(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids (S,) and character offsets (S, 2) of a whole prompt."""

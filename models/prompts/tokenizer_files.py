@@ -1,10 +1,11 @@
 """The checkpoint's tokenizer, as `transformers` loads it."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, RunError, shown
 from resprune_jax.models.checkpoint.files import (
     LARGE_FILE,
     foreign,
@@ -52,7 +53,26 @@ def load_tokenizer(folder: Path) -> Any:
     # Some damage shows, and brings a whole process down, only when a text is encoded.
     with foreign(f"the tokenizer in {folder} is broken"):
         tokenizer.decode(tokenizer("A question?")["input_ids"])
+        _check_added(folder, tokenizer)
     return tokenizer
+
+
+def _check_added(folder: Path, tokenizer: Any) -> None:
+    """Refuse added tokens that were read under other ids than the file gives them.
+
+    The `tokenizers` library numbers those anew whose ids do not follow on the others, silently.
+    """
+    content = read_bytes(folder / "tokenizer.json", LARGE_FILE)
+    if content is None or not tokenizer.is_fast:
+        return
+    known = tokenizer.get_added_vocab()
+    for token in json.loads(content).get("added_tokens") or ():
+        token_id, text = token["id"], token["content"]
+        if known.get(text, token_id) != token_id:
+            raise RunError(
+                f"{folder / 'tokenizer.json'} gives {shown(text)} the id {shown(token_id)}, but it"
+                f" is read as {known[text]}: the ids of added tokens must follow on the others"
+            )
 
 
 def _need_sentencepiece(folder: Path) -> None:

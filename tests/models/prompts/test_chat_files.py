@@ -184,11 +184,33 @@ def test_ids_that_no_embedding_has(tmp_path: Path) -> None:
     tokenizer.add_tokens(["zebra"])
     folder = save(tmp_path, tokenizer, TEMPLATES["parts"])
     rows = tokenizer.convert_tokens_to_ids("zebra")
-    text = replace(config(tokenizer).text, vocab_size=rows)
-    ours = PromptEncoder.from_checkpoint(folder, replace(config(tokenizer), text=text))
-    assert ours.encode("a horse?").question == "a horse?"
-    with pytest.raises(CallError, match=rf"gives 'zebra' the id {rows}, but the model has {rows}"):
-        ours.encode("a zebra?")
+
+    def load(size: int) -> PromptEncoder:
+        text = replace(config(tokenizer).text, vocab_size=size)
+        return PromptEncoder.from_checkpoint(folder, replace(config(tokenizer), text=text))
+
+    for size, said in ((rows, rf"gives 'zebra' the id {rows}"), (rows - 1, ""), (40, "the id 40")):
+        with pytest.raises(CallError, match=rf"{said}.* but the model has {size} embeddings"):
+            load(size)
+    assert load(rows + 1).encode("a zebra?").ids.max() < rows + 1
+
+
+@pytest.mark.parametrize("token_id", [50000, 0, -3, 10**12])
+def test_added_tokens_keep_their_ids_or_are_refused(tmp_path: Path, token_id: int) -> None:
+    """The library gives a token the next free id where the file's own does not follow."""
+    tokenizer = byte_tokenizer()
+    folder = save(tmp_path, tokenizer, TEMPLATES["parts"])
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    own = {**content["added_tokens"][-1], "content": "gnu", "special": False}
+    for added, fine in ((len(tokenizer), True), (token_id, False)):
+        lines = [*content["added_tokens"], {**own, "id": added}]
+        path.write_text(json.dumps({**content, "added_tokens": lines}))
+        if fine:
+            PromptEncoder.from_checkpoint(folder, config(tokenizer))
+            continue
+        with pytest.raises(RunError, match=r"'gnu' the id|cannot be loaded"):
+            PromptEncoder.from_checkpoint(folder, config(tokenizer))
 
 
 def test_tokenizers_that_nothing_here_can_read(tmp_path: Path) -> None:
