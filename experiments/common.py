@@ -59,6 +59,21 @@ def shown(metavar: str, default: str | None = "", help_text: str | None = None) 
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint, help=help_text)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatOptions(ModelOptions):
+    """Options of commands that ask a checkpoint a question."""
+
+    template: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            name="chat-template",
+            metavar="FILE",
+            help_behavior_hint="(default: the checkpoint's)",
+            help="A Jinja chat template in place of the checkpoint's, for one that came without.",
+        ),
+    ] = None
+
+
 def call_options(cls: type) -> type:
     """Let a subclass of `CallOptions` show the fields that it leaves as they are in its help.
 

@@ -16,18 +16,23 @@ from resprune_jax.errors import CallError
 HELP = ("-h", "--help")
 
 
+OWN = "resprune-jax"
+
+
+def version_of(package: str) -> str:
+    """The version of a package that is installed, or of this one in a checkout."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        if package == OWN and project.is_file():
+            return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+        return "not installed"
+
+
 def version() -> str:
     """This package's version, and those of what it computes with: a line for a bug report."""
-    found = {}
-    for name in ("resprune-jax", "jax", "flax", "transformers"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
-    if found["resprune-jax"] == "not installed" and project.is_file():  # run from a checkout
-        content = tomllib.loads(project.read_text(encoding="utf-8"))
-        found["resprune-jax"] = str(content["project"]["version"])
+    found = {name: version_of(name) for name in (OWN, "jax", "flax", "transformers")}
     own, *others = [f"{name} {text}" for name, text in found.items()]
     return f"{own} ({', '.join([*others, f'Python {platform.python_version()}'])})"
 
@@ -89,10 +94,17 @@ def _dashed(option: str) -> str:
 def _options(options: type) -> dict[str, bool]:
     """The options of a command, and whether each takes several values."""
     hints = typing.get_type_hints(options)
+    full = typing.get_type_hints(options, include_extras=True)
     found = {}
     for field in dataclasses.fields(options):
         switch = "no-" if hints[field.name] is bool and field.default is True else ""
-        found[f"--{switch}{field.name.replace('_', '-')}"] = _several(hints[field.name])
+        said = getattr(full[field.name], "__metadata__", ())
+        if "Positional" in map(str, said):
+            continue  # it is written without a name
+        # An option may have another name on the command line than its field.
+        names = (getattr(each, "name", None) for each in said)
+        name = next((own for own in names if isinstance(own, str)), field.name)
+        found[f"--{switch}{name.replace('_', '-')}"] = _several(hints[field.name])
     return found
 
 

@@ -82,7 +82,7 @@ def load_model(
     mesh: jax.sharding.Mesh | None = None,
     chat_template: str | Path | None = None,
 ) -> LVLM:
-    """Load a LLaVA-1.5, LLaVA-NeXT, Qwen2-VL or Qwen2.5-VL checkpoint (Hugging Face format).
+    """Load a checkpoint of a supported family (Hugging Face format; docs/families.md).
 
     Args:
         path_or_hub_id: a folder, a Hub id such as "llava-hf/llava-1.5-7b-hf", or "pocket" for the

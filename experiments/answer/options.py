@@ -13,9 +13,9 @@ import tyro
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
+    ChatOptions,
     DType,
     Keep,
-    ModelOptions,
     call_options,
     check_file,
     check_number,
@@ -31,7 +31,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QuestionOptions(ModelOptions):
+class QuestionOptions(ChatOptions):
     """What is asked, and where answers go."""
 
     image: Annotated[tuple[Path, ...], shown("FILE [FILE ...]")] = ()
@@ -85,15 +85,6 @@ class AnswerOptions(CallOptions, QuestionOptions):
     method_settings: Annotated[tuple[str, ...], shown("NAME=VALUE [NAME=VALUE ...]")] = ()
     """Settings of the method, such as combine=add; resprune methods lists them."""
 
-    template: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            name="chat-template",
-            metavar="FILE",
-            help_behavior_hint="(default: the checkpoint's)",
-            help="A Jinja chat template in place of the checkpoint's, for one that came without.",
-        ),
-    ] = None
     chat_template: Annotated[
         bool,
         tyro.conf.FlagCreatePairsOff,

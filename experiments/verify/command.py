@@ -14,7 +14,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,11 +22,12 @@ import tyro
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
-    ModelOptions,
+    ChatOptions,
     check_file,
     use_compilation_cache,
 )
 from resprune_jax.experiments.verify.reference import Reference
+from resprune_jax.experiments.words import version_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +47,7 @@ PACKAGES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyOptions(ModelOptions):
+class VerifyOptions(ChatOptions):
     """Check a checkpoint on this machine against torch and transformers; prints a report."""
 
     dtype: Annotated[
@@ -92,7 +92,8 @@ def check(options: VerifyOptions) -> None:
     """Refuse what cannot work before anything is loaded.
 
     Raises:
-        CallError: torch is not installed or lacks the device, no such picture, no question.
+        CallError: torch is not installed or lacks the device, no such picture or chat template, no
+            question.
     """
     if importlib.util.find_spec("torch") is None:
         raise CallError(
@@ -103,6 +104,8 @@ def check(options: VerifyOptions) -> None:
         raise CallError("--question is empty: write a question, or leave it out")
     if options.image is not None:
         check_file(options.image, "--image")
+    if options.template is not None:
+        check_file(options.template, "--chat-template")
     import torch
 
     try:
@@ -150,19 +153,21 @@ def run(options: VerifyOptions, *, reference_folder: Path | None = None) -> int:
     from resprune_jax.experiments.verify.checks import run_checks
     from resprune_jax.experiments.verify.ours import Ours
     from resprune_jax.experiments.verify.theirs import make_reference
+    from resprune_jax.models.prompts.chat_files import given_template
     from resprune_jax.models.prompts.generation_file import read_generation_settings
 
+    template = None if options.template is None else given_template(options.template)
     raw, config = checkpoint_config(folder)
     read_generation_settings(folder, config.text.vocab_size, raw)
     say_memory(folder, options.dtype)
     _progress(f"running torch on {options.torch_device}")
     reference = make_reference(
         reference_folder or folder, picture, options.question, dtype=options.dtype,
-        device=options.torch_device,
+        device=options.torch_device, template=template,
     )  # fmt: skip
     _progress(f"torch took {reference.seconds:.0f} s and is gone; now ours")
     begin = time.perf_counter()
-    ours = Ours(reference, folder, picture, options.question, options.dtype)
+    ours = Ours(reference, folder, picture, options.question, options.dtype, template)
     lines: list[Check] = []
     for line in run_checks(ours, debug=options.debug):
         lines.append(line)
@@ -208,6 +213,8 @@ def report(
         "answer": json.dumps(ours.answer, ensure_ascii=False) if ours.answer else "none",
         "seconds": f"torch {seconds[0]:.1f}, ours {seconds[1]:.1f}, compiling included",
     }
+    if options.template is not None:
+        about["template"] = options.template.name
     made = ["resprune verify", ""]
     for name, text in about.items():
         made += _wrapped(f"{name:10}", text)
@@ -257,7 +264,7 @@ def _described(folder: Path, ours: Any) -> str:
 
 def _versions() -> str:
     python = f"python=={platform.python_version()}"
-    return " ".join([python, *(f"{name}=={version(name)}" for name in PACKAGES)])
+    return " ".join([python, *(f"{name}=={version_of(name)}" for name in PACKAGES)])
 
 
 def _machine(torch_device: str) -> str:

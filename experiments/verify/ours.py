@@ -31,7 +31,13 @@ class Ours:
     """
 
     def __init__(
-        self, reference: Reference, folder: Path, picture: Image.Image, question: str, dtype: str
+        self,
+        reference: Reference,
+        folder: Path,
+        picture: Image.Image,
+        question: str,
+        dtype: str,
+        template: str | None = None,
     ) -> None:
         """Read the small files.
 
@@ -41,22 +47,24 @@ class Ours:
             picture: an upright RGB image.
             question: a plain question.
             dtype: "float32" or "bfloat16".
+            template: a chat template in place of the checkpoint's.
         """
         self.reference = reference
         self.folder = folder
         self.picture = picture
         self.question = question
         self.dtype = dtype
+        self.template = template
         self.answer = ""
         raw, self.config = checkpoint_config(folder)
         self.settings = read_generation_settings(folder, self.config.text.vocab_size, raw)
         self.family = make_family(self.config, folder)
-        self.encoder = PromptEncoder.from_checkpoint(folder, self.config)
+        self.encoder = PromptEncoder.from_checkpoint(folder, self.config, chat_template=template)
 
     @cached_property
     def lvlm(self) -> LVLM:
         """The whole model."""
-        return load_model(self.folder, dtype=self.dtype)
+        return load_model(self.folder, dtype=self.dtype, chat_template=self.template)
 
     @cached_property
     def module(self) -> Any:

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 
 def make_reference(
-    folder: Path, picture: "Image.Image", question: str, *, dtype: str, device: str
+    folder: Path,
+    picture: "Image.Image",
+    question: str,
+    *,
+    dtype: str,
+    device: str,
+    template: str | None = None,
 ) -> Reference:
     """Run transformers; nothing of the torch model is left behind.
 
@@ -40,6 +46,7 @@ def make_reference(
         question: a plain question.
         dtype: "float32" or "bfloat16".
         device: torch's name of it.
+        template: a chat template in place of the checkpoint's.
 
     Raises:
         RunError: transformers cannot load or run the checkpoint.
@@ -49,7 +56,7 @@ def make_reference(
     begin = time.perf_counter()
     try:
         with torch.inference_mode():
-            found = _run(folder, picture, question, getattr(torch, dtype), device)
+            found = _run(folder, picture, question, getattr(torch, dtype), device, template)
     except RunError:
         raise
     except Exception as error:  # transformers raises many kinds
@@ -66,14 +73,19 @@ def make_reference(
 
 
 def _run(
-    folder: Path, picture: "Image.Image", question: str, dtype: "torch.dtype", device: str
+    folder: Path,
+    picture: "Image.Image",
+    question: str,
+    dtype: "torch.dtype",
+    device: str,
+    template: str | None,
 ) -> dict[str, Any]:
     """Every field of `Reference` but the time."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     processor, notes = load_processor(folder)
-    text, templated = prompt_text(processor, question)
+    text, templated = prompt_text(processor, question, template)
     bos = processor.tokenizer.bos_token
     inputs = processor(
         images=[picture],
@@ -203,9 +215,9 @@ def _template(folder: Path, tokenizer: Any) -> str | None:
     return new.read_text(encoding="utf-8") if new.is_file() else tokenizer.chat_template
 
 
-def prompt_text(processor: Any, question: str) -> tuple[str, bool]:
+def prompt_text(processor: Any, question: str, template: str | None = None) -> tuple[str, bool]:
     """A question about one picture in the chat template, and whether there was one."""
-    template = processor.chat_template or processor.tokenizer.chat_template
+    template = template or processor.chat_template or processor.tokenizer.chat_template
     if template is None:
         return f"USER: <image>\n{question} ASSISTANT:", False
     content = [{"type": "image"}, {"type": "text", "text": question}]

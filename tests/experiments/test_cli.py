@@ -1,6 +1,7 @@
 """The command line: exit statuses, one clear line for a wrong call, no traceback unless asked."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments import cli, common
+from resprune_jax.experiments import words as typed
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.common import Command, parse_keep
 from tests.experiments.fakes import FakeLVLM, picture
@@ -341,3 +343,16 @@ def test_a_home_that_is_not_there_or_not_writable(
     common.use_compilation_cache()  # sets nothing: other tests see the same JAX
     (record,) = caplog.records
     assert "not kept between runs" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_words_that_are_known_are_those_of_the_parser(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some options have another name than their field."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*name.split(), "--help"])
+    assert ended.value.code == 0
+    shown = re.findall(r"(?<![\w-])--[a-z][a-z-]+(?= |$)", capsys.readouterr().out, re.MULTILINE)
+    known = set(typed._options(cli.COMMANDS[name].options))
+    assert known <= set(shown), known - set(shown)

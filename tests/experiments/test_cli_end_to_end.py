@@ -106,6 +106,10 @@ def test_what_is_loaded_is_what_was_asked_for(
     words = ["answer", "--model", "owner/name", "--image", "a.png", "--prompt", QUESTION]
     assert cli.main([*words, "--revision", "v2", "--dtype", "bfloat16"]) == 1
     assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16", "chat_template": None})]
+    Path("mine.jinja").write_text("{{ messages }}")
+    for given in ("mine.jinja", "./mine.jinja", str(place / "mine.jinja")):
+        assert cli.main([*words, "--chat-template", given]) == 1
+        assert asked.pop()[1]["chat_template"] == Path(given)
 
 
 def test_a_full_and_an_unpruned_call_agree(

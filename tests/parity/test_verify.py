@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from resprune_jax.experiments.verify import findings as verify_findings
 from resprune_jax.experiments.verify.checks import STEPS, Check, run_checks
 from resprune_jax.experiments.verify.ours import Ours
 from resprune_jax.experiments.verify.reference import Continued, Reference
-from resprune_jax.experiments.verify.theirs import make_reference
+from resprune_jax.experiments.verify.theirs import load_processor, make_reference, prompt_text
 from resprune_jax.models.families.onevision import packing
 from tests.checkpoints.llava import tiny_llava
 from tests.checkpoints.llava_next import tiny_next
@@ -132,9 +133,35 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["verify", "--model", str(folder("llava")), *own]
 
 
-def test_the_command_prints_a_report(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 0
+OWN_TEMPLATES = [
+    "{% for m in messages %}{{ m.role }}> {% for c in m.content %}{% if c.type == 'image' %}<image>"
+    "{% else %} {{ c.text }}{% endif %}{% endfor %}{% endfor %}\nanswer>",
+    "<s>[INST] {% for c in messages[0].content %}{{ '<image>' if c.type == 'image' else c.text }}"
+    "{% endfor %} [/INST]",
+    "{{ '<image>' }}{% set q = messages[-1].content[-1] %} Q: {{ q.text if q.text else q }} A:",
+]
+
+
+@pytest.mark.parametrize("template", OWN_TEMPLATES)
+def test_a_template_that_was_given_is_used_on_both_sides(template: str) -> None:
+    own = folder("llava")
+    processor, _ = load_processor(own)
+    there, templated = prompt_text(processor, QUESTION, template)
+    plain, _ = prompt_text(processor, QUESTION)
+    here = Ours(SimpleNamespace(text=there), own, picture(), QUESTION, "float32", template)  # type: ignore[arg-type]
+    assert templated and there == here.encoder.encode(QUESTION).text != plain
+
+
+def test_the_command_prints_a_report(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "mine.jinja"
+    assert cli.main([*words, "--chat-template", str(given)]) == 2
+    assert "mine.jinja" in capsys.readouterr().err
+    given.write_text(OWN_TEMPLATES[0])
+    assert cli.main([*words, "--chat-template", str(given)]) == 0
     report = capsys.readouterr().out
+    assert "template  mine.jinja" in report
     assert report.rstrip().endswith(f"{len(STEPS)} passed")
     for name in ("transformers==5", "torch==2", "jax==0", "float32", "LLaVA-1.5", "noise.png"):
         assert name in report
