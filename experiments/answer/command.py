@@ -272,6 +272,8 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
                 record(row.result(error=why))
         if todo := good:
             lvlm, announcer = load(options), Announcer()
+            if results is not None:
+                results.check(lvlm.settings)
             step = stack.enter_context(progress("rows", len(rows), len(rows) - len(todo)))
             for batch in _batches(todo, options.batch_size):
                 for result in answer_rows(lvlm, options, batch, announcer):

@@ -5,7 +5,6 @@ answers come from, and a run with other settings cannot be mixed into it.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -18,16 +17,11 @@ from typing import Any, BinaryIO
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments import stopping
 from resprune_jax.experiments.answer.rows import Row
+from resprune_jax.experiments.answer.settings import Alike
 from resprune_jax.experiments.streams import json_bytes
-from resprune_jax.models.prompts.options import CallOptions
+from resprune_jax.models.prompts.generation_file import GenerationSettings
 
 _BEGIN = b'{"row": '  # how every result row begins
-
-# A file of an earlier version says nothing of options that it did not have.
-_UNSAID = {option.name: option.default for option in dataclasses.fields(CallOptions)} | {
-    "method_settings": [],
-    "text": "nouns",
-}
 
 
 class Results:
@@ -56,6 +50,7 @@ class Results:
         """
         self.path = path.resolve()  # the file behind a link, not the link, is replaced
         self.settings = json.loads(json.dumps(dict(settings)))
+        self._alike = Alike()
         self._file = self._open()
         try:
             self.done, clean, changed = self._read(rows)
@@ -64,6 +59,24 @@ class Results:
         except BaseException:
             self._file.close()
             raise
+
+    def check(self, checkpoint: GenerationSettings) -> None:
+        """Refuse to go on where the checkpoint's own settings now give other answers.
+
+        Rows of a version that did not obey `generation_config.json` say what is the default only
+        of a checkpoint whose file changes nothing; which one it is shows when it is loaded.
+
+        Args:
+            checkpoint: what it says of its answers.
+
+        Raises:
+            CallError: such rows, and a file that says more.
+        """
+        if self.done and (said := self._alike.refuted(checkpoint)):
+            raise CallError(
+                f"{self.path} holds results of other settings ({checkpoint.source} says {said},"
+                " for its rows or for this call, not for both): give another --output"
+            )
 
     def write(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Append one result, in full and flushed, and return it as stored."""
@@ -142,13 +155,9 @@ class Results:
 
     def _check(self, result: dict[str, Any], rows: Sequence[Row], number: int) -> None:
         """Refuse a result that this run could not have written."""
-        own, theirs = _UNSAID | self.settings, result.get("settings")
-        theirs = _UNSAID | (theirs if isinstance(theirs, dict) else {})
-        other = [
-            f"{name} {theirs.get(name)!r} there, {own.get(name)!r} here"
-            for name in sorted({*theirs, *own})
-            if theirs.get(name) != own.get(name)
-        ]
+        theirs = result.get("settings")
+        theirs = theirs if isinstance(theirs, dict) else {}
+        other = self._alike.differences(theirs, self.settings)
         if other:
             raise CallError(
                 f"{self.path} holds results of other settings ({'; '.join(other)}): give another"

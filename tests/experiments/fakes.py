@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from resprune_jax.errors import CallError
+from resprune_jax.models.prompts.generation_file import GenerationSettings
 
 VISUAL_TOKENS = 16
 
@@ -20,7 +21,10 @@ class FakeLVLM:
     Attributes:
         batches: the rows of every call that answered, as (file name, prompt).
         kill_at: send this process SIGKILL in the call of that number, from 0.
+        settings: what the checkpoint says of its answers.
     """
+
+    settings = GenerationSettings()
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.batches: list[list[tuple[str, str]]] = []
