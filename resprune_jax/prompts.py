@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.choices import OcrLine, TextSource
-from resprune_jax.cleaning import CleanPrompt, check_prompt, clean_prompt, lines_of, mask
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.nouns import load_pipeline, reason
+from resprune_jax.text.cleaning import CleanPrompt, check_prompt, clean_prompt, lines_of, mask
 
 __all__ = [
     "CleanPrompt",

@@ -4,8 +4,8 @@
 are checked against in `exact.py`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,16 +16,17 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from . import engines
-from .arguments import LARGEST, array_of, one_length, whole
-from .choices import SMALLEST_TOLERANCE
+from .arguments import array_of, one_length, whole
+from .conditions import PLACES, check, of_rows, traced
 from .engines import lazy
 from .engines.guard import guarded
-from .engines.loop import row
+from .engines.loop import Guide, row
 from .engines.product import Product, gram_product, gram_products, scale, scaled_tokens
 from .engines.visits import visit
 from .errors import CallError, shown
 from .prepared import Prepared, as_tokens
 from .relevance import gate
+from .rules import Rule
 
 MAX_BYTES = 2**31
 """Memory that a batch may take beside its arguments and its result, by default: 2 GiB."""
@@ -103,11 +104,13 @@ def _choose(
     alpha: jax.Array,
     first: jax.Array,
     tolerance: jax.Array,
+    own: Mapping[str, jax.Array],
     *,
+    rule: Rule | None,
     keep: int,
     engine: str,
 ) -> Selection:
-    """One selection on one image."""
+    """One selection on one image; `own` is what the rule has for it, and the places."""
     valid, n = image.valid, image.valid.shape[0]
     relevance = jnp.where(valid, relevance, 0.0)
     seeded = first >= 0
@@ -117,18 +120,24 @@ def _choose(
 
     # A common factor changes no pick; without it a large exponent could under- or overflow.
     top = jnp.max(relevance)
-    weight = gate(relevance / jnp.where(top > 0, top, 1.0), alpha)
+    relevance = relevance / jnp.where(top > 0, top, 1.0)
+    weight = gate(relevance, alpha)
     largest = jnp.argmax(jnp.where(valid, image.squares, -1.0))
     seed = jnp.where(seeded, first, largest).astype(jnp.int32)
     # Its value is zero; under shard_map it makes the seed vary over every axis that anything does.
     seed += jnp.zeros_like((weight * image.squares)[0], dtype=jnp.int32)
-    found = engines.ENGINES[engine](image.matrix, weight, seed, valid, keep)
+    decides: Any = weight
+    if rule is not None:
+        settings = {name: value for name, value in own.items() if name != PLACES}
+        rule = replace(rule, **settings) if settings else rule
+        decides = Guide(rule, weight, relevance, own.get(PLACES))
+    found = engines.ENGINES[engine](image.matrix, decides, seed, valid, keep)
     indices, energy = found.indices, found.totals
     if image.doubtful is not None:
         found = found._replace(growth=jnp.where(image.doubtful, jnp.inf, found.growth))
     if engine not in engines.FROM_TOKENS:
         indices, energy = guarded(
-            found, image.tokens, image.exponent, image.squares, weight, seed, valid, keep
+            found, image.tokens, image.exponent, image.squares, decides, seed, valid, keep
         )
 
     reached = (tolerance > 0) & (energy[1:] <= tolerance * energy[0])
@@ -167,6 +176,8 @@ def _select(
     given: jax.Array | Prepared,
     valid: jax.Array,
     conditions: tuple[jax.Array, ...],
+    rule: Rule | None,
+    own: Mapping[str, jax.Array],
     *,
     keep: int,
     engine: str,
@@ -179,22 +190,25 @@ def _select(
         valid: (N,) or (B, N).
         conditions: limit, relevance, alpha, first and tolerance, each of one row or with the
             batch axis; it is the axis of the images, or of the questions about one image.
+        rule: in place of the paper's.
+        own: what it has for each row, and the places, with the batch axis where there is one.
         keep: K.
         engine: which one.
         chunk: rows.
     """
-    choose = partial(_choose, keep=keep, engine=engine)
+    choose: Callable[..., Selection] = partial(_choose, rule=rule, keep=keep, engine=engine)
     one_image = valid.ndim == 1
     rows = jnp.broadcast_shapes(
         valid.shape[:-1],
         *(x.shape if i != _RELEVANCE else x.shape[:-1] for i, x in enumerate(conditions)),
     )
     if not rows:
-        return choose(_image(given, valid, engine), *conditions)
-    full = tuple(
+        return choose(_image(given, valid, engine), *conditions, own)
+    shared = tuple(
         jnp.broadcast_to(x, (*rows, x.shape[-1]) if i == _RELEVANCE else rows)
         for i, x in enumerate(conditions)
     )
+    full: tuple[Any, ...] = (*shared, own)
     if one_image:
         image = _image(given, valid, engine)
         return _by_chunks(lambda row: choose(image, *row), full, rows[0], chunk)
@@ -255,45 +269,6 @@ def rows_at_once(
     return min(rows, max(1, (max_bytes - once) // each))
 
 
-def _traced(
-    value: ArrayLike | None, default: ArrayLike, dtype: type, shape: tuple[int, ...]
-) -> ArrayLike:
-    """The argument in one dtype and shape; host values stay NumPy, so nothing eager compiles."""
-    value = default if value is None else value
-    if isinstance(value, jax.Array):
-        return value if value.dtype == dtype else value.astype(dtype)
-    host = np.asarray(value)
-    if dtype is np.int32 and host.dtype != np.int32:  # a limit beyond int32 is no limit
-        host = np.minimum(host, min(np.iinfo(np.int32).max, np.iinfo(host.dtype).max))
-    return np.broadcast_to(host.astype(dtype), shape)
-
-
-def _check(name: str, value: ArrayLike | None, *allowed: tuple[int, ...]) -> None:
-    """Check the shape always, values only where they lie on the host: no device is waited for."""
-    if value is None:
-        return
-    if np.shape(value) not in allowed:
-        expected = " or ".join(str(s) for s in dict.fromkeys(allowed))
-        raise CallError(f"{name} has shape {np.shape(value)}, expected {expected}")
-    if not isinstance(value, jax.Array):
-        host = np.asarray(value)
-        if name in ("alpha", "relevance") and not np.all(host >= 0):
-            raise CallError(f"{name} must be non-negative and not NaN, got {host.min()}")
-        # An infinite relevance is a row that failed; a number that float32 does not hold is a slip.
-        if name == "alpha" and not np.all(host.astype(np.float64) <= LARGEST):
-            raise CallError(f"alpha must be finite in float32, got {host.max()}")
-        wide = host.dtype == np.float64
-        if name == "relevance" and wide and np.any((host > LARGEST) & np.isfinite(host)):
-            raise CallError(f"relevance must be finite in float32, got {host.max()}")
-        if name == "limit" and not np.all(host >= 1):
-            raise CallError(f"limit must be at least 1, got {host.min()}")
-        if name == "tolerance" and not np.all((host >= SMALLEST_TOLERANCE) & (host < 1)):
-            raise CallError(
-                f"tolerance must lie in [{SMALLEST_TOLERANCE:g}, 1), the precision of the"
-                f" energies and the whole, got {host}"
-            )
-
-
 def select(
     tokens: ArrayLike | Prepared,
     keep: int,
@@ -304,6 +279,8 @@ def select(
     first: ArrayLike | None = None,
     valid: ArrayLike | None = None,
     tolerance: ArrayLike | None = None,
+    rule: Rule | None = None,
+    places: ArrayLike | None = None,
     engine: str = "auto",
     max_bytes: int = MAX_BYTES,
 ) -> Selection:
@@ -327,6 +304,9 @@ def select(
             has its own.
         tolerance: () or (B,) float in [1e-5, 1): stop once the residual energy is at most this
             fraction of the total; `keep` stays the maximum.
+        rule: decides in place of the paper's rule (`rules.py`), on the engines "feature" and
+            "gram".
+        places: (N, 2) or (B, N, 2), (row, column) of each token, for rules that read them.
         engine: "auto", "feature", "gram", "blocked", "lazy", "pallas_tpu" or "pallas_gpu".
         max_bytes: rows of a batch that would together take more than this, beside arguments and
             result, are done in chunks. Where a single row would, "auto" takes an engine that holds
@@ -352,7 +332,13 @@ def select(
     keep = min(whole("keep", keep, what="whole number of tokens"), shape[-2])
     max_bytes = whole("max_bytes", max_bytes, what="number of bytes")
     engine = engines.resolve(
-        engine, shape[-2], keep, shape[-1], shared=prepared is not None, max_bytes=max_bytes
+        engine,
+        shape[-2],
+        keep,
+        shape[-1],
+        shared=prepared is not None,
+        max_bytes=max_bytes,
+        ruled=rule is not None,
     )
     rows, count = shape[:-2], shape[-2]
     limit = None if limit is None else array_of("limit", limit, "whole")
@@ -371,20 +357,20 @@ def select(
         )
         weights = ((count,), (*rows, count))
     for name, value in scalars.items():
-        _check(name, value, (), rows)
-    _check("relevance", relevance, *weights)
-    _check("valid", valid, shape[:-1])
+        check(name, value, (), rows)
+    check("relevance", relevance, *weights)
+    check("valid", valid, shape[:-1])
     if first is not None and not isinstance(first, jax.Array):
         host = np.asarray(first)
         if not np.all((host >= 0) & (host < count)):
             raise CallError(f"first must be a token index in [0, {count}), got {host}")
     # One structure of arguments, with defaults: an option left out or given compiles nothing new.
     conditions = (
-        _traced(limit, keep, np.int32, rows),
-        _traced(relevance, 1.0, np.float32, (*rows, count)),
-        _traced(alpha, 0.0, np.float32, rows),
-        _traced(first, _LARGEST_NORM, np.int32, rows),
-        _traced(tolerance, _NEVER, np.float32, rows),
+        traced(limit, keep, np.int32, rows),
+        traced(relevance, 1.0, np.float32, (*rows, count)),
+        traced(alpha, 0.0, np.float32, rows),
+        traced(first, _LARGEST_NORM, np.int32, rows),
+        traced(tolerance, _NEVER, np.float32, rows),
     )
     chunk = rows_at_once(
         count, shape[-1], keep, rows[0] if rows else 1, engine, max_bytes,
@@ -392,8 +378,10 @@ def select(
     )  # fmt: skip
     return _select(
         prepared if given is None else given,
-        prepared.valid if prepared else _traced(valid, True, np.bool_, shape[:-1]),
+        prepared.valid if prepared else traced(valid, True, np.bool_, shape[:-1]),
         conditions,
+        rule,
+        of_rows(rule, places, rows, count),
         keep=keep,
         engine=engine,
         chunk=chunk,

@@ -25,8 +25,8 @@ PACKAGES = ("resprune_jax", "models", "experiments")
 # `base`, `common` or `errors` is what the others in it stand on; `api`, `registry` and `cli` stand
 # on the others.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("resprune_jax.errors",),
-    ("resprune_jax.engines",),
+    ("resprune_jax.errors", "resprune_jax.choices"),
+    ("resprune_jax.engines", "resprune_jax.text"),
     ("resprune_jax",),
     ("resprune_jax.methods.inputs",),
     ("resprune_jax.methods.base", "resprune_jax.methods.spectrum"),

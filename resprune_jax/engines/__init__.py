@@ -30,6 +30,9 @@ FROM_TOKENS = frozenset({"feature"})
 
 AS_GIVEN = frozenset({"lazy"})
 
+RULED = frozenset({"feature", "gram"})
+"""The engines that run any rule; the others have the paper's in their inner loops."""
+
 KERNELS = {"pallas_tpu": ("tpu", pallas_tpu.fits), "pallas_gpu": ("gpu", pallas_gpu.fits)}
 """The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
 
@@ -42,6 +45,7 @@ def resolve(
     *,
     shared: bool = False,
     max_bytes: int | None = None,
+    ruled: bool = False,
 ) -> str:
     """The engine that `name` stands for.
 
@@ -54,11 +58,20 @@ def resolve(
         shared: whether the Gram matrix is there already, for many selections on one image.
         max_bytes: beside arguments and result; where the fastest takes more for a single image,
             "auto" is `lazy`, which keeps fewer rows, or `feature`, the smallest at any size.
+        ruled: whether a rule of somebody's own decides.
 
     Raises:
-        CallError: no engine has that name, or it is a kernel for another backend.
+        CallError: no engine has that name, it runs no rule, or it is a kernel for another backend.
     """
     one_of("engine", name, ("auto", *ENGINES))
+    if ruled:
+        if name not in ("auto", *RULED):
+            raise CallError(
+                f"engine {name!r} runs the paper's rule alone: with a rule choose one of auto,"
+                f" {', '.join(sorted(RULED))}"
+            )
+        fits_in = shared or max_bytes is None or sum(memory("gram", n, d, keep)) <= max_bytes
+        return name if name != "auto" else "gram" if fits_in else "feature"
     here = jax.default_backend()
     by_size = "blocked" if n * keep >= blocked.BLOCKED_FROM else "gram"
     if name == "auto":

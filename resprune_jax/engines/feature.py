@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .loop import Outcome, greedy
+from .loop import Guide, Outcome, greedy
 
 
 def factor(
     tokens: jax.Array,
-    gate: jax.Array,
+    gate: jax.Array | Guide,
     first: jax.Array,
     valid: jax.Array,
     keep: int,
@@ -23,7 +23,7 @@ def factor(
 
     Args:
         tokens: (N, d), scaled so that the largest norm lies in [1, 2), 0 for padding.
-        gate: (N,) float32.
+        gate: (N,) float32, or a rule in its place.
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .loop import Outcome, begin, row, steps, with_row
+from .loop import Guide, Outcome, begin, row, steps, with_row
 
 MOST_GROWTH = (1e-5 / (2 * 4 * 2.0**-24)) ** 2
 """The expected rounding may reach a quarter of the certificate's slack, 1e-5 of a squared norm.
@@ -122,7 +122,7 @@ def largest_growth(drift: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def factor(
-    gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
+    gram: jax.Array, gate: jax.Array | Guide, first: jax.Array, valid: jax.Array, keep: int
 ) -> Outcome:
     """Greedy selection by pivoted Cholesky.
 
@@ -131,7 +131,7 @@ def factor(
 
     Args:
         gram: (N, N) float32, the Gram matrix of scaled tokens, 0 for padding; only read.
-        gate: (N,) float32.
+        gate: (N,) float32, or a rule in its place.
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
@@ -144,7 +144,7 @@ def factor(
     ) -> tuple[jax.Array, Factor]:
         return extend(basis, k, pick, inverse, row(gram, pick), norms)
 
-    progress = begin(norms.squares, first, valid, keep)
+    progress = begin(norms.squares, first, valid, keep, gate)
     basis = no_rows(first, 0, n)
     for start, stop in parts_of(keep):
         basis = lengthened(basis, stop - start)

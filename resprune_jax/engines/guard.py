@@ -8,7 +8,7 @@ from jax import lax
 
 from . import feature
 from .gram import MOST_GROWTH
-from .loop import Outcome
+from .loop import Guide, Outcome
 from .product import clean, scale
 from .visits import one_by_one
 
@@ -18,7 +18,7 @@ def guarded(
     tokens: jax.Array,
     exponent: jax.Array,
     norms: jax.Array,
-    gate: jax.Array,
+    gate: jax.Array | Guide,
     first: jax.Array,
     valid: jax.Array,
     keep: int,
@@ -33,7 +33,7 @@ def guarded(
         tokens: (N, d), as the caller gave them.
         exponent: () int32, of the scale at which the engine worked.
         norms: (N,) float32, squared norms at that scale.
-        gate: (N,) float32.
+        gate: (N,) float32, or a rule in its place.
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
@@ -46,7 +46,8 @@ def guarded(
     @one_by_one
     def decide(
         doubtful: jax.Array, indices: jax.Array, totals: jax.Array, tokens: jax.Array,
-        exponent: jax.Array, norms: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array,
+        exponent: jax.Array, norms: jax.Array, gate: jax.Array | Guide, first: jax.Array,
+        valid: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
         def redo() -> tuple[jax.Array, jax.Array]:
             scaled = scale(clean(tokens, valid), -exponent)

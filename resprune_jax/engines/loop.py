@@ -5,7 +5,7 @@ exhaustion) lies here once, so that engines cannot come to disagree about it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,49 @@ class Outcome(NamedTuple):
     growth: jax.Array
 
 
+class View(NamedTuple):
+    """What a rule sees of the tokens of one image (`resprune_jax.rules`).
+
+    Energies and norms are in units in which the largest squared norm lies in [1, 4): no rule may
+    depend on the unit of the tokens.
+
+    Attributes:
+        energy: (N,) float32, residual energy of every token, 0 where it is chosen or padding.
+        norms: (N,) float32, squared norms.
+        relevance: (N,) float32, as given, divided by its largest entry.
+        gate: (N,) float32, relevance^alpha.
+        places: (N, 2) float32, (row, column), or None.
+        step: () int32, how many tokens are chosen.
+    """
+
+    energy: jax.Array
+    norms: jax.Array
+    relevance: jax.Array
+    gate: jax.Array
+    places: jax.Array | None
+    step: jax.Array
+
+
+class Guide(NamedTuple):
+    """In place of a gate: a rule, and what it reads.
+
+    Attributes:
+        rule: a `resprune_jax.rules.Rule`.
+        gate: (N,) float32.
+        relevance: (N,) float32.
+        places: (N, 2) float32 or None.
+    """
+
+    rule: Any
+    gate: jax.Array
+    relevance: jax.Array
+    places: jax.Array | None
+
+    def view(self, energy: jax.Array, norms: jax.Array, step: jax.Array) -> View:
+        """What the rule sees before this step."""
+        return View(jnp.maximum(energy, 0.0), norms, self.relevance, self.gate, self.places, step)
+
+
 class Progress(NamedTuple):
     """Where the greedy loop stands before a step.
 
@@ -52,6 +95,7 @@ class Progress(NamedTuple):
         total: () float32, the residual energy of all tokens together.
         indices: (K,) int32, the picks so far, in order of choice.
         totals: (K + 1,) float32, `total` before each step and after the last.
+        memory: what a rule carries from pick to pick.
     """
 
     energy: jax.Array
@@ -59,6 +103,7 @@ class Progress(NamedTuple):
     total: jax.Array
     indices: jax.Array
     totals: jax.Array
+    memory: Any = ()
 
 
 def row(matrix: jax.Array, index: jax.Array) -> jax.Array:
@@ -78,12 +123,25 @@ def scores(gate: jax.Array, energy: jax.Array, norms: jax.Array) -> jax.Array:
     exhausted, by gate. The score is -1 outside of the first tier that is not empty, and never
     negative inside it.
     """
-    alive = jnp.where(gate > 0, _GATED, _UNGATED)
+    return _tiers(gate > 0, gate * energy, gate, energy, norms)
+
+
+def _tiers(
+    wanted: jax.Array, score: jax.Array, gate: jax.Array, energy: jax.Array, norms: jax.Array
+) -> jax.Array:
+    """`scores` with this score inside the first tier, of the tokens that are wanted."""
+    alive = jnp.where(wanted, _GATED, _UNGATED)
     tier = jnp.where(energy <= EXHAUSTED * norms, _EXHAUSTED, alive)
     tier = jnp.where(energy < 0, _CLOSED, tier).astype(jnp.int32)
     top = jnp.max(tier)
-    inside = jnp.where(top == _GATED, gate * energy, jnp.where(top == _UNGATED, energy, gate))
+    inside = jnp.where(top == _GATED, score, jnp.where(top == _UNGATED, energy, gate))
     return jnp.where((tier == top) & (tier > _CLOSED), inside, -1.0)
+
+
+def ruled(guide: Guide, energy: jax.Array, norms: jax.Array, step: jax.Array, memory: Any) -> Any:
+    """`scores` by a rule: first what it wants (a score above 0), then by energy, then by gate."""
+    score = guide.rule.score(guide.view(energy, norms, step), memory).astype(jnp.float32)
+    return _tiers(score > 0, score, guide.gate, energy, norms)
 
 
 def best(score: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +160,13 @@ def best(score: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pick, largest >= 0
 
 
-def begin(norms: jax.Array, first: jax.Array, valid: jax.Array, keep: int) -> Progress:
+def begin(
+    norms: jax.Array,
+    first: jax.Array,
+    valid: jax.Array,
+    keep: int,
+    gate: jax.Array | Guide | None = None,
+) -> Progress:
     """Nothing is chosen, and `first` comes next; arguments as `greedy`.
 
     Under shard_map what a loop carries must vary over the same axes before and after a turn: every
@@ -111,12 +175,17 @@ def begin(norms: jax.Array, first: jax.Array, valid: jax.Array, keep: int) -> Pr
     nothing = jnp.zeros_like(first, dtype=jnp.float32)
     total = jnp.sum(norms) + nothing
     seed = (lax.iota(jnp.int32, norms.shape[0]) == first) & jnp.any(valid)
+    memory: Any = ()
+    if isinstance(gate, Guide):
+        made = gate.rule.start(gate.view(norms, norms, jnp.zeros_like(first)))
+        memory = jax.tree.map(lambda x: jnp.asarray(x) + jnp.zeros_like(first, x.dtype), made)
     return Progress(
         energy=jnp.where(valid, norms, CLOSED) + nothing,
         score=jnp.where(seed, 1.0, -1.0),
         total=total,
         indices=jnp.full_like(first, norms.shape[0], shape=(keep,), dtype=jnp.int32),
         totals=jnp.broadcast_to(total, (keep + 1,)),
+        memory=memory,
     )
 
 
@@ -136,7 +205,7 @@ def step(
     k: jax.Array,
     pick: jax.Array,
     left: jax.Array,
-    gate: jax.Array,
+    gate: jax.Array | Guide,
     norms: jax.Array,
     basis: Basis,
     update: Update[Basis],
@@ -151,12 +220,20 @@ def step(
     energy = jnp.where(closed, CLOSED, jnp.maximum(progress.energy - explained, 0.0))  # [N]
     # The same numbers summed in another order could seem to rise.
     total = jnp.minimum(jnp.sum(jnp.maximum(energy, 0.0)), progress.total)
+    memory = progress.memory
+    if isinstance(gate, Guide):
+        known = gate.rule.chosen(gate.view(progress.energy, norms, k), memory, pick)
+        memory = jax.tree.map(lambda new, old: jnp.where(left, new, old), known, memory)
+        score = ruled(gate, energy, norms, k + 1, memory)
+    else:
+        score = scores(gate, energy, norms)
     progress = Progress(
         energy=energy,
-        score=scores(gate, energy, norms),
+        score=score,
         total=total,
         indices=with_row(progress.indices, jnp.where(left, pick, n), k),
         totals=with_row(progress.totals, total, k + 1),
+        memory=memory,
     )
     return progress, basis
 
@@ -165,7 +242,7 @@ def steps(
     progress: Progress,
     start: int,
     stop: int,
-    gate: jax.Array,
+    gate: jax.Array | Guide,
     norms: jax.Array,
     basis: Basis,
     update: Update[Basis],
@@ -182,7 +259,7 @@ def steps(
 
 def greedy(
     norms: jax.Array,
-    gate: jax.Array,
+    gate: jax.Array | Guide,
     first: jax.Array,
     valid: jax.Array,
     keep: int,
@@ -193,7 +270,7 @@ def greedy(
 
     Args:
         norms: (N,) float32, squared norms of the tokens, 0 for padding.
-        gate: (N,) float32, g(r) >= 0.
+        gate: (N,) float32, g(r) >= 0, or a rule in its place.
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps, at most N.
@@ -203,4 +280,5 @@ def greedy(
     Returns:
         (the progress after the last step, the last basis).
     """
-    return steps(begin(norms, first, valid, keep), 0, keep, gate, norms, basis, update)
+    progress = begin(norms, first, valid, keep, gate)
+    return steps(progress, 0, keep, gate, norms, basis, update)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from resprune_jax import cleaning, nouns, prompts
+from resprune_jax import nouns, prompts
+from resprune_jax.text import cleaning
 from tests.attacks import text
 from tests.attacks.harness import OK, REFUSED, attempt
 

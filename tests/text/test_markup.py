@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resprune_jax.markup import mask_markup
 from resprune_jax.prompts import clean_prompt, conditioning_spans
+from resprune_jax.text.markup import mask_markup
 from tests.prompt_data import ROWS, lexicon, words
 
 LLAMA3_SYSTEM = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from resprune_jax.choices import OcrLine
 from resprune_jax.errors import CallError
-from resprune_jax.markup import blank, mask_markup
+from resprune_jax.text.markup import blank, mask_markup
 
 OCR_LINES = ("strip", "keep")
 

@@ -1,0 +1,1 @@
+"""Reading prompts: chat markup, option letters, and the other parts that are no question."""
