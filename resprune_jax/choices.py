@@ -25,6 +25,7 @@ METHODS = {
     "random": "baselines.random:Random",
     "uniform": "baselines.uniform:Uniform",
     "fastervlm": "encoder.fastervlm:FasterVLM",
+    "vispruner": "encoder.vispruner:VisPruner",
     "scope": "encoder.scope:Scope",
     "agilepruner": "encoder.agilepruner:AgilePruner",
     "divprune": "tokens.divprune:DivPrune",

@@ -120,6 +120,7 @@ class Method:
         keep = min(keep, most)
         limit = jnp.full(size, keep, jnp.int32) if limit is None else limit
         rows = _settings_of_rows(self)
+        parts = frozenset(self.needs) & {"features", "saliency"}
 
         def one(
             settings: dict[str, Any], image: VisualTokens, prompt: PromptContext, limit: jax.Array
@@ -132,7 +133,9 @@ class Method:
                 who = type(self).__name__
                 raise CallError(f"the order of {who} has shape {order.shape}, expected ({keep},)")
             there = jnp.sum(jnp.cumprod(order < most, dtype=jnp.int32), dtype=jnp.int32)
-            failed = ~jnp.all(jnp.isfinite(image.embeddings)) | (order[0] == FAILED)
+            read = [getattr(image, part) for part in ("embeddings", *sorted(parts))]
+            fine = [jnp.all(jnp.isfinite(values)) for values in read if values is not None]
+            failed = ~jnp.all(jnp.stack(fine)) | (order[0] == FAILED)
             count = jnp.where(failed, 0, jnp.minimum(limit, there))
             return jnp.where(jnp.arange(keep) < count, order, most), count
 

@@ -16,6 +16,7 @@ import pytest
 from resprune_jax.methods import Method, PromptContext, VisualTokens, get_method
 from tests.methods.oracles.baselines.uniform import uniform
 from tests.methods.oracles.encoder.fastervlm import fastervlm
+from tests.methods.oracles.encoder.vispruner import vispruner
 from tests.methods.oracles.result import Kept
 from tests.methods.oracles.tokens.agilepruner import agilepruner
 from tests.methods.oracles.tokens.cdpruner import exponential, greedy_map, raw_relevance, scaled
@@ -78,6 +79,16 @@ CASES: dict[str, tuple[Method, Oracle]] = {
     ),
     "fastervlm": (
         get_method("fastervlm"), lambda p: fastervlm(saliency=p.saliency, keep=p.keep)
+    ),
+    "vispruner": (
+        get_method("vispruner"),
+        lambda p: vispruner(features=p.features, saliency=p.saliency, keep=p.keep),
+    ),
+    "vispruner 0.75": (
+        get_method("vispruner", important=0.75),
+        lambda p: vispruner(
+            features=p.features, saliency=p.saliency, keep=p.keep, important_ratio=0.75
+        ),
     ),
     "scope": (
         get_method("scope"),

@@ -1,0 +1,219 @@
+"""What every method must do, whatever its rule: one matrix over all of them."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resprune_jax.choices import METHODS
+from resprune_jax.errors import CallError
+from resprune_jax.methods import (
+    Method,
+    PromptContext,
+    VisualTokens,
+    check_method,
+    get_method,
+    method_class,
+)
+from resprune_jax.methods.inputs import NEEDS
+from tests.compiles import backend_compiles
+
+B, N, D, V, M, K = 4, 20, 8, 6, 3, 8
+LIMITS = jnp.asarray([8, 3, 5, 1], jnp.int32)
+REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}, "resprune": {"seed_rule": "max_norm"}}
+TOKENS = [name for name in METHODS if method_class(name).stage != "decoder"]
+
+
+def method(name: str) -> Method:
+    return get_method(name, REQUIRED.get(name))
+
+
+def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptContext]:
+    rng = np.random.default_rng(seed)
+    visual = VisualTokens(
+        jnp.asarray(rng.normal(size=(B, N, D)), dtype),
+        jnp.ones((B, N), bool),
+        features=jnp.asarray(rng.normal(size=(B, N, V)), dtype),
+        saliency=jnp.asarray(rng.random((B, N)), jnp.float32),
+        coords=jnp.asarray(np.broadcast_to(np.argwhere(np.ones((4, 5))), (B, N, 2)), jnp.float32),
+    )
+    text = jnp.asarray(rng.normal(size=(B, M, D)), dtype)
+    return visual, PromptContext(text, jnp.ones((B, M), bool))
+
+
+def runner(chosen: Method) -> Any:
+    """Jitted, the method an argument, so that its numbers are traced."""
+    return jax.jit(lambda m, v, p, limit: m.select(v, p, K, limit=limit))
+
+
+def alike(kind: str, seed: int) -> tuple[VisualTokens, PromptContext]:
+    """Tokens with nothing between them, or few different ones."""
+    visual, prompt = inputs(seed)
+    if kind == "zero":
+        changes: Any = {name: jnp.zeros_like(getattr(visual, name)) for name in _PARTS}
+    elif kind == "constant":
+        changes = {name: jnp.ones_like(getattr(visual, name)) for name in _PARTS}
+    else:
+        which = jnp.arange(N) % 3
+        changes = {name: getattr(visual, name)[:, which] for name in _PARTS}
+    return replace(visual, **changes), prompt
+
+
+_PARTS = ("embeddings", "features", "saliency")
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_the_contract(name: str) -> None:
+    chosen = method(name)
+    assert frozenset(chosen.needs) <= NEEDS
+    run = runner(chosen)
+
+    def check(visual: VisualTokens, prompt: PromptContext, limits: jax.Array = LIMITS) -> Any:
+        made = run(chosen, visual, prompt, limits)
+        assert made.count.tolist() == limits.tolist()
+        for row, count in zip(np.asarray(made.indices), limits.tolist(), strict=True):
+            own = row[:count].tolist()
+            assert len(set(own)) == count and min(own) >= 0 and max(own) < N
+            assert set(row[count:].tolist()) <= {N}
+        return made
+
+    batch = check(*inputs(0))
+    # Tokens that are alike, that repeat, that are nothing at all: still so many different ones.
+    for kind in ("zero", "constant", "repeated"):
+        check(*alike(kind, 1))
+    # A row alone gives what it gives in the batch.
+    visual, prompt = inputs(0)
+    for row in range(B):
+        turned = jnp.asarray([row, *range(row), *range(row + 1, B)])
+        own = check(*jax.tree.map(lambda x: x[turned], (visual, prompt)), LIMITS[turned])  # noqa: B023
+        assert own.indices[0].tolist() == batch.indices[row].tolist()
+    # Other images, other numbers: nothing is compiled again.
+    numbers = jax.tree.map(lambda leaf: leaf * 0.9 if isinstance(leaf, float) else leaf, chosen)
+    fresh = inputs(7)
+    with backend_compiles() as compiles:
+        run(numbers, *fresh, LIMITS)
+    assert not compiles
+    # bfloat16 tokens keep as many.
+    made = run(chosen, *inputs(0, jnp.bfloat16), LIMITS)
+    assert made.count.tolist() == LIMITS.tolist()
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
+    chosen = method(name)
+    visual, prompt = inputs(3)
+    broken = replace(visual, embeddings=visual.embeddings.at[1, 2, 0].set(jnp.nan))
+    if "saliency" in chosen.needs:
+        broken = replace(broken, saliency=visual.saliency.at[2, 4].set(jnp.inf))
+    made = runner(chosen)(chosen, broken, prompt, LIMITS)
+    failed = [1, 2] if "saliency" in chosen.needs else [1]
+    expected = [0 if row in failed else n for row, n in enumerate(LIMITS.tolist())]
+    assert made.count.tolist() == expected
+    whole = runner(chosen)(chosen, visual, prompt, LIMITS)
+    assert made.indices[0].tolist() == whole.indices[0].tolist()
+
+
+def test_random_draws_by_row_and_seed() -> None:
+    visual, prompt = inputs(0)
+    full = jnp.full(B, K, jnp.int32)
+    run = runner(get_method("random"))
+    alike_rows = run(get_method("random", rng_seed=5), visual, prompt, full).indices
+    own = run(get_method("random", rng_seed=np.arange(B)), visual, prompt, full).indices
+    assert len({tuple(row) for row in alike_rows.tolist()}) == 1
+    assert len({tuple(row) for row in own.tolist()}) == B
+    counts = np.zeros(N)
+    for seed in range(200):
+        made = run(get_method("random", rng_seed=np.arange(B) + B * seed), visual, prompt, full)
+        counts += np.bincount(np.asarray(made.indices).ravel(), minlength=N)
+    # 800 draws of 8 of 20: 320 each, standard deviation sqrt(800 0.4 0.6) = 13.9.
+    assert np.abs(counts - 320).max() < 5 * 13.9
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Typo(Method):
+    needs = frozenset({"saliancy"})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Upstairs(Method):
+    stage = "upstairs"
+
+
+@dataclass(frozen=True)
+class NotRegistered(Method):
+    pass
+
+
+class NotADataclass(Method):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Typo(), "saliancy"),
+        (Upstairs(), "stage"),
+        (NotRegistered(), "pytree"),
+        (NotADataclass(), "frozen dataclass"),
+        (Typo, "an instance"),
+        (object(), "an instance"),
+    ],
+)
+def test_what_is_no_method_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(CallError, match=said):
+        check_method(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("dvprune", {}, "unknown method"),
+        ("scope", {"combine": "divide"}, "combine"),
+        ("scope", {"beta": 1.0}, "no setting beta; it has alpha"),
+        ("agilepruner", {}, "average, most"),
+        ("agilepruner", {"average": 2.0}, "needs most"),
+        ("divprune", {"alpha": 1.0}, "it has none"),
+        ("nowhere.py:Mine", {}, "no file"),
+    ],
+)
+def test_names_and_settings_that_cannot_be(name: str, settings: Any, said: str) -> None:
+    with pytest.raises(CallError, match=said):
+        get_method(name, settings)
+
+
+OWN = '''
+from dataclasses import dataclass
+import jax
+from resprune_jax.methods import Method
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Quietest(Method):
+    """The tokens that the class token attends to least."""
+    power: float = 1.0
+    needs = frozenset({"saliency"})
+
+    def scores(self, image, prompt):
+        return -image.saliency**self.power
+'''
+
+
+def test_a_method_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    chosen = get_method(f"{path}:Quietest", {"power": 2.0})
+    visual, prompt = inputs(0)
+    made = runner(chosen)(chosen, visual, prompt, LIMITS)
+    assert visual.saliency is not None
+    expected = np.argsort(np.asarray(visual.saliency)[0])[:8].tolist()
+    assert made.indices[0].tolist() == expected
+    for text, said in (("x = 1", "holds no"), ("Quietest = 3", "is no method"), ("1 / 0", "cannot")):
+        path.write_text(text)
+        with pytest.raises(CallError, match=said):
+            get_method(f"{path}:Quietest")
