@@ -4,13 +4,15 @@ A fuzzer turns a seed into an input, gives it to the library, and lets out whate
 clean end is a normal return or an error of the library whose message a person can read. Everything
 else is a fault: a foreign exception, a message of many lines, time or memory without end.
 
-To attack something new, add a file to this folder that holds a list `FUZZERS`; nothing else lists
-them. `make test` runs the first `quick` seeds of each, `make test-attacks` all `cases`.
+To attack something new, add a file to `fuzzers/` that holds a list `FUZZERS`; nothing else lists
+them. `make test` runs the first `quick` seeds of each, `make test-attacks` all `cases`. What
+several fuzzers make their inputs of is in `inputs/`; `planted/` shows what each of them finds.
 """
 
 import importlib
 import inspect
 import pkgutil
+import re
 import time
 import traceback
 import zlib
@@ -27,6 +29,8 @@ OK, REFUSED = "ok", "refused"
 TRACEBACK, HANG, MEMORY, DIED = "traceback", "hang", "memory", "died"
 BAD_MESSAGE, WRONG = "bad message", "wrong"
 GOOD = frozenset({OK, REFUSED})
+FUZZERS = "tests.attacks.fuzzers"
+_INPUTS = re.compile(r"^from (tests\.attacks\.inputs\.\w+) import", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -145,11 +149,11 @@ def load(module: str) -> list[Fuzzer]:
 
 
 def modules() -> list[str]:
-    """The modules of this folder that hold fuzzers, by name; test files are none."""
-    here = Path(__file__).parent
-    names = sorted(info.name for info in pkgutil.iter_modules([str(here)]))
-    own = ("harness", "worker", "__main__", "planted", "planted_busy")
-    return [f"tests.attacks.{n}" for n in names if n not in own and not n.startswith("test_")]
+    """The modules that hold fuzzers, by name."""
+    here = Path(__file__).parent / "fuzzers"
+    return [
+        f"{FUZZERS}.{name}" for name in sorted(i.name for i in pkgutil.iter_modules([str(here)]))
+    ]
 
 
 def everything() -> list[tuple[str, Fuzzer]]:
@@ -166,9 +170,18 @@ def everything() -> list[tuple[str, Fuzzer]]:
 
 
 def revision(module: str) -> str:
-    """Changes when the fuzzer's source does: its seeds then make other inputs."""
-    source = inspect.getsource(importlib.import_module(module))
-    return f"{zlib.crc32(source.encode()):08x}"
+    """Changes when the source of a fuzzer, or of what it makes inputs of, does.
+
+    Its seeds then make other inputs.
+    """
+    sources: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in sources:
+            sources[name] = inspect.getsource(importlib.import_module(name))
+            waiting += _INPUTS.findall(sources[name])
+    return f"{zlib.crc32(''.join(sources[name] for name in sorted(sources)).encode()):08x}"
 
 
 def report(outcomes: Sequence[Outcome]) -> str:

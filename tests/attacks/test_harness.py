@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.attacks import __main__ as command
-from tests.attacks import harness, planted, planted_busy
+from tests.attacks import harness
 from tests.attacks.harness import Fuzzer, Outcome
+from tests.attacks.planted import busy as planted_busy
+from tests.attacks.planted import outcomes as planted
 from tests.attacks.worker import Worker
 
 PLANTED = planted.__name__
@@ -75,9 +77,22 @@ def test_records_go_on_where_they_ended(
 
 def test_fuzzers_are_found_without_a_list() -> None:
     names = harness.modules()
-    assert "tests.attacks.text" in names
-    assert not [name for name in names if name.split(".")[-1].startswith(("test_", "planted"))]
+    assert {"tests.attacks.fuzzers.text", "tests.attacks.fuzzers.configs"} <= set(names)
+    assert not [name for name in names if "planted" in name or "test_" in name]
     assert len({fuzzer.name for _, fuzzer in harness.everything()}) == len(harness.everything())
+
+
+def test_a_revision_is_that_of_the_inputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["tests.attacks.fuzzers.weights", "tests.attacks.fuzzers.words"]
+    before = [harness.revision(name) for name in names]
+    real = harness.inspect.getsource
+
+    def edited(module: object) -> str:
+        return real(module) + "#" * ("mutations" in str(module))
+
+    monkeypatch.setattr(harness.inspect, "getsource", edited)
+    after = [harness.revision(name) for name in names]
+    assert after[0] != before[0] and after[1] == before[1]
 
 
 def test_draws_repeat_and_differ() -> None:

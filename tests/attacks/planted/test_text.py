@@ -9,7 +9,7 @@ import pytest
 
 from resprune_jax import nouns, prompts
 from resprune_jax.text import cleaning
-from tests.attacks import text
+from tests.attacks.fuzzers import text
 from tests.attacks.harness import OK, REFUSED, attempt
 
 SEEDS = range(60)

@@ -17,7 +17,7 @@ from resprune_jax.models.checkpoint import watch
 from resprune_jax.models.checkpoint.hub import resolve_checkpoint
 from resprune_jax.models.checkpoint.safetensors_files import read_part
 from tests.attacks.harness import Fuzzer, draw
-from tests.attacks.mutations import hostile, mutate, text
+from tests.attacks.inputs.mutations import hostile, mutate, text
 
 NAME = "hub"
 COMMIT = "a" * 40

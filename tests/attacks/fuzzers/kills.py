@@ -21,7 +21,7 @@ NAME = "kills"
 ROWS, BATCH = 24, 3
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE_S = 60.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # A command whose model answers after a moment. With "callbacks", the collector calls back all the
 # time, as JAX makes it: an exception raised there is lost.

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from tests.attacks import planted
+from tests.attacks.planted import outcomes as planted
 
 
 def _run(seed: int) -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
 from resprune_jax.models.families.registry import checkpoint_config, make_family, module_class
 from resprune_jax.models.prompts.chat import PromptEncoder
-from tests.attacks.checkpoints import FAMILIES, base
 from tests.attacks.harness import Fuzzer, draw
-from tests.attacks.mutations import damage, hostile, mutate, text
+from tests.attacks.inputs.checkpoints import FAMILIES, base
+from tests.attacks.inputs.mutations import damage, hostile, mutate, text
 
 NAME = "configs"
 OF_TOKENIZERS = ("tokenizer_config.json", "generation_config.json", "chat_template.json")

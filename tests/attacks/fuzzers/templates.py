@@ -7,9 +7,9 @@ import numpy as np
 from resprune_jax.models.prompts import render
 from resprune_jax.models.prompts.chat import PromptEncoder
 from resprune_jax.models.prompts.tokenizer_files import load_tokenizer
-from tests.attacks.checkpoints import base
 from tests.attacks.harness import WRONG, Fault, Fuzzer, draw
-from tests.attacks.mutations import damage
+from tests.attacks.inputs.checkpoints import base
+from tests.attacks.inputs.mutations import damage
 
 NAME = "templates"
 

@@ -4,7 +4,6 @@ What is spoilt must be a `CallError`, never a foreign error and never an answer.
 written another way (a list, a torch tensor, another byte order) must give the good call's result.
 """
 
-import copy
 import functools
 import math
 import tempfile
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -23,91 +21,30 @@ from resprune_jax.methods import ResPrune, VisualTokens
 from resprune_jax.models import LVLM, CallOptions, load_model
 from resprune_jax.prompts import NounExtractor
 from tests.attacks.harness import WRONG, Fault, Fuzzer, draw
+from tests.attacks.inputs.arguments import (
+    ARRAYS,
+    NEVER_NONE,
+    NO_COUNT,
+    NO_FLAG,
+    NO_MASK,
+    NO_NAME,
+    NO_NUMBER,
+    ODD,
+    ROWS,
+    SELECT,
+    D,
+    K,
+    N,
+    Odd,
+    copied,
+    scalars,
+    torch_made,
+    written_otherwise,
+)
 from tests.checkpoints.random import CONFIG, write_checkpoint
 
 NAME = "api"
-N, D, K, ROWS = 20, 8, 5, 3
 QUESTION = "What is behind the old man?"
-
-Odd = Callable[[], Any]
-"""Makes an odd value anew, so that no case can change the next one's."""
-
-
-def _value(x: Any) -> Odd:
-    return lambda: copy.deepcopy(x)
-
-
-def _torch(make: Callable[[Any], Any]) -> Odd:
-    def made() -> Any:
-        try:
-            import torch
-        except ImportError:  # where torch is not installed nobody can pass its tensors
-            return object()
-        return make(torch)
-
-    return made
-
-
-# No number, no text and no array of numbers.
-ODD: list[Odd] = [
-    object, *map(_value, ({}, {"a": 1}, {1, 2}, b"x", b"", 1j, ..., NotImplemented, slice(3))),
-    lambda: np.array([None] * N, object), lambda: np.datetime64("2026-01-01"), lambda: print,
-    lambda: np.zeros(N, "U1"), lambda: np.zeros(N, [("a", int)]), lambda: iter("ab"),
-    lambda: [None] * N, lambda: [[1.0], [1.0, 2.0]], lambda: np.zeros((2, 2, 2, 2), complex),
-    lambda: ["a"] * N, lambda: memoryview(b"ab"), lambda: type, lambda: jax.random.key(0),
-    _torch(lambda torch: torch.zeros(3, dtype=torch.complex64)), lambda: bytearray(b"abc"),
-    lambda: "x" * 100_000, lambda: "a\nb\x1b[2J\ud800", lambda: range(9, 0),
-    lambda: ValueError("x"),
-]  # fmt: skip
-NO_NUMBER: list[Odd] = [
-    *ODD, *map(_value, ("5", "0.5", True, False, math.nan, [], "", [[[]]])),
-    lambda: np.bool_(True), _torch(lambda torch: torch.tensor(True)), lambda: np.array(["1"] * 7),
-    lambda: np.full(7, 0.5), lambda: [0.5] * 7, lambda: np.zeros((1, 1, 1)), lambda: 10**400,
-    lambda: -(10**400), lambda: 10**5000, lambda: -1, lambda: -math.inf, lambda: np.float32(-2),
-]  # fmt: skip
-NO_COUNT: list[Odd] = [
-    *NO_NUMBER, *map(_value, (2.9, 3.0, 0, math.inf, 1e400)), lambda: np.float64(3e9),
-    lambda: np.array(0), lambda: jnp.float32(2), _torch(lambda torch: torch.tensor(2.0)),
-]  # fmt: skip
-NO_NAME: list[Odd] = [*NO_NUMBER, _value(None), _value(["max"]), _value(0)]
-NO_FLAG: list[Odd] = [x for x in NO_NAME if not isinstance(x(), bool)]
-NEVER_NONE: list[Odd] = [_value(None)]
-
-
-def _scalars(odd: list[Odd]) -> list[Odd]:
-    """Those that are not one number either; an int beyond every dtype is still a number."""
-    return [x for x in odd if not (isinstance(x(), int) and abs(x()) > 2**64 and x() > 0)]
-
-
-# --- select and prepare ---------------------------------------------------------------------------
-
-ARRAYS: list[Odd] = [
-    *ODD, *map(_value, ("5", True, math.nan, [], "", 3, 2.5)), lambda: np.zeros((0, D), np.float32),
-    lambda: np.zeros((2, 0, D), np.float32), lambda: np.zeros((1, 2, 3, 4), np.float32),
-    lambda: np.zeros((N, D), int), lambda: np.zeros((N, D), bool), lambda: jnp.zeros((N, D), int),
-    lambda: np.full((N, D), 1e300), lambda: np.zeros(N, np.float32), lambda: np.zeros((N, D), "S3"),
-    _torch(lambda torch: torch.zeros(N, D, dtype=torch.int64)), lambda: [[None] * D] * N,
-]  # fmt: skip
-NO_MASK: list[Odd] = [
-    *ODD, lambda: np.array(["False"] * N), lambda: np.full(N, 0.5), lambda: np.full(N, 2),
-    lambda: np.ones(N + 1, bool), lambda: True, lambda: "yes", lambda: [2] * N, lambda: np.ones(N),
-]  # fmt: skip
-NO_RELEVANCE: list[Odd] = [
-    *ODD, lambda: -np.ones(N), lambda: np.full(N, np.nan), lambda: np.full(N, 1e39), lambda: 1.0,
-    lambda: np.ones(N + 1), lambda: [True] * N, lambda: "high", lambda: np.ones((N, 2)),
-]  # fmt: skip
-SELECT: dict[str, list[Odd]] = {
-    "tokens": [*ARRAYS, *NEVER_NONE],
-    "keep": [*_scalars(NO_COUNT), *NEVER_NONE],
-    "limit": [*_scalars(NO_COUNT), lambda: np.zeros(0, int), lambda: [0, 1, 2], lambda: np.inf],
-    "relevance": NO_RELEVANCE,
-    "alpha": [*NO_NUMBER, lambda: 1e39, lambda: math.inf, lambda: np.zeros(0)],
-    "first": [*NO_NUMBER, lambda: 0.7, lambda: N, lambda: np.int64(2**40), lambda: [0.0] * ROWS],
-    "valid": NO_MASK,
-    "tolerance": [*NO_NUMBER, lambda: 0, lambda: 1, lambda: 1e-9, lambda: math.inf],
-    "engine": [*NO_NAME, _value("fastest"), _value(["auto"])],
-    "max_bytes": [*_scalars(NO_COUNT), *NEVER_NONE],
-}
 
 
 def problem(rng: np.random.Generator) -> dict[str, Any]:
@@ -127,30 +64,6 @@ def problem(rng: np.random.Generator) -> dict[str, Any]:
         "engine": "feature" if rng.random() < 0.2 else "gram",
         "max_bytes": 2**31,
     }
-
-
-def written_otherwise(rng: np.random.Generator, value: Any) -> Any:
-    """The same numbers in another form."""
-    if isinstance(value, str) or value is None:
-        return value
-    array = np.asarray(value)
-    whole = array.dtype.kind in "iu"
-    forms: list[Callable[[], Any]] = [
-        array.tolist, lambda: array, lambda: jnp.asarray(array),
-        lambda: array.astype(array.dtype.newbyteorder(">")),
-        _torch(lambda torch: torch.from_numpy(np.ascontiguousarray(array))),
-    ]  # fmt: skip
-    if array.ndim:
-        forms += [lambda: tuple(array.tolist()), lambda: array[::-1][::-1], lambda: list(array)]
-    if array.dtype.kind == "f":
-        forms += [lambda: array.astype(np.longdouble), lambda: array.astype(np.float64)]
-        forms.append(_torch(lambda torch: torch.tensor(array.tolist(), requires_grad=True)))
-    if whole:
-        forms += [lambda: array.astype(np.int64), lambda: array.astype(np.uint16)]
-    if array.dtype == bool:
-        forms += [lambda: array.astype(int), lambda: array.astype(np.uint8).tolist()]
-    made = forms[rng.integers(len(forms))]()
-    return value if type(made) is object else made
 
 
 def must_refuse(what: str, call: Callable[[], object]) -> None:
@@ -219,13 +132,13 @@ def attack_small(rng: np.random.Generator) -> None:
         "prepare": [*ARRAYS, *NEVER_NONE], "prepare valid": NO_MASK,
         "prepare saliency": [*ODD, lambda: np.zeros(N + 1), lambda: "x", lambda: 1.0],
         "prefix": [*NO_COUNT, *NEVER_NONE, lambda: K + 1],
-        "mask": [*_scalars(NO_COUNT), *NEVER_NONE],
+        "mask": [*scalars(NO_COUNT), *NEVER_NONE],
         "alpha": alphas, "setting": NO_NAME, "tagger": NO_NAME, "extract": texts,
         "load": [*texts, lambda: "", lambda: Path("nowhere/at/all"), lambda: "a/b/c/d"],
         "revision": [x for x in NO_NAME if x() is not None],
         "token": [x for x in texts if x() is not None],
         "dtype": [*(x for x in NO_NAME if x() is not None and x() is not True),
-                  *map(_value, ("float64", "int8", int, complex, np.float64, "f4x"))],
+                  *map(copied, ("float64", "int8", int, complex, np.float64, "f4x"))],
         "mesh": [x for x in NO_NAME if x() is not None],
     }  # fmt: skip
     name = list(targets)[rng.integers(len(targets))]
@@ -311,27 +224,27 @@ NO_IMAGE: list[Odd] = [
     lambda: VisualTokens("x", None), lambda: VisualTokens(np.zeros((16, 64)), np.ones(16, bool)),
 ]  # fmt: skip
 NO_BUDGET: list[Odd] = [
-    *NO_NUMBER, *map(_value, (0, 1.0, 1.5, math.inf, [4, 4], [None, 4])),
+    *NO_NUMBER, *map(copied, (0, 1.0, 1.5, math.inf, [4, 4], [None, 4])),
     lambda: [object()], lambda: np.zeros(1), lambda: ["4"], lambda: [[4]],
 ]  # fmt: skip
 OPTIONS: dict[str, list[Odd]] = {
     "keep": [x for x in NO_BUDGET if x() is not None],
-    "method": [*NO_NAME, _value("fastest"), lambda: ResPrune, lambda: CallOptions()],
+    "method": [*NO_NAME, copied("fastest"), lambda: ResPrune, lambda: CallOptions()],
     "alpha": [*NO_NUMBER, lambda: 1e39, lambda: [0.5, 0.5], lambda: [[0.5]], lambda: np.zeros(0)],
-    "tolerance": [*NO_NUMBER, _value(0), _value(1), lambda: [0.1]],
+    "tolerance": [*NO_NUMBER, copied(0), copied(1), lambda: [0.1]],
     **{name: [x for x in NO_NAME if x() is not None]
        for name in ("aggregate", "nonnegative", "seed_rule", "positions")},
     **dict.fromkeys(("budget", "newline", "text", "ocr_line", "image_aspect"), NO_NAME),
     **dict.fromkeys(("strict_nouns", "chat_template"), NO_FLAG),
     "max_new_tokens": NO_COUNT,
-    **{name: [*NO_NUMBER, _value(2.9), _value(3.0), lambda: np.float64(3e9)]
+    **{name: [*NO_NUMBER, copied(2.9), copied(3.0), lambda: np.float64(3e9)]
        for name in ("top_k", "no_repeat_ngram_size")},
-    "min_p": [*NO_NUMBER, _value(1.5)],
-    "repetition_penalty": [*NO_NUMBER, _value(0), lambda: math.inf],
+    "min_p": [*NO_NUMBER, copied(1.5)],
+    "repetition_penalty": [*NO_NUMBER, copied(0), lambda: math.inf],
     "sample": NO_FLAG,
-    "rng_seed": [*NO_NUMBER, *NEVER_NONE, _value(1.5), _value(2**32)],
+    "rng_seed": [*NO_NUMBER, *NEVER_NONE, copied(1.5), copied(2**32)],
     "temperature": [*NO_NUMBER, lambda: math.inf, lambda: 1e39],
-    "top_p": [*NO_NUMBER, _value(0), _value(1.5)],
+    "top_p": [*NO_NUMBER, copied(0), copied(1.5)],
     "announce": [x for x in NO_NAME if x() is not None and not callable(x())],
     "options": [x for x in NO_NAME if x() is not None],
     "no_such_option": NO_NAME,
@@ -390,15 +303,15 @@ def _good_answers(rng: np.random.Generator) -> None:
     image, pixels = picture(), np.asarray(picture())
     forms: dict[str, list[Callable[[], Any]]] = {
         "images": [lambda: image, lambda: [image], lambda: [[image]], lambda: pixels,
-                   lambda: (image,), _torch(lambda torch: torch.from_numpy(pixels.copy())),
+                   lambda: (image,), torch_made(lambda torch: torch.from_numpy(pixels.copy())),
                    lambda: model().encode(image), lambda: jnp.asarray(pixels)],
         "prompts": [lambda: QUESTION, lambda: [QUESTION], lambda: (QUESTION,), lambda: [[QUESTION]],
                     lambda: np.array([QUESTION]), lambda: [(QUESTION,)]],
         "keep": [lambda: 4, lambda: [4], lambda: (4,), lambda: np.int16(4), lambda: np.array([4]),
                  lambda: np.array(4), lambda: jnp.array([4]), lambda: 0.25,
-                 lambda: np.float32(0.25), _torch(lambda torch: torch.tensor([4]))],
+                 lambda: np.float32(0.25), torch_made(lambda torch: torch.tensor([4]))],
         "alpha": [lambda: 0.5, lambda: [0.5], lambda: np.float16(0.5), lambda: np.array([0.5]),
-                  lambda: jnp.array(0.5), _torch(lambda torch: torch.tensor([0.5]))],
+                  lambda: jnp.array(0.5), torch_made(lambda torch: torch.tensor([0.5]))],
         "max_new_tokens": [lambda: 2, lambda: np.int64(2), lambda: np.array(2)],
     }  # fmt: skip
     call = {name: own[rng.integers(len(own))]() for name, own in forms.items()}

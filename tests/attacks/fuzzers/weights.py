@@ -14,9 +14,9 @@ import numpy as np
 from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
 from resprune_jax.models.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE
 from resprune_jax.models.families.registry import checkpoint_config
-from tests.attacks.checkpoints import FAMILIES, base
 from tests.attacks.harness import Fuzzer, draw
-from tests.attacks.mutations import damage, hostile, mutate, nested, text
+from tests.attacks.inputs.checkpoints import FAMILIES, base
+from tests.attacks.inputs.mutations import damage, hostile, mutate, nested, text
 
 NAME = "safetensors"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

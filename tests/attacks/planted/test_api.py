@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from resprune_jax import selection
-from resprune_jax.methods import resprune
-from tests.attacks import api, harness
+from resprune_jax.methods.tokens import resprune
+from tests.attacks import harness
+from tests.attacks.fuzzers import api
 
 (FUZZER,) = api.FUZZERS
 
