@@ -45,7 +45,8 @@ ODD: list[Odd] = [
 NO_NUMBER: list[Odd] = [
     *ODD, *map(copied, ("5", "0.5", True, False, math.nan, [], "", [[[]]])),
     lambda: np.bool_(True), torch_made(lambda torch: torch.tensor(True)),
-    lambda: np.array(["1"] * 7), lambda: np.full(7, 0.5), lambda: [0.5] * 7, lambda: np.zeros((1, 1, 1)), lambda: 10**400,
+    lambda: np.array(["1"] * 7), lambda: np.full(7, 0.5), lambda: [0.5] * 7,
+    lambda: np.zeros((1, 1, 1)), lambda: 10**400,
     lambda: -(10**400), lambda: 10**5000, lambda: -1, lambda: -math.inf, lambda: np.float32(-2),
 ]  # fmt: skip
 NO_COUNT: list[Odd] = [

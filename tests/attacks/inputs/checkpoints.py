@@ -1,4 +1,4 @@
-"""Small checkpoints of the three families for the fuzzers, written without torch."""
+"""Small checkpoints of every family, and of towers and decoders that it may have, without torch."""
 
 import json
 import math
@@ -47,6 +47,37 @@ QWEN: dict[str, Any] = {
         "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
     },
 }  # fmt: skip
+QWEN2: dict[str, Any] = {
+    **{key: value for key, value in QWEN.items() if key != "rope_theta"}, "model_type": "qwen2_vl",
+    "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1], "rope_theta": 1e6},
+    "vision_config": {
+        "depth": 2, "embed_dim": 16, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 16,
+        "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+}  # fmt: skip
+SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
+SCALED = {
+    "model_type": "qwen2", **TEXT, "use_sliding_window": False, "max_window_layers": 2,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "beta_fast": 32, "beta_slow": 1,
+        "original_max_position_embeddings": 128,
+    },
+}  # fmt: skip
+INTERLEAVED = {
+    **LLAVA, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    "vision_config": SIGLIP, "text_config": SCALED,
+}  # fmt: skip
+ONEVISION: dict[str, Any] = {
+    **INTERLEAVED, "model_type": "llava_onevision", "image_grid_pinpoints": PINS,
+    "vision_aspect_ratio": "anyres_max_9", "video_token_index": 6,
+    "text_config": {
+        "model_type": "qwen2", **TEXT,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        },
+    },
+}  # fmt: skip
 PROCESSOR: dict[str, Any] = {
     "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
     "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3,
@@ -64,7 +95,27 @@ PATCHED = {
     **PROCESSOR, "image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14,
     "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136, "max_pixels": 12544,
 }  # fmt: skip
-FAMILIES = {"llava": (LLAVA, CROPPED), "llava_next": (NEXT, TILED), "qwen2_5_vl": (QWEN, PATCHED)}
+SQUEEZED = {
+    **PROCESSOR, "image_processor_type": "SiglipImageProcessor",
+    "size": {"height": SIDE, "width": SIDE},
+}  # fmt: skip
+SQUEEZED_TILES = {
+    **SQUEEZED, "image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True,
+    "image_grid_pinpoints": PINS,
+}  # fmt: skip
+FAMILIES = {
+    "llava": (LLAVA, CROPPED), "llava_next": (NEXT, TILED), "qwen2_5_vl": (QWEN, PATCHED),
+    "llava_onevision": (ONEVISION, SQUEEZED_TILES), "qwen2_vl": (QWEN2, PATCHED),
+    "interleave": (INTERLEAVED, SQUEEZED),
+}  # fmt: skip
+"""Name: (config.json, preprocessor_config.json); "interleave" is LLaVA's with other parts."""
+
+ANSWERS: dict[str, Any] = {
+    "eos_token_id": [2, 0], "pad_token_id": 3, "do_sample": False, "temperature": 0.7, "top_p": 0.9,
+    "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05, "no_repeat_ngram_size": 3,
+    "bad_words_ids": [[5, 6], [7]], "suppress_tokens": [9, 11], "begin_suppress_tokens": [12],
+    "min_length": 1, "min_new_tokens": 1, "max_new_tokens": 20, "max_length": 300, "num_beams": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,11 +138,11 @@ def base(family: str) -> Base:
     files = {
         "config.json": config,
         "preprocessor_config.json": processor,
-        "generation_config.json": {"eos_token_id": [2, 0], "pad_token_id": 3, "do_sample": False},
+        "generation_config.json": ANSWERS,
         "tokenizer_config.json": made,
         "chat_template.json": {"chat_template": (shipped() / "chat_template.jinja").read_text()},
     }
-    if family == "qwen2_5_vl":
+    if family.startswith("qwen"):
         token, own = "<image>", "<|image_pad|>"
         files["chat_template.json"] = {
             "chat_template": files["chat_template.json"]["chat_template"].replace(token, own)
