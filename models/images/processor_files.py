@@ -69,6 +69,19 @@ def load_image_processor(directory: str | os.PathLike[str], accepted: Sequence[s
         )
 
 
+def check_resizes(processor: Any) -> None:
+    """Refuse a processor that leaves pictures at their own sizes, which fit no model.
+
+    Raises:
+        CallError: `do_resize` is false or null.
+    """
+    if not processor.do_resize:
+        raise CallError(
+            f"preprocessor_config.json has do_resize {shown(processor.do_resize)}, but "
+            "this model's pictures are resized: set it to true, or take it out"
+        )
+
+
 def read_settings(folder: Path) -> tuple[dict[str, Any], Path]:
     """The settings of a checkpoint's image processor, and the file that they are in.
 

@@ -147,9 +147,9 @@ def make_rules(
 
 def _mask(ids: Sequence[int] | np.ndarray, vocabulary: int) -> np.ndarray:
     """(V,) bool, whether an id is among `ids`; those outside of the vocabulary mean nothing."""
-    listed = np.asarray(ids, np.int64)
     mask = np.zeros(vocabulary, bool)
-    mask[listed[(listed >= 0) & (listed < vocabulary)]] = True
+    # A file's ids may be larger than any dtype holds.
+    mask[[i for i in map(int, ids) if 0 <= i < vocabulary]] = True
     return mask
 
 

@@ -178,7 +178,8 @@ def _sizes(hf: Mapping[str, Any], *, patch: int) -> dict[str, int]:
         "num_heads": size("vision num_attention_heads", hf.get("num_attention_heads", 12)),
         "image_size": side("vision image_size", hf.get("image_size", 224)),
         "patch_size": side("vision patch_size", hf.get("patch_size", patch)),
-        "num_channels": size("vision num_channels", hf.get("num_channels", 3)),
+        # Pictures are RGB, whatever a file counts.
+        "num_channels": one_of("vision num_channels", hf.get("num_channels", 3), (3,)),
     }
     divides("vision hidden_size", sizes["hidden_size"], "attention heads", sizes["num_heads"])
     if sizes["image_size"] < sizes["patch_size"]:

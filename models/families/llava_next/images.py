@@ -22,7 +22,7 @@ from resprune_jax.models.families.llava_next.anyres import (
 )
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
 from resprune_jax.models.images.files import ImageLike, open_image
-from resprune_jax.models.images.processor_files import load_image_processor
+from resprune_jax.models.images.processor_files import check_resizes, load_image_processor
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class NextProcessor:
                 f"the image processor is {type(processor).__name__}, which makes no tiles: "
                 "preprocessor_config.json must name LlavaNextImageProcessor"
             )
-        own = tuple(tuple(pin) for pin in processor.image_grid_pinpoints)
+        own = tuple(tuple(pin) for pin in processor.image_grid_pinpoints or ())
         if own != config.image_grid_pinpoints:
             raise CallError(
                 f"the image processor's image_grid_pinpoints {list(own)} are not those of "
                 f"config.json, {list(config.image_grid_pinpoints)}: correct either file"
             )
+        check_resizes(processor)
         size, crop = _entries(processor.size), _entries(processor.crop_size)
         square = {"height": side, "width": side}
         # The crop's size is that of the tiles too; without one, the resized edge is.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.fields import one_of, section, size, whole
+from resprune_jax.models.checkpoint.fields import one_of, section, size, token_id
 from resprune_jax.models.checkpoint.formats import CheckpointFormat
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.families.llava import names
@@ -121,8 +121,8 @@ class OneVisionConfig:
                 hf.get("image_grid_pinpoints"), vision.image_size, DEFAULT_PINPOINTS
             ),
             max_tiles=_max_tiles(hf.get("vision_aspect_ratio", "anyres_max_9")),
-            image_token_id=whole("image_token_index", image_token),
-            video_token_id=whole("video_token_index", video_token),
+            image_token_id=token_id("image_token_index", image_token),
+            video_token_id=token_id("video_token_index", video_token),
             projector_act=one_of(
                 "projector_hidden_act",
                 hf.get("projector_hidden_act", "gelu"),

@@ -16,7 +16,11 @@ from resprune_jax.models.families.llava.images import pad_and_resize
 from resprune_jax.models.families.llava_next.anyres import num_tiles
 from resprune_jax.models.families.onevision.config import OneVisionConfig
 from resprune_jax.models.images.files import ImageLike, open_image
-from resprune_jax.models.images.processor_files import load_image_processor, video_settings
+from resprune_jax.models.images.processor_files import (
+    check_resizes,
+    load_image_processor,
+    video_settings,
+)
 from resprune_jax.models.images.video import Sampling, VideoLike, read_video
 from resprune_jax.models.prompts.chat_files import read_json
 
@@ -55,12 +59,13 @@ class OneVisionProcessor:
                 f"the image processor is {name}, another family's: preprocessor_config.json must "
                 "name LlavaOnevisionImageProcessor"
             )
-        own = tuple(tuple(pin) for pin in processor.image_grid_pinpoints)
+        own = tuple(tuple(pin) for pin in processor.image_grid_pinpoints or ())
         if own != config.image_grid_pinpoints:
             raise CallError(
                 f"the image processor's {len(own)} image_grid_pinpoints are not the "
                 f"{len(config.image_grid_pinpoints)} of config.json: correct either file"
             )
+        check_resizes(processor)
         video = {} if video is None else video
         for what, size in (("image", processor.size), ("video", video.get("size"))):
             _check_size(size or processor.size, what, config.vision.image_size)
@@ -184,7 +189,7 @@ class OneVisionProcessor:
 
 def _check_size(size: Any, what: str, side: int) -> None:
     """Refuse a processor whose tiles are not the tower's pictures."""
-    own = {key: value for key, value in dict(size).items() if value}
+    own = {key: value for key, value in dict(size or {}).items() if value}
     if own not in ({"height": side, "width": side}, {"shortest_edge": side}):
         raise CallError(
             f"the {what} processor's size {own} does not give the {side} x {side} pixels that the "

@@ -24,6 +24,7 @@ from resprune_jax.models.families.qwen_vl.limits import (
 )
 from resprune_jax.models.images.files import ImageLike, name_of, open_image
 from resprune_jax.models.images.processor_files import (
+    check_resizes,
     load_image_processor,
     read_settings,
     video_settings,
@@ -130,6 +131,7 @@ class QwenProcessor:
         Raises:
             CallError: the processor's patches are not the vision tower's.
         """
+        check_resizes(processor)
         wanted = (config.patch_size, config.temporal_patch_size, config.spatial_merge_size)
         names = ("patch_size", "temporal_patch_size", "merge_size")
         got = tuple(getattr(processor, name, None) for name in names)

@@ -19,6 +19,8 @@ from resprune_jax.models.checkpoint.fields import (
 
 # The second of each in files before version 5.
 _TYPES = ("qwen2_5_vl_vision", "qwen2_5_vl")
+# Inside a window every patch attends to every other: published models have 112.
+_LARGEST_WINDOW = 1024
 _PLAIN_TYPES = ("qwen2_vl", "qwen2_vl_vision")
 
 
@@ -112,7 +114,7 @@ class QwenVisionConfig:
             hidden_size=size("vision hidden_size", hf.get("hidden_size", 3584)),
             intermediate_size=size("vision intermediate_size", hf.get("intermediate_size", 3420)),
             out_hidden_size=size("vision out_hidden_size", hf.get("out_hidden_size", 3584)),
-            window_size=size("vision window_size", hf.get("window_size", 112)),
+            window_size=size("vision window_size", hf.get("window_size", 112), _LARGEST_WINDOW),
             full_attention_blocks=_blocks(hf.get("fullatt_block_indexes", (7, 15, 23, 31))),
             tokens_per_second=number("vision tokens_per_second", hf.get("tokens_per_second", 4)),
         )._checked()
@@ -167,7 +169,8 @@ def _shared(hf: Mapping[str, Any]) -> dict[str, Any]:
         "spatial_merge_size": one_of(
             "vision spatial_merge_size", hf.get("spatial_merge_size", 2), (1, 2, 4)
         ),
-        "num_channels": size("vision in_channels", hf.get("in_channels", 3)),
+        # Pictures are RGB, whatever a file counts.
+        "num_channels": one_of("vision in_channels", hf.get("in_channels", 3), (3,)),
         "rope_theta": number("vision rope_theta", rope.get("rope_theta", 10000.0)),
     }
 

@@ -224,6 +224,8 @@ REFUSED: list[tuple[str | None, dict[str, Any], list[str]]] = [
     ("vision_config", {"model_type": "dinov2"}, ["'dinov2'", "clip_vision_model", "siglip"]),
     ("vision_config", {"hidden_act": "gelu_new"}, ["'gelu_new'", "'quick_gelu'"]),
     ("vision_config", {"image_size": [336, 224]}, ["[336, 224]", "square"]),
+    ("vision_config", {"num_channels": 1}, ["num_channels 1", "supported: 3"]),
+    ("vision_config", {"num_channels": 5}, ["num_channels 5", "supported: 3"]),
     ("vision_config", {"image_size": 8}, ["image_size 8", "patch_size 14"]),
 ]
 

@@ -159,6 +159,8 @@ def test_wrong_calls_are_refused() -> None:
     [
         ({"image_grid_pinpoints": [[56, 112]]}, "are not those of config.json"),
         ({"image_grid_pinpoints": SMALL["image_grid_pinpoints"][::-1]}, "are not those"),
+        ({"image_grid_pinpoints": None}, "are not those of config.json"),
+        ({"do_resize": False}, "do_resize False, but"),
         ({"size": {"shortest_edge": 28}}, "do not give the 56 x 56 pixels"),
         ({"crop_size": {"height": 28, "width": 28}}, "do not give the 56 x 56 pixels"),
         ({"size": {"height": 56, "width": 28}}, "do not give the 56 x 56 pixels"),

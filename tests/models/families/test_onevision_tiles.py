@@ -75,6 +75,9 @@ def test_the_published_file_and_a_silent_one() -> None:
         ({"image_grid_pinpoints": [[384, 400]]}, "384 x 400"),
         ({"vision_feature_layer": -30}, "-30"),
         ({"model_type": "llava_next"}, "llava_next"),
+        ({"image_token_index": -1}, "image_token_index is -1, expected at least 0"),
+        ({"video_token_index": 2**40}, "video_token_index is 1099511627776"),
+        ({"vision_config": {"model_type": "siglip_vision_model", "num_channels": 5}}, "channels 5"),
     ],
 )  # fmt: skip
 def test_refused_settings_are_named(change: dict[str, Any], words: str) -> None:
@@ -236,6 +239,9 @@ def test_frames_are_squeezed_with_the_videos_own_settings() -> None:
         ({"size": {"height": 40, "width": 40}}, {}, "image processor's size.*44 x 44"),
         ({}, {"size": {"height": 40, "width": 40}}, "video processor's size"),
         ({"image_grid_pinpoints": PINPOINTS[::-1]}, {}, "image_grid_pinpoints"),
+        ({"image_grid_pinpoints": None}, {}, "0 image_grid_pinpoints"),
+        ({"size": None}, {}, "image processor's size.*44 x 44"),
+        ({"do_resize": False}, {}, "do_resize False"),
         ({"do_center_crop": True, "crop_size": {"height": 44, "width": 44}}, {}, "do_center_crop"),
     ],
 )

@@ -150,6 +150,8 @@ def test_a_silent_file_takes_the_class_defaults() -> None:
         ("vision_config", {"fullatt_block_indexes": 7}, "expected a list of numbers"),
         ("vision_config", {"hidden_size": 32, "num_heads": 16}, "2-D rotation"),
         ("vision_config", {"depth": 0}, "vision depth is 0"),
+        ("vision_config", {"in_channels": 4}, "in_channels 4 is not supported; supported: 3"),
+        ("vision_config", {"window_size": 2240}, "window_size is 2240, expected .* at most 1024"),
     ],
 )
 def test_what_the_port_does_not_do_is_refused(
@@ -196,6 +198,7 @@ def test_qwen2_vl_has_another_tower() -> None:
         ("vision_config", {"hidden_act": "silu"}, "vision hidden_act 'silu'"),
         ("vision_config", {"hidden_size": 1536}, "out_hidden_size 1536 is not the language"),
         ("vision_config", {"embed_dim": 0}, "vision embed_dim is 0"),
+        ("vision_config", {"in_channels": 1}, "in_channels 1 is not supported; supported: 3"),
         ("vision_config", {"mlp_ratio": "4"}, "vision mlp_ratio is '4'"),
         ("vision_config", {"model_type": "qwen2_5_vl"}, "vision model type 'qwen2_5_vl'"),
     ],

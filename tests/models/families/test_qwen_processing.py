@@ -169,6 +169,12 @@ def test_videos_are_transformers(name: str) -> None:
     assert apart.max() <= 2 and apart.mean() < 0.25
 
 
+@pytest.mark.parametrize("off", [False, None])
+def test_a_processor_that_leaves_pictures_at_their_sizes_is_refused(off: bool | None) -> None:
+    with pytest.raises(CallError, match=f"do_resize {off}, but this model's pictures are resized"):
+        QwenProcessor(Qwen2VLImageProcessorPil(size=SMALL, do_resize=off), CONFIG)
+
+
 def test_a_video_that_no_context_holds_is_refused_early() -> None:
     # 40 frames of 300 x 200 pixels are 20 groups of 54 tokens.
     clip, settings = frames(40, 300, 200), {"max_video_tokens": 1000}

@@ -27,7 +27,7 @@ APPLIED: dict[str, Any] = {
     "repetition_penalty": 1.05,
     "no_repeat_ngram_size": 3,
     "bad_words_ids": [[1], [2, 3]],
-    "suppress_tokens": [4, -1, 999],
+    "suppress_tokens": [4, -1, 999, 10**30],
     "begin_suppress_tokens": [5],
     "min_length": 6,
     "min_new_tokens": 7,

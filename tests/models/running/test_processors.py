@@ -92,7 +92,7 @@ def test_all_settings_together(prompts: Any, pair: Any, data: st.DataObject) -> 
         repetition_penalty=data.draw(st.sampled_from([0.5, 1.05, 1.7])),
         no_repeat_ngram_size=data.draw(st.integers(1, 5)),
         bad_words_ids=(*pair, *((i,) for i in data.draw(st.lists(ids, max_size=2, unique=True)))),
-        suppress_tokens=(data.draw(ids), 99, -1),
+        suppress_tokens=(data.draw(ids), 99, -1, 2**63, -(10**40)),
         begin_suppress_tokens=(data.draw(ids),),
         min_length=data.draw(st.integers(1, 12)),
         min_new_tokens=data.draw(st.sampled_from([None, 1, 3])),
