@@ -48,20 +48,25 @@ QUESTION = "What is behind the old man?"
 
 
 def problem(rng: np.random.Generator) -> dict[str, Any]:
-    """A good call of `select` with every argument given, as plain NumPy."""
+    """A good call of `select` with every argument given, as plain NumPy.
+
+    Of few shapes, since each is compiled: one problem, and rows of which either limits or alphas
+    differ.
+    """
     rows = () if rng.random() < 0.5 else (ROWS,)
+    limits, alphas = (rows, ()) if rng.random() < 0.5 else ((), rows)
     valid = np.ones((*rows, N), bool)
     valid[..., 15:] = rng.random() < 0.5
     return {
         "tokens": rng.standard_normal((*rows, N, D)).astype(np.float32),
         "keep": K,
-        "limit": rng.integers(1, K + 1, rows if rng.random() < 0.5 else ()),
+        "limit": rng.integers(1, K + 1, limits),
         "relevance": rng.random((*rows, N)).astype(np.float32),
-        "alpha": rng.random(rows if rng.random() < 0.5 else ()).astype(np.float32),
+        "alpha": np.asarray(rng.random(alphas), np.float32),
         "first": rng.integers(0, 15, rows),
         "valid": valid,
         "tolerance": np.float32(1e-3),
-        "engine": "feature" if rng.random() < 0.2 else "gram",
+        "engine": "feature" if not rows and rng.random() < 0.4 else "gram",
         "max_bytes": 2**31,
     }
 
@@ -332,7 +337,7 @@ def run(seed: int) -> None:
 
 def prepare_all() -> None:
     _usual()
-    select(np.ones((N, D), np.float32), K)
+    select(**problem(np.random.default_rng(0)))
     extractor()
 
 
