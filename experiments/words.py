@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from resprune_jax.errors import CallError
 
@@ -68,6 +69,11 @@ def check(words: Sequence[str], commands: Mapping[str, type], groups: Iterable[s
             near = _nearest(option, list(options))
             hint = f": did you mean {near}?" if near else ""
             raise CallError(f"{name} has no option {option!r}{hint} (try: {_help(name)})")
+    switches = {own for own, hint in named(commands[name]).items() if hint is bool} | set(HELP)
+    for word in rest:
+        option, is_, _ = word.partition("=")
+        if is_ and _dashed(option) in switches:
+            raise CallError(f"{_dashed(option)} is a switch and takes no value: write it alone")
     for option in dict.fromkeys(given):
         if given.count(option) > 1 and option not in HELP:
             raise CallError(f"{option} was given twice: {_once(option, options)}")
@@ -92,10 +98,20 @@ def _dashed(option: str) -> str:
 
 
 def _options(options: type) -> dict[str, bool]:
-    """The options of a command, and whether each takes several values."""
+    """The options of a command as they are written, and whether each takes several values."""
+    return {name: _several(hint) for name, hint in named(options).items()}
+
+
+def named(options: type) -> dict[str, Any]:
+    """The options of a command as they are written, each with the type of its value.
+
+    Args:
+        options: its dataclass; a field is written by its name, or the one that it is annotated
+            with, a switch that is on by default with "no-".
+    """
     hints = typing.get_type_hints(options)
     full = typing.get_type_hints(options, include_extras=True)
-    found = {}
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         switch = "no-" if hints[field.name] is bool and field.default is True else ""
         said = getattr(full[field.name], "__metadata__", ())
@@ -104,7 +120,7 @@ def _options(options: type) -> dict[str, bool]:
         # An option may have another name on the command line than its field.
         names = (getattr(each, "name", None) for each in said)
         name = next((own for own in names if isinstance(own, str)), field.name)
-        found[f"--{switch}{name.replace('_', '-')}"] = _several(hints[field.name])
+        found[f"--{switch}{name.replace('_', '-')}"] = hints[field.name]
     return found
 
 

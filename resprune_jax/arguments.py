@@ -72,7 +72,8 @@ def numbers(value: Any) -> float | tuple[float, ...] | None:
     if isinstance(value, bool | np.bool_):
         return None
     if isinstance(value, Real):
-        return value  # type: ignore[return-value]
+        # A NumPy scalar would be compared in its own, maybe narrow dtype.
+        return value.item() if isinstance(value, np.generic) else value  # type: ignore[return-value]
     try:
         found = np.asarray(array_of("", value, "number"))
     except Exception:  # a tracer has no value either

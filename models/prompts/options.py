@@ -258,10 +258,12 @@ class DrawOptions:
         """Refuse what cannot work when it is written down."""
         for name, (fits, wanted) in _DRAWING.items():
             value = getattr(self, name)
-            if value is not None and not fits(value):
+            if value is None:
+                continue
+            plain = numbers(value)
+            if not fits(plain):
                 raise CallError(f"{name} must {wanted}, got {shown(value)}")
-            if value is not None:
-                object.__setattr__(self, name, numbers(value))
+            object.__setattr__(self, name, plain)
         if not isinstance(self.sample, bool):
             raise CallError(f"sample is True or False, got {shown(self.sample)}")
         if self.sample and self.temperature == 0:

@@ -1,17 +1,22 @@
-"""Command lines: options of every kind with values of every kind, names nearly right, odd paths."""
+"""Command lines: options of every kind with values of every kind, names nearly right, odd paths.
+
+Of two cases one is made by chance; the other visits one option of one command and gives it several
+values. Those that can be none must be refused by the option's name, as a wrong call.
+"""
 
 import contextlib
 import dataclasses
 import functools
 import io
 import os
+import re
 import tempfile
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from tests.attacks.harness import BAD_MESSAGE, WRONG, Fault, Fuzzer, draw, message_fault
 
@@ -72,15 +77,9 @@ def prepare() -> None:
 @functools.cache
 def _options(command: str) -> dict[str, Any]:
     """The options of a command and the types of their values."""
-    from resprune_jax.experiments import cli
+    from resprune_jax.experiments import cli, words
 
-    own = cli.COMMANDS[command].options
-    hints = typing.get_type_hints(own)
-    found = {}
-    for field in dataclasses.fields(own):
-        switch = "no-" if hints[field.name] is bool and field.default is True else ""
-        found[f"--{switch}{field.name.replace('_', '-')}"] = hints[field.name]
-    return found
+    return words.named(cli.COMMANDS[command].options)
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -150,6 +149,24 @@ def make(seed: int) -> list[str]:
     return words
 
 
+def _listed(line: str) -> bool:
+    """Whether an option that is said not to be there is in the command's help."""
+    command, _, rest = line.removeprefix("resprune: ").partition(" has no option ")
+    said = rest.split("'")[1] if rest.count("'") > 1 else ""
+    return re.search(f"{re.escape(said)}(?![a-z-])", _help(command)) is not None if said else False
+
+
+@functools.cache
+def _help(command: str) -> str:
+    """What a command says of itself."""
+    from resprune_jax.experiments import cli
+
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        cli.main([*command.split(), "--help"])
+    return out.getvalue()
+
+
 def judge(words: list[str], status: int, said: str) -> None:
     """What a command line may come to: an exit status, and lines that can be read.
 
@@ -162,36 +179,114 @@ def judge(words: list[str], status: int, said: str) -> None:
     if status and (not lines or not lines[-1].startswith("resprune: ")):
         raise Fault(WRONG, f"status {status} without a reason of {words!r}"[:400])
     for line in lines:
+        if "has no option" in line and _listed(line):
+            raise Fault(WRONG, f"an option that the help lists: {line[:300]}")
         if fault := message_fault(line):
             raise Fault(BAD_MESSAGE, f"{fault} in {line[:300]!r}")
         if "unexpected " in line and "Error" in line:
             raise Fault("traceback", f"{line[:300]} of {words!r}"[:600])
 
 
-def run(seed: int, main: Callable[[list[str]], int] | None = None) -> None:
+def run(seed: int) -> None:
+    if seed % 2:
+        visit(seed // 2)
+    else:
+        words = make(seed)
+        judge(words, *_said(words))
+
+
+def _said(words: list[str]) -> tuple[int, str]:
+    """The exit status of a command line and its standard error; no wrong call may leave a file."""
     from resprune_jax.experiments import cli
 
-    out, err, words = io.StringIO(), io.StringIO(), make(seed)
+    out, err = io.StringIO(), io.StringIO()
     before = Path.cwd()
     os.chdir(_place())
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                status = (main or cli.main)(words)
+                status = cli.main(words)
             except SystemExit as stop:  # the help, the version
                 if stop.code not in (0, None):
                     raise
                 status = 0
     finally:
         os.chdir(before)
-    debug = "--debug" in words
-    judge(words, status, err.getvalue() if not debug else "resprune: -\n")
     strays = {path.name for path in _place().iterdir()} - set(_KNOWN)
     for name in strays:
         with contextlib.suppress(OSError):
             (_place() / name).unlink()
     if status == 2 and strays:
         raise Fault(WRONG, f"a wrong call left {sorted(strays)}: {words!r}"[:400])
+    return status, err.getvalue() if "--debug" not in words else "resprune: -\n"
+
+
+# --- option by option -----------------------------------------------------------------------------
+
+_NO_NUMBER = ("x", "", "0x10", "1,5", "\x1b[31m5", "five\n", "y" * LONG, "--", "1 2")
+_NOT_FINITE = ("9" * 5000, "nan", "inf", "-inf", "1e400", "-1e400")
+_NO_CHOICE = ("fastest", "", "\x1b[2J", "\u202egnp", "a\nb", "z" * LONG, "None?")
+_NO_SWITCH = ("=", "=yes", "=\x1b[31m", "=" + "q" * LONG)
+
+
+@functools.cache
+def visits() -> list[tuple[str, str]]:
+    """(command, option) of all there are, in the order of the visits."""
+    from resprune_jax.experiments import cli
+
+    found = [(command, option) for command in cli.COMMANDS for option in _options(command)]
+    return [found[index] for index in np.random.default_rng(1).permutation(len(found))]
+
+
+def visit(turn: int) -> None:
+    """Give one option values that it cannot have, and odd ones."""
+    before, index = divmod(turn, len(visits()))
+    command, option = visits()[index]
+    hint = _options(command)[option]
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    wrong: tuple[str, ...] = ()
+    if hint is bool:
+        wrong = _NO_SWITCH
+    elif all(isinstance(part, str) for part in parts):
+        wrong = _NO_CHOICE
+    elif set(parts) <= {int, float}:
+        # Only the commands themselves look at what a number is, and all but one are stand-ins.
+        wrong = _NO_NUMBER + _NOT_FINITE * (command == "answer" or float not in parts)
+    for value in wrong:
+        words = [
+            *_good(command, option),
+            f"{option}{value}" if hint is bool else f"{option}={value}",
+        ]
+        status, said = _said(words)
+        judge(words, status, said)
+        if status != 2 or option not in said:
+            raise Fault(WRONG, f"status {status} of {words!r}: {said!r}"[:600])
+    odd = [_ODD[(3 * (turn + before) + more) % len(_ODD)] for more in range(3)]
+    for value in odd:
+        words = [*_good(command, option), *([option, value] if hint is not bool else [option])]
+        judge(words, *_said(words))
+
+
+def _good(command: str, option: str) -> list[str]:
+    """A right call of a command, without one of its options."""
+    from resprune_jax.experiments import cli
+
+    words = command.split()
+    good = {"--model": "m", "--image": "a.png", "--prompt": "what?"} if command == "answer" else {}
+    own = cli.COMMANDS[command].options
+    hints = typing.get_type_hints(own, include_extras=True)
+    for field in dataclasses.fields(own):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            if tyro.conf.Positional in getattr(hints[field.name], "__metadata__", ()):
+                words.append("a.png")
+            else:
+                good.setdefault(f"--{field.name.replace('_', '-')}", "a.png")
+    if option == "--rows":
+        good.pop("--image", None)
+    for name, value in good.items():
+        if name != option:
+            words += [name, value]
+    return words
 
 
 _KNOWN = (
@@ -199,4 +294,4 @@ _KNOWN = (
     *("folder", "loop", "pipe"),
 )
 
-FUZZERS = [Fuzzer(NAME, run, cases=500, quick=60, prepare=prepare)]
+FUZZERS = [Fuzzer(NAME, run, cases=500, quick=100, prepare=prepare)]
