@@ -23,15 +23,18 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[3]
 
-# A command whose model answers after a moment. With "callbacks", the collector calls back all the
-# time, as JAX makes it: an exception raised there is lost.
+# A command whose model answers after a moment; a fault may be planted in it first. With
+# "callbacks", the collector calls back all the time, as JAX makes it: what is raised there is lost.
 CHILD = """
 import gc, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from resprune_jax.experiments import start, stopping
+from resprune_jax.models.prompts.generation_file import GenerationSettings
 
 class Model:
+    settings = GenerationSettings()
+
     def generate(self, images, prompts, **more):
         end = time.monotonic() + 0.03
         while time.monotonic() < end:
@@ -49,6 +52,7 @@ def linger(phase, info):
         pass
 
 def main():
+    exec(sys.argv.pop(1), globals())
     with stopping.listening(for_good=True):
         Path(sys.argv.pop(1)).touch()
         if sys.argv.pop(1) == "callbacks":
@@ -66,13 +70,13 @@ sys.exit(main())
 """
 
 
-def _command(folder: Path, rng: np.random.Generator, model: str) -> list[str]:
+def _command(folder: Path, rng: np.random.Generator, model: str, fault: str) -> list[str]:
     callbacks = "callbacks" if rng.random() < 0.4 else "plain"
     words = ["answer", "--model", model, "--rows", str(folder / "rows.jsonl"), "--keep", "4"]
     words += ["--output", str(folder / "out.jsonl"), "--batch-size", str(BATCH)]
     if model == "pocket":
         words += ["--max-new-tokens", "2"]
-    return [sys.executable, "-c", CHILD, str(folder / "ready"), callbacks, model, *words]
+    return [sys.executable, "-c", CHILD, fault, str(folder / "ready"), callbacks, model, *words]
 
 
 def _lines(folder: Path) -> list[bytes]:
@@ -128,8 +132,13 @@ def stop_once(
     before = _lines(folder)
     child = _start(words, folder)
     _wait(child, folder, rng)
+    # Held, so that nothing is answered between the count and the signal.
+    child.send_signal(signal.SIGSTOP)
+    if child.poll() is None:
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     seen = len(_lines(folder))
     child.send_signal(number)
+    child.send_signal(signal.SIGCONT)
     said = _end(child)
     after = _lines(folder)
     if after[: len(before)] != before:
@@ -142,8 +151,9 @@ def stop_once(
     lines = [line for line in said.splitlines() if not line.startswith("note: ")]
     if status and lines != ["resprune: stopped"]:
         raise Fault(WRONG, f"{number.name}: {said[-600:]!r}")
-    # One batch may end, and be written, while the signal is on its way.
-    if status and len(after) - seen > 2 * BATCH:
+    # A batch may end while the signal is on its way, and the next one with what was swallowed: also
+    # a run that comes to its end may have no more to do than that.
+    if len(after) - seen > 2 * BATCH:
         raise Fault(WRONG, f"{number.name}: {len(after) - seen} rows were answered after it")
 
 
@@ -153,20 +163,29 @@ def finish(words: list[str], folder: Path) -> None:
     said = _end(child)
     if child.returncode:
         raise Fault(WRONG, f"the resumed run ends with {child.returncode}: {said[-600:]}")
-    results = [json.loads(line) for line in _lines(folder)]
+    try:
+        results = [json.loads(line) for line in _lines(folder)]
+    except ValueError as error:
+        raise Fault(WRONG, f"a line of the results is torn: {error}") from None
     if sorted(result["row"] for result in results) != list(range(ROWS)):
         raise Fault(WRONG, f"rows {[result['row'] for result in results]}")
     for result in results:
         asked = f"question {result['row']}?"
-        stand_in = words[6] == "stand-in"
+        stand_in = words[7] == "stand-in"
         if result["prompt"] != asked or (stand_in and result["answer"] != f"answer to {asked}"):
             raise Fault(WRONG, f"row {result['row']} is {result}")
     if strays := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
         raise Fault(WRONG, f"files are left: {strays}")
 
 
-def attack(seed: int, model: str) -> None:
-    """One file of rows, up to three signals, and the run that ends it."""
+def attack(seed: int, model: str, fault: str = "") -> None:
+    """One file of rows, up to three signals, and the run that ends it.
+
+    Args:
+        seed: of the case.
+        model: "stand-in" or "pocket".
+        fault: Python that every run starts with; see `planted/`.
+    """
     from PIL import Image
 
     rng = draw(f"{NAME} {model}", seed)
@@ -178,8 +197,8 @@ def attack(seed: int, model: str) -> None:
         (folder / "rows.jsonl").write_text(text)
         for turn in range(rng.integers(1, 3)):
             number = SIGNALS[(seed + turn) % len(SIGNALS)]
-            stop_once(_command(folder, rng, model), folder, rng, number)
-        finish(_command(folder, rng, model), folder)
+            stop_once(_command(folder, rng, model, fault), folder, rng, number)
+        finish(_command(folder, rng, model, fault), folder)
 
 
 FUZZERS = [
