@@ -17,12 +17,13 @@ TRITON = triton==3.5.0
 UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-test demo test test-core test-newest test-oldest test-exact test-memory \
+.PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-tpu test-triton test-attacks lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
 	@echo "make test         set up, then run the tests (about 20 minutes on 2 busy cores)"
+	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs"
 	@echo "make test-core    every dependency and family once, without torch (under 3 minutes)"
 	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
@@ -86,7 +87,11 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not exact and not tpu and not triton"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton"
+
+# What repeats a test of the above for one more family or engine, or goes further.
+test-deep: setup-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m deep
 
 test-core: $(VENV)/.core
 	$(BIN)/python -m pytest $(CORE_TESTS)

@@ -114,17 +114,20 @@ def count_parameters(config: "ModelConfig") -> dict[str, int]:
     from resprune_jax.models.families.registry import module_class
 
     made = module_class(config)
-    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    # Decoder layers are alike: one is traced in place of eighty.
+    one_layer = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
+    abstract = nnx.eval_shape(lambda: made(one_layer, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     counts = dict.fromkeys(PARTS, 0)
     for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
-        part = str(path[0])
+        part, times = str(path[0]), 1
         if part == "language_model":
             part = "embed_tokens" if path[1] == "embed_tokens" else "layers"
+            times = config.text.num_layers if path[1] == "layers" else 1
         elif part == "visual":
             part = "multi_modal_projector" if path[1] == "merger" else "vision_tower"
         elif part == "image_newline":
             part = "multi_modal_projector"
-        counts[part] += math.prod(leaf.get_value().shape)
+        counts[part] += times * math.prod(leaf.get_value().shape)
     return counts
 
 

@@ -148,6 +148,7 @@ def test_auto_takes_what_fits(n: int, d: int, keep: int, max_bytes: int, want: s
     assert engines.resolve("gram", n, keep, d, max_bytes=1) == "gram"  # an engine that was named
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("n", "keep"), [(576, 64), (576, 128), (576, 192), (2928, 325), (2928, 976)]
 )
@@ -160,6 +161,7 @@ def test_rows_made_of_clustered_tokens(n: int, keep: int):
     assert made.rows[0] <= keep + 2 * lazy.BLOCK
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("block", [0, 8])
 def test_tokens_that_resemble_each_other_cost_rows_and_not_correctness(block: int):
     """Ten near copies of each direction: every pick takes all of its row's neighbours with it."""
@@ -202,6 +204,7 @@ def test_no_row_stands_for_another_when_the_tier_changes(block: int):
     assert set(np.asarray(made.outcome.indices[0])[:3].tolist()) == {n - 3, n - 2, n - 1}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("exponent", [-90, -25, 25, 58, 90])
 def test_an_image_out_of_scale(exponent: int):
     """Far from 1 the feature engine does it, and the images beside it are left alone."""
@@ -222,6 +225,7 @@ def test_an_image_out_of_scale(exponent: int):
         assert made.energy[1, 0] in (0.0, np.inf) or exponent == 58
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("blocked_from", [1, 2**19])
 def test_it_runs_under_shard_map_and_vmap(blocked_from: int, monkeypatch: pytest.MonkeyPatch):
     """Everything that a loop carries must vary over the mesh as the result does."""
@@ -238,6 +242,7 @@ def test_it_runs_under_shard_map_and_vmap(blocked_from: int, monkeypatch: pytest
     np.testing.assert_array_equal(jax.jit(jax.vmap(lambda t: choose(t).indices))(tokens), plain)
 
 
+@pytest.mark.deep
 def test_auto_takes_it_for_one_selection_on_an_image(monkeypatch: pytest.MonkeyPatch):
     for n, keep, want in [(576, 128, "lazy"), (576, 300, "gram"), (144, 48, "gram"),
                           (10549, 3516, "lazy"), (10549, 8000, "blocked")]:  # fmt: skip

@@ -58,6 +58,7 @@ def outcome(program: Callable[..., Outcome], given: Batch) -> Outcome:
     return jax.tree.map(np.asarray, program(given.tokens, *asked))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", KERNELS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_step_certificate(shape: Shape, engine: str) -> None:
@@ -89,6 +90,7 @@ def test_step_certificate(shape: Shape, engine: str) -> None:
     assert same > 0.9 * entries
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", KERNELS)
 def test_doubts_are_those_of_gram(engine: str) -> None:
     for given in (forced_pivots(3), batch(SMALL, 1)):
@@ -115,6 +117,7 @@ FAULTS: dict[str, tuple[str, Callable]] = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", KERNELS)
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_planted_faults_are_caught(

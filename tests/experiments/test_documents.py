@@ -52,6 +52,7 @@ def test_the_settings_of_the_readme(first: dict[str, Any], monkeypatch: pytest.M
     assert {"aggregate", "nonnegative", "text", "ocr_line", "seed_rule", "method"} <= said
 
 
+@pytest.mark.deep
 def test_the_example_of_the_pocket_test_set(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("docs/pocket.md")
     right = names(code, {})["right"]

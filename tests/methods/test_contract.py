@@ -213,7 +213,8 @@ def test_a_method_in_a_file_of_ones_own(tmp_path: Path) -> None:
     assert visual.saliency is not None
     expected = np.argsort(np.asarray(visual.saliency)[0])[:8].tolist()
     assert made.indices[0].tolist() == expected
-    for text, said in (("x = 1", "holds no"), ("Quietest = 3", "is no method"), ("1 / 0", "cannot")):
+    texts = (("x = 1", "holds no"), ("Quietest = 3", "is no method"), ("1 / 0", "cannot"))
+    for text, said in texts:
         path.write_text(text)
         with pytest.raises(CallError, match=said):
             get_method(f"{path}:Quietest")

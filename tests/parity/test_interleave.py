@@ -82,6 +82,7 @@ def test_logits_answers_and_pruned_answers_of_a_ragged_batch() -> None:
     check_pruned(model, ROWS, QUESTIONS[:3], rows, keep=[0.3, 11, None], new=8)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "fault",
     [{}, {"layer_norm_eps": 1e-5}, {"hidden_act": "gelu"}, {"blocks": 1}, {"projector": "tanh"}],

@@ -177,6 +177,7 @@ def test_logits_of_a_single_prompt(pair: Pair) -> None:
     assert 0.5 < expected.std() < 2
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", ["xla", "blockwise"])
 @pytest.mark.parametrize("pair", ["llama", "mistral"], indirect=True)
 def test_logits_of_a_long_prompt(pair: Pair, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +267,7 @@ def faulty(config: LlavaConfig, fault: str) -> LlavaConfig:
     raise ValueError(fault)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "fault",
     [

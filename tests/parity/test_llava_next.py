@@ -104,6 +104,7 @@ def test_logits_of_a_batch_of_different_sizes(variant: str) -> None:
     assert 0.5 < batch.logits.std() < 2
 
 
+@pytest.mark.deep
 def test_logits_of_a_long_prompt_with_two_pictures() -> None:
     models = pair("mistral-window")
     images = tiled(models, [(37, 200), (90, 120)])
@@ -117,6 +118,7 @@ def test_logits_of_a_long_prompt_with_two_pictures() -> None:
     assert excess(f"{len(expected)} tokens", np.asarray(got)[valid], expected) <= 1
 
 
+@pytest.mark.deep
 def test_a_window_that_the_file_leaves_out_is_4096() -> None:
     """Numbers decide, not configurations: behind 4096 tokens the first ones are out of sight."""
     models = pair("mistral-missing")
@@ -267,6 +269,7 @@ def test_a_saved_checkpoint_loads_in_torch(dialect: str, tmp_path: Path) -> None
     assert (torch_logits(replace(models, torch_model=again), ids, valid, images) == expected).all()
 
 
+@pytest.mark.deep
 def test_a_stream_of_sizes_compiles_once_a_bucket() -> None:
     models = pair("vicuna")
     port = models.port()
@@ -297,6 +300,7 @@ def faulty_config(config: LlavaNextConfig, fault: str) -> LlavaNextConfig:
     return replace(config, text=replace(config.text, rms_norm_eps=1e-6))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("fault", ["vision epsilon", "last vision block", "text epsilon"])
 def test_a_planted_fault_in_the_model_fails_the_gate(fault: str) -> None:
     models, batch = pair("vicuna"), standard_batch("vicuna")
@@ -330,6 +334,7 @@ def faulty_tables(models: Pair, batch: Batch, fault: str) -> AnyresTables:
     return replace(tables, index=index, kind=kind)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "fault",
     [

@@ -107,6 +107,7 @@ def test_a_long_prompt() -> None:
     check_logits(lvlm("mistral-window"), picture(*SIZES[0]), [LONG], rows)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("variant", "positions", "budget", "newline"),
     [

@@ -1,5 +1,6 @@
 """The pocket model that ships gives the same answers in torch's hands."""
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
@@ -17,6 +18,7 @@ from resprune_jax.models.checkpoint.shipped import shipped
 from tests.checkpoints.llava import reference_model
 
 
+@pytest.mark.deep
 def test_torch_gives_the_same_answers() -> None:
     """50 test questions with all tokens, through transformers' own processor and template."""
     folder = shipped()

@@ -268,6 +268,7 @@ def test_a_planted_fault_fails_the_vision_gate(
     assert excess(fault, got / expected.std(), expected / expected.std()) > 10
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("fault", TEXT_FAULTS)
 def test_a_planted_fault_fails_the_text_gate(untied: Pair, fault: str) -> None:
     config = faulty(untied.config, fault)

@@ -147,6 +147,7 @@ def test_one_prompt_alone_and_a_long_one() -> None:
     check_logits(model, ROWS[0], [LONG], long)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("variant", "positions", "budget"),
     [

@@ -113,6 +113,7 @@ def llava_reference(folder: Path, model: LVLM, row: list[Any], question: str) ->
     return Reference(torch_model, inputs, x, np.arange(len(ids)), image)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", ["linear", "llama3"])
 def test_a_ragged_batch_behind_the_original_context(kind: str, checkpoint: Path) -> None:
     folder = stretched(checkpoint, TINY[kind])

@@ -52,6 +52,8 @@ FAMILIES = {
     "interleave": tiny_interleave,
     "onevision": tiny_onevision,
 }
+OFTEN = ("llava", "qwen")
+"""Those that `make test` runs; the others are in make test-deep."""
 NO_CLASS_TOKEN = ("qwen", "qwen2", "interleave", "onevision")
 QUESTION = "What colour is the dog near the window?"
 
@@ -90,7 +92,10 @@ def checks(there: Reference, here: Path, until: str | None = None) -> list[Check
     return made
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.deep] * (name not in OFTEN)) for name in FAMILIES],
+)
 def test_every_check_passes(family: str) -> None:
     made = checks(reference(family), folder(family))
     assert [line.name for line in made if line.state != "passed"] == []
@@ -276,6 +281,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("fault", "family", "line", "named"),
     [(fault, own, line, named) for fault, all_, line, named in FAULTS for own in all_.split()],
@@ -384,6 +390,7 @@ def test_numbers_that_are_not_finite_fail() -> None:
         assert not found.passed and "the first is 3" in found.text
 
 
+@pytest.mark.deep
 def test_a_failed_check_is_status_1(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def sweep(tokens: np.ndarray) -> dict[str, np.ndarray]:
     return {"alpha": alphas[grid[0]], "relevance": weights[grid[1]], "first": seeds[grid[2]]}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", ["gram", "blocked", "feature"])
 def test_75_selections_on_one_image_are_one_program(engine: str):
     tokens = image()
@@ -116,6 +117,7 @@ def peak_of_one_image(n: int, d: int, keep: int, dtype: Any) -> float:
     return taken / bound
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_memory_of_one_image(dtype: Any):
     """At most 2.5 Gram matrices and the tokens in float32, on the CPU."""
@@ -129,6 +131,7 @@ def test_memory_of_one_image_at_every_size(size: tuple[int, int, int], dtype: An
     assert peak_of_one_image(*size, dtype) <= 1
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "engine", ["gram", "feature", pytest.param("blocked", marks=pytest.mark.exact)]
 )
@@ -154,6 +157,7 @@ def test_a_batch_beyond_max_bytes_is_done_in_chunks(engine: str):
     assert sizes[1] < sizes[5]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("way", "dtype"),
     [("vmap", jnp.float32), *((w, jnp.bfloat16) for w in ("lazy", "gram", "prepare", "vmap"))],
@@ -211,6 +215,7 @@ def test_a_prepared_batch_is_the_batch():
     np.testing.assert_array_equal(mapped(given.tokens, valid, options).indices, plain.indices)
 
 
+@pytest.mark.deep
 def test_the_guard_looks_after_every_selection_on_an_image():
     """A relevance that forces a pivot, among others that do not: only its row is done again.
 
@@ -250,6 +255,7 @@ def test_the_product_by_tiles(n: int, exponent: int):
     assert [stop for _, stop in tile_bounds(n)][-1] == n
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_an_image_that_is_not_finite_or_far_out_of_scale_leaves_its_mates_alone(bad: float):
     tokens = np.stack([image(row, 70, 30) for row in range(4)])

@@ -72,6 +72,7 @@ def faulty(name: str, problems: Batch) -> dict[str, np.ndarray]:
     return {"tokens": np.asarray(rounded)}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "fault",
@@ -137,6 +138,7 @@ def test_an_engine_on_the_gram_matrix_knows_when_to_doubt_itself(engine: str):
     assert doubted == rows and lost > rows // 4
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=8, deadline=None)
 @given(rng_seed=SEEDS)
@@ -157,6 +159,7 @@ def test_permutation_of_tokens(engine: str, rng_seed: int):
         assert not [v for v in result.violations if "index is higher" not in v], result.violations
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("engine", ENGINES)
 @settings(max_examples=8, deadline=None)
 @given(rng_seed=SEEDS)

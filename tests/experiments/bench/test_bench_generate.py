@@ -91,6 +91,7 @@ def test_the_report(
     assert "batch 2, milliseconds" in printed and "100.0% of the tokens equal" in printed
 
 
+@pytest.mark.deep
 def test_without_torch_and_spacy_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +119,7 @@ def test_transformers_with_weights_of_its_own() -> None:
     assert made.tokens().shape == (1, 3)
 
 
+@pytest.mark.deep
 def test_random_weights_are_the_same_every_time() -> None:
     config = LlavaConfig.from_hf(TINY)
     leaves, again = (jax.tree.leaves(bench_model.random_state(config, np.float32)) for _ in "12")

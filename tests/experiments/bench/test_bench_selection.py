@@ -74,6 +74,7 @@ def counted(compiles: list[int]) -> Callable[..., Any]:
     return interleave
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_torch_picks_what_we_pick(dtype: str) -> None:
     decided = 0
@@ -108,6 +109,7 @@ def test_torch_chooses_for_generation_as_we_do() -> None:
     np.testing.assert_array_equal(picks, ours.indices)
 
 
+@pytest.mark.deep
 def test_a_row_holds_every_engine_and_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, backend_compiles() as compiles:
         patch.setattr(bench_rows, "interleave", counted(inside := []))

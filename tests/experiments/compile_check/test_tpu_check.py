@@ -143,6 +143,7 @@ def spy(calls: list[Any]) -> Callable[..., Any]:
 generate_programs = generate.programs
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_what_is_compiled_is_what_generate_runs(
     family: str, lvlm: LVLM, qwen: LVLM, monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return stages_run
 
 
+@pytest.mark.deep
 def test_a_run_trains_every_stage_and_exports(
     place: Path, fake: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

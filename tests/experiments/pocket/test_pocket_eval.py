@@ -137,6 +137,7 @@ def test_what_an_order_names_stays(lvlm, images, asked):
     assert np.isfinite(made.selections.energy).all()
 
 
+@pytest.mark.deep
 def test_resprunes_own_picks_as_an_order_give_its_answers(lvlm, images, asked):
     prompts = [question.prompt for _, _, question in asked]
     own = lvlm.generate(images, prompts, keep=32, max_new_tokens=6)
@@ -200,6 +201,7 @@ def test_named_patches_are_those_of_what_the_nouns_name(items):
     assert checked > 40
 
 
+@pytest.mark.deep
 def test_the_areas_are_those_of_resprunes_own_relevance(lvlm, images, asked):
     areas = measure.relevance_aucs(lvlm, images, asked)
     prompts = [question.prompt for _, _, question in asked]
@@ -229,6 +231,7 @@ def test_the_areas_are_those_of_resprunes_own_relevance(lvlm, images, asked):
 # --- a whole measurement --------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 def test_a_batch_says_what_each_question_alone_would(lvlm, items, measured):
     flat = [(scene, i, q) for scene, questions in items for i, q in enumerate(questions)]
     alone = {"full": {"method": "none"}, "resprune 2/9": {"keep": 2 / 9},

@@ -47,6 +47,7 @@ def batch():
     return Answer("cpu", images=3, steps=10, phases=PHASES)(9)
 
 
+@pytest.mark.deep
 def test_segments_are_what_the_decoder_computes_for_each_question_alone(batch):
     model = Llava(LlavaConfig.from_hf(TINY.hf_config()), rngs=nnx.Rngs(3))
     decoder = model.language_model
@@ -240,6 +241,7 @@ def test_targets_agree_with_the_scene():
     assert anchors > 150 and words > 10 and digits > 10
 
 
+@pytest.mark.deep
 def test_the_first_stage_learns_and_its_heads_are_not_part_of_the_model(tiny):
     graph, params = stages.initial("cpu", 0)
     loss = jax.jit(jax.value_and_grad(stages.see_loss(graph), has_aux=True))

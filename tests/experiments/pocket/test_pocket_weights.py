@@ -59,6 +59,7 @@ def test_the_figures_are_of_these_weights_and_of_the_frozen_test_set(
     assert size <= LARGEST
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["full", "resprune 2/9"])
 def test_accuracy_on_the_fixed_slice(
     measured: Measured, recorded: dict[str, Any], name: str

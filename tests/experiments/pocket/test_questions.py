@@ -79,6 +79,7 @@ def test_a_second_reader_finds_the_same_answers_at_every_level(preset: str, leve
     assert set(checked) == set(FAMILIES) - ({"reading"} if level == 0 else set())
 
 
+@pytest.mark.deep
 def test_a_second_reader_finds_the_same_answers_in_the_hardest_scenes() -> None:
     checked: Counter[tuple[str, str]] = Counter()
     for scene, questions in frozen()[:90] + training()[:50]:
@@ -338,6 +339,7 @@ PIXELS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_the_test_set_is_frozen(preset: str) -> None:
     items = frozen() if preset == "cpu" else frozen_set(preset)

@@ -59,6 +59,7 @@ SEGMENTS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SEGMENTS)
 @pytest.mark.parametrize("causal", [False, True])
 def test_both_engines_match_the_oracle(name: str, causal: bool) -> None:

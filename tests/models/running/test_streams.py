@@ -234,7 +234,9 @@ def compare(
     return worst, wrong
 
 
-@pytest.mark.parametrize("family", ["LLaVA-NeXT", "Qwen2.5-VL"])
+@pytest.mark.parametrize(
+    "family", ["LLaVA-NeXT", pytest.param("Qwen2.5-VL", marks=pytest.mark.deep)]
+)
 def test_a_stream_compiles_once_a_bucket_and_padding_changes_nothing(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +305,7 @@ def unmask_tables(inputs: Any) -> Any:
     return inputs | {"tables": replace(tables, segments=segments)}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("family", ["LLaVA-NeXT", "Qwen2.5-VL"])
 @pytest.mark.parametrize("where", ["vision", "cache"])
 def test_unmasking_the_padding_fails(
