@@ -115,7 +115,8 @@ def count_parameters(config: "ModelConfig") -> dict[str, int]:
 
     made = module_class(config)
     # Decoder layers are alike: one is traced in place of eighty.
-    one_layer = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
+    of: Any = config  # a dataclass of its family
+    one_layer = dataclasses.replace(of, text=dataclasses.replace(of.text, num_layers=1))
     abstract = nnx.eval_shape(lambda: made(one_layer, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     counts = dict.fromkeys(PARTS, 0)
     for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
