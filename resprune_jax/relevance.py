@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .choices import Aggregate, NonNegative
-from .errors import one_of
+from .errors import CallError, one_of, shown
 
 
 def gate(relevance: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -65,6 +65,7 @@ def relevance(
     valid: jax.Array | None = None,
     aggregate: Aggregate = "max",
     nonnegative: NonNegative = "clip",
+    sign: int = 1,
 ) -> jax.Array:
     """Text relevance r >= 0 of every visual token.
 
@@ -77,15 +78,19 @@ def relevance(
         aggregate: "max" (the paper), "mean" or "pooled" (Table VI).
         nonnegative: "clip" (negative cosines become 0, the default), "shift" ((1 + cos) / 2) or
             "minmax" (over the image's valid tokens; uniform 1 if all are equal).
+        sign: 1 counts likeness to the text for a token, -1 against it: the aggregated cosine is
+            turned before it becomes a weight.
 
     Returns:
         (..., N) float32.
 
     Raises:
-        CallError: an unknown `aggregate` or `nonnegative`.
+        CallError: an unknown `aggregate`, `nonnegative` or `sign`.
     """
     one_of("aggregate", aggregate, get_args(Aggregate))
     one_of("nonnegative", nonnegative, get_args(NonNegative))
+    if sign not in (1, -1):
+        raise CallError(f"the sign of relevance is 1 or -1, got {shown(sign)}")
     if text_valid is None:
         text_valid = jnp.ones(text.shape[:-1], bool)
     if valid is None:
@@ -106,6 +111,7 @@ def relevance(
             cosine = jnp.sum(every, axis=-1, where=text_valid[..., None, :])
             cosine = cosine / jnp.maximum(nouns, 1)
 
+    cosine = cosine * sign
     if nonnegative == "clip":
         weight = jnp.maximum(cosine, 0.0)
     elif nonnegative == "shift":

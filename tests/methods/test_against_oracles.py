@@ -129,6 +129,15 @@ CASES: dict[str, tuple[Method, Oracle]] = {
             relevance=relevance(embeddings=p.embeddings, text=p.text),
         ),
     ),
+    "resprune against the text": (
+        get_method("resprune", seed_rule="max_norm", relevance_sign=-1, nonnegative="shift"),
+        lambda p: resprune(
+            embeddings=p.embeddings, keep=p.keep, alpha=0.75,
+            relevance=relevance(
+                embeddings=p.embeddings, text=p.text, how="shift", relevance_sign=-1
+            ),
+        ),
+    ),
     "spare": (
         get_method("spare"),
         lambda p: spare(embeddings=p.embeddings, text=p.text, keep=p.keep),

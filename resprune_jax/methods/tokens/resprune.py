@@ -30,6 +30,8 @@ class ResPrune(Method):
         aggregate: relevance over the noun tokens (Table VI).
         nonnegative: how negative cosines become weights (our reading, `relevance.py`).
         seed_rule: the first pick (Table VII).
+        relevance_sign: 1 is the paper's; -1 counts likeness to the nouns *against* a token, as
+            SPARE (arXiv 2606.18681) claims to be better.
         engine: how the loop runs; the picks do not depend on it.
 
     Raises:
@@ -41,6 +43,7 @@ class ResPrune(Method):
     aggregate: Aggregate = field(default="max", metadata={"static": True})
     nonnegative: NonNegative = field(default="clip", metadata={"static": True})
     seed_rule: SeedRule = field(default="cls_attention", metadata={"static": True})
+    relevance_sign: int = field(default=1, metadata={"static": True})
     engine: str = field(default="auto", metadata={"static": True})
 
     def __post_init__(self) -> None:
@@ -48,6 +51,8 @@ class ResPrune(Method):
         one_of("aggregate", self.aggregate, get_args(Aggregate))
         one_of("nonnegative", self.nonnegative, get_args(NonNegative))
         one_of("seed rule", self.seed_rule, get_args(SeedRule))
+        if self.relevance_sign not in (1, -1):
+            raise CallError(f"relevance_sign is 1 or -1, got {shown(self.relevance_sign)}")
         resolve(self.engine)
         # JAX makes instances whose leaf is a tracer, a shape or a mark of its own: let them pass.
         alpha = self.alpha
@@ -86,6 +91,7 @@ class ResPrune(Method):
             valid=visual.valid,
             aggregate=self.aggregate,
             nonnegative=self.nonnegative,
+            sign=self.relevance_sign,
         )
 
     def select(

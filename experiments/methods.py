@@ -1,0 +1,156 @@
+"""`resprune methods`: every pruning method, what it reads and how it can be told otherwise."""
+
+import dataclasses
+import inspect
+import json
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from resprune_jax.choices import METHODS
+from resprune_jax.experiments.common import console
+
+if TYPE_CHECKING:
+    from resprune_jax.methods import Method
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodsOptions:
+    """List the pruning methods: where tokens leave, what is read, settings and sources."""
+
+    name: str | None = None
+    """One method, with all that is said of it; else a table of all."""
+    markdown: bool = False
+    """Print docs/methods.md."""
+    json: bool = False
+    """Print JSON."""
+    debug: bool = False
+    """Show the traceback when something fails."""
+
+
+def described(name: str) -> dict[str, Any]:
+    """What a method says of itself.
+
+    Raises:
+        CallError: an unknown name.
+    """
+    from resprune_jax.methods import method_class
+
+    cls = method_class(name)
+    return {
+        "name": name,
+        "stage": _plain(cls, "stage"),
+        "needs": sorted(_needs(cls)),
+        "text": cls.text if "text" in _needs(cls) else None,
+        "nested": cls.nested,
+        "energy": cls.measures_energy,
+        "source": cls.source,
+        "settings": settings_of(cls),
+        "summary": (inspect.getdoc(cls) or "").split("\n")[0],
+        "about": inspect.getdoc(cls) or "",
+    }
+
+
+def settings_of(cls: "type[Method]") -> dict[str, Any]:
+    """The settings of a method by name: their defaults, "required" where there is none."""
+    found: dict[str, Any] = {}
+    for option in dataclasses.fields(cls):
+        required = option.default is dataclasses.MISSING
+        found[option.name] = "required" if required else option.default
+    return found
+
+
+def _plain(cls: "type[Method]", name: str) -> Any:
+    """A declaration of a class; the default instance's where it depends on settings."""
+    from resprune_jax.methods import Method
+
+    value = inspect.getattr_static(cls, name)
+    if value is inspect.getattr_static(Method, name):
+        return getattr(Method(), name)
+    return value if not isinstance(value, property) else getattr(cls(), name)
+
+
+def _needs(cls: "type[Method]") -> frozenset[str]:
+    return frozenset(_plain(cls, "needs"))
+
+
+def run(options: MethodsOptions) -> int:
+    """Print one method or all of them."""
+    if options.name is not None:
+        one = described(options.name)
+        if options.json:
+            print(json.dumps(one))
+            return 0
+        print(f"{one['name']} ({one['source']})\n\n{one['about']}\n\nSettings: {_settings(one)}")
+        return 0
+    every = [described(name) for name in METHODS]
+    if options.json:
+        print(json.dumps(every))
+    elif options.markdown:
+        print(markdown(every), end="")
+    else:
+        from rich.table import Table
+
+        table = Table("method", "stage", "reads", "settings", "source", box=None)
+        for one in every:
+            table.add_row(one["name"], one["stage"], _reads(one), _settings(one), one["source"])
+        console().print(table)
+        print("Of a file of yours: --method FILE.py:NAME (docs/your_own.md).")
+    return 0
+
+
+def _reads(one: dict[str, Any]) -> str:
+    named = [f"text ({one['text']})" if part == "text" else part for part in one["needs"]]
+    return ", ".join(named) or "tokens alone"
+
+
+def _settings(one: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in one["settings"].items()) or "none"
+
+
+def markdown(every: list[dict[str, Any]]) -> str:
+    """docs/methods.md: a table of all methods, then what each says of itself."""
+    lines = [
+        "# Pruning methods",
+        "",
+        "Written by `resprune methods --markdown` from the methods themselves; a test compares.",
+        "",
+        "Each of them runs by name: `resprune answer --method scope --method-settings",
+        'combine=add`, or `lvlm.generate(images, prompts, keep=64, method="scope",',
+        'method_settings={"combine": "add"})`. `keep` is how many visual tokens enter the LLM;',
+        "kept tokens stand in image order. What a method reads and a model does not have is",
+        "refused by name: without a class token (Qwen, SigLIP) there is no saliency. A method of",
+        "your own: [your_own.md](your_own.md).",
+        "",
+        "All but `random` are held against oracles in NumPy, written from the specifications by",
+        "somebody who had not seen the methods: equal keep lists on 200 random problems each",
+        "(`pytest tests/methods/test_against_oracles.py`).",
+        "",
+        "| method | tokens leave | reads | a smaller budget is a part of a larger one | source |",
+        "|---|---|---|---|---|",
+    ]
+    for one in every:
+        nested = "yes" if one["nested"] else "no"
+        lines.append(
+            f"| [{one['name']}](#{one['name']}) | {_WHERE[one['stage']]} | {_reads(one)} | {nested}"
+            f" | {one['source'] or 'none: a baseline'} |"
+        )
+    for one in every:
+        lines += ["", f"## {one['name']}", "", *_prose(one["about"])]
+        lines += ["", f"Settings: `{_settings(one)}`."]
+    return "\n".join(lines) + "\n"
+
+
+_WHERE = {"encoder": "in the encoder", "tokens": "before the LLM", "decoder": "inside the LLM"}
+
+
+def _prose(about: str) -> list[str]:
+    """A docstring as Markdown: its list of attributes becomes a list."""
+    text, _, attributes = about.partition("Attributes:\n")
+    lines = text.strip().splitlines()
+    if attributes:
+        lines.append("")
+    for line in textwrap.dedent(attributes.split("\nRaises:")[0]).splitlines():
+        lines.append(f"  {line.strip()}" if line.startswith(" ") else f"- {line}" if line else "")
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
