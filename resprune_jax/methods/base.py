@@ -51,15 +51,11 @@ class Method:
     """
 
     @property
-    def stage(self) -> Stage:
-        """See the class."""
-        return "tokens"
-
-    @property
     def needs(self) -> frozenset[str]:
         """See the class."""
         return frozenset()
 
+    stage: ClassVar[Stage] = "tokens"
     nested = True
     text: ClassVar[TextSource] = "nouns"
     measures_energy = False
