@@ -9,7 +9,9 @@ import pytest
 import torch
 from flax import nnx
 
-from resprune_jax.models import LVLM
+from resprune_jax.models import LVLM, Video
+from tests.compiles import backend_compiles
+from tests.parity.next_pairs import picture
 from tests.parity.quick import quick  # noqa: F401
 from tests.parity.qwen_pairs import pair, read_port, standard_batch
 from tests.parity.test_qwen_answers import ROWS, lvlm, references
@@ -31,6 +33,24 @@ def test_logits_answers_and_pruned_answers_of_pictures_and_videos(model: LVLM) -
     assert check_greedy(model, ROWS, QUESTIONS, rows) >= 64
     made = check_pruned(model, ROWS, QUESTIONS, rows, keep=[0.3, 5, None, 3], new=8)
     assert made.kept[1] == 5 and made.kept[3] == 3
+
+
+def test_nothing_compiles_behind_a_warm_up(model: LVLM) -> None:
+    """Pictures and films of other sizes in the same buckets, all tokens and pruned."""
+    one, two = [(150, 190)], [[(150, 190), (5, 60, 90)]]
+    shapes = model.warm_up(one, keep=[None, 0.3], prompt_lengths=(60,), max_new_tokens=3)
+    shapes += model.warm_up(two, keep=0.3, prompt_lengths=(60,), max_new_tokens=3)
+    shots = [np.asarray(picture(64 + n, 88))[:64] for n in range(6)]
+    film = Video(np.stack(shots), fps=3.0)
+    with backend_compiles() as compiles:
+        for size in ((140, 200), (160, 180)):
+            model.generate(picture(*size), QUESTIONS[0], max_new_tokens=3)
+            model.generate(picture(*size), QUESTIONS[1], keep=0.3, max_new_tokens=2)
+        made = model.generate(
+            [[picture(140, 200), film]], [QUESTIONS[0]], keep=0.3, max_new_tokens=2
+        )
+    assert compiles == [] and shapes == 3
+    assert made.errors == [None] and made.kept[0] < made.visual_tokens[0]
 
 
 FAULTS: dict[str, Any] = {

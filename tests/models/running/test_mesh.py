@@ -8,11 +8,14 @@ from pathlib import Path
 
 from tests.models.running import mesh_answers
 
+ROOT = Path(__file__).parents[3]
+
 
 def test_answers_do_not_depend_on_the_mesh(checkpoint: Path) -> None:
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
         [sys.executable, mesh_answers.__file__, checkpoint],
@@ -23,5 +26,8 @@ def test_answers_do_not_depend_on_the_mesh(checkpoint: Path) -> None:
     print(report)
     assert report["devices"] == 8
     assert report["tokens equal"] == [True] * 3 and report["kept equal"]
+    assert report["tokens equal under settings"] == [True] * 3
+    assert report["settings without effect"] == [False] * 3
+    assert report["compiles for other settings"] == 0
     assert report["logits"] <= report["bound"]
     assert report["share of a kernel on one device"] == 1 / 4

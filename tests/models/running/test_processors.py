@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resprune_jax.models import LVLM
 from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.processors import make_rules, process
 from resprune_jax.models.running.programs import choose
+from tests.compiles import backend_compiles
 
 V, S, STEPS, ENDS = 6, 9, 4, (1, 4)
 
@@ -152,3 +154,26 @@ def test_top_k_and_min_p_leave_the_others_out() -> None:
     assert drawn(min_p=jnp.float32(0.3)) == {1, 3, 4}  # 0.3 * 0.4 is 0.12
     # What top_k leaves is one whole again for top_p: 0.4 of 0.85 is less than a half.
     assert drawn(top_k=jnp.int32(3), top_p=jnp.float32(0.5)) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("file", "call"),
+    [
+        ({"repetition_penalty": 0.6, "suppress_tokens": (9, 17)}, {}),
+        ({}, {"no_repeat_ngram_size": 1}),
+        ({"min_new_tokens": 5, "bad_words_ids": ((8, 9),)}, {"repetition_penalty": 1.3}),
+    ],
+    ids=str,
+)
+def test_nothing_compiles_behind_a_warm_up_with_settings(
+    lvlm: LVLM, photographs: Any, monkeypatch: pytest.MonkeyPatch, file: Any, call: Any
+) -> None:
+    """Of the checkpoint, of the call, or of both; pictures and questions are others."""
+    monkeypatch.setattr(lvlm, "settings", GenerationSettings(**file))
+    lvlm.warm_up([(56, 56)], keep=5, prompt_lengths=(30,), max_new_tokens=6, **call)
+    with backend_compiles() as compiles:
+        made = lvlm.generate(photographs[0], "What is red?", keep=5, max_new_tokens=6, **call)
+    assert compiles == [] and made.errors == [None]
+    monkeypatch.setattr(lvlm, "settings", GenerationSettings())
+    plain = lvlm.generate(photographs[0], "What is red?", keep=5, max_new_tokens=6)
+    assert plain.tokens[0].tolist() != made.tokens[0].tolist(), "the settings change nothing here"
