@@ -101,6 +101,22 @@ def test_the_oldest_lock_holds_the_declared_floors(python: str) -> None:
         assert pin.release[: len(first)] == first, f"{each} was run with {pin}: write that floor"
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("transformers", ["4.57.6", "5.0.0", "5.10.0", "5.12.1", "5.17.3"]),
+        ("tyro", ["0.8.14", "0.9.0", "0.9.35", "1.0.3", "1.0.8"]),
+        ("orbax-checkpoint", ["0.11.0", "0.11.10", "0.11.16"]),
+    ],
+)
+def test_what_is_known_not_to_work_is_refused(python: str, name: str, broken: list[str]) -> None:
+    """By whatever asks for one of these versions beside this project, pip first of all."""
+    (own,) = [each for each in declared(python, []) if canonicalize_name(each.name) == name]
+    assert [old for old in broken if own.specifier.contains(Version(old))] == []
+    assert own.specifier.contains(Version("99"))
+
+
 def test_what_is_declared_is_installed_and_imports() -> None:
     import importlib
 
