@@ -142,17 +142,26 @@ def test_bad_pictures_are_found_before_the_model_is_loaded(tmp_path: Path) -> No
         assert word in error
 
 
+@pytest.mark.parametrize(
+    ("done", "tail"),
+    [
+        (3, b'{"row": 3, "im'),
+        (0, b'{"ro'),
+        (5, b'{"row": 5, "image": "a.png", "prompt": "question 5?", "error": "gone"}\n'),
+        (1, b'{"row": 0, "image": "a.png", "prompt": "question 0?", "answer": "again"}\n'),
+    ],
+)
 def test_a_file_that_was_replaced_is_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: int, tail: bytes
 ) -> None:
     """A run that opened the file before another one put a cleaned file in its place."""
     asked = [Row(i, "a.png", f"question {i}?") for i in range(6)]
     path = tmp_path / "out.jsonl"
     with Results(path, asked, {}) as results:
-        for row in asked[:3]:
+        for row in asked[:done]:
             results.write(row.result(answer="x"))
     with path.open("ab") as file:
-        file.write(b'{"row": 3, "im')
+        file.write(tail)
     lock, opened, replaced = module._lock, threading.Event(), threading.Event()
 
     def slow_lock(file: Any) -> None:

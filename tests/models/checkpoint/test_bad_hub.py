@@ -1,14 +1,17 @@
 """A Hub that is slow, silent or no Hub at all: a line in time, and the cache where it can serve."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import close_session, constants, get_session
 
 from resprune_jax.errors import CallError, RunError
+from resprune_jax.models import load_model
 from resprune_jax.models.checkpoint import watch
 from resprune_jax.models.checkpoint.hub import resolve_checkpoint
 from tests.models.checkpoint.hub_server import StandInHub
@@ -158,6 +161,29 @@ def test_nothing_large_is_fetched_before_it_is_judged(hub: StandInHub, refused: 
 
     with pytest.raises(CallError, match="not this one"):
         resolve_checkpoint(ID, judge=judge)
+    assert "config.json" in hub.fetched and "model.safetensors" not in hub.fetched
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "internvl_chat"}, "InternVL"),
+        ({"model_type": "qwen3_vl"}, "Qwen3-VL"),
+        ({"model_type": "llava_mistral"}, "original LLaVA"),
+        ({"model_type": "llava", "quantization_config": {"quant_method": "gptq"}}, "GPTQ"),
+        (
+            {"model_type": "llava_next", "text_config": {"num_hidden_layers": 0}},
+            "num_hidden_layers",
+        ),
+    ],
+    ids=str,
+)
+def test_no_weights_are_fetched_of_what_config_json_rules_out(
+    hub: StandInHub, config: Any, said: str
+) -> None:
+    hub.repositories[ID]["main"]["config.json"] = json.dumps(config).encode()
+    with pytest.raises(CallError, match=said):
+        load_model(ID)
     assert "config.json" in hub.fetched and "model.safetensors" not in hub.fetched
 
 

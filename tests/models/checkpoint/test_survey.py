@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from resprune_jax.errors import CallError, RunError
+from resprune_jax.models import load_model
 from resprune_jax.models.checkpoint.reading import CheckpointError
 from resprune_jax.models.families.registry import checkpoint_config
 from tests.models.checkpoint.checkpoints import TABLE, Tensors, edit, load
@@ -83,20 +86,68 @@ def test_long_lists_are_cut_and_names_escaped(checkpoint: Path, tmp_path: Path) 
     assert len(str(caught.value)) <= 450 and str(caught.value).isprintable()
 
 
-def test_a_file_that_only_its_owner_may_read(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+INDEX = "model.safetensors.index.json"
+
+
+def misplaced(folder: Path, keys: list[str]) -> dict[str, str]:
+    """Every tensor in a file that does not hold it."""
+    save_file({"a": np.zeros(1, np.float32)}, folder / "other.safetensors")
+    return dict.fromkeys(keys, "other.safetensors")
+
+
+def unlisted(folder: Path, keys: list[str]) -> dict[str, str]:
+    """Tensors that the index says nothing of."""
+    return {keys[0]: "one.safetensors"}
+
+
+def ghosts(folder: Path, keys: list[str]) -> dict[str, str]:
+    """700 tensors of a file that is not there, under names of a kilobyte."""
+    return {f"{number}" + "x" * 1000: "gone.safetensors" for number in range(700)}
+
+
+def strange(folder: Path, keys: list[str]) -> dict[str, str]:
+    """A file each, with control characters in its name."""
+    return {key: f"\x1b[31m{key}\n\x07" * 40 for key in keys}
+
+
+@pytest.mark.parametrize("places", [misplaced, unlisted, ghosts, strange])
+def test_what_an_index_says_wrong_is_a_short_line(
+    checkpoint: Path, tmp_path: Path, places: Callable[[Path, list[str]], dict[str, str]]
 ) -> None:
     folder = edit(checkpoint, tmp_path / "own", lambda tensors: None)
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    keys = sorted(load_file(folder / "one.safetensors"))
+    (folder / INDEX).write_text(json.dumps({"weight_map": places(folder, keys)}))
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    said = str(caught.value)
+    assert str(folder) in said and said.isprintable()
+    assert len(said) - len(str(folder)) <= 450
+
+
+@pytest.mark.parametrize(
+    "locked", ["model.safetensors", "config.json", INDEX, "tokenizer.json", "processor_config.json"]
+)
+def test_a_file_that_only_its_owner_may_read(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(checkpoint, folder)
+    if locked == INDEX:
+        places = dict.fromkeys(load_file(folder / "model.safetensors"), "one.safetensors")
+        (folder / "model.safetensors").rename(folder / "one.safetensors")
+        (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+    assert (folder / locked).is_file()
     real = Path.open
 
     def refuse(self: Path, *args: Any, **named: Any) -> Any:
-        if self.suffix == ".safetensors":
+        if self.name == locked:
             raise PermissionError(13, "Permission denied", str(self))
         return real(self, *args, **named)
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(RunError, match=r"model\.safetensors cannot be read: permission denied"):
-        load(folder)
+    with pytest.raises(RunError, match=rf"{re.escape(locked)} cannot be read: permission denied"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**62, 2**64 - 1])
