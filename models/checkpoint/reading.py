@@ -6,6 +6,7 @@ second copy of the model is ever in memory. Everything that does not fit is foun
 weight is read and named in one `CheckpointError`.
 """
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -327,10 +328,10 @@ def _compute_dtype(value: Any, what: str) -> np.dtype:
     """One of the three dtypes that models run in, from its name or itself."""
     name = value if isinstance(value, str) else None
     if name is None:
-        try:
-            name = np.dtype(value).name
-        except Exception:  # NumPy raises many kinds
-            name = shown(value)
+        name = shown(value)
+        if isinstance(value, type | np.dtype):  # NumPy takes anything that has a dtype
+            with contextlib.suppress(Exception):  # of many kinds
+                name = np.dtype(value).name
     if name not in _COMPUTE_DTYPES:
         raise CallError(f"{what} is {shown(name)}, expected one of {', '.join(_COMPUTE_DTYPES)}")
     return _COMPUTE_DTYPES[name]

@@ -61,6 +61,8 @@ class ResPrune(Method):
             object.__setattr__(self, "alpha", alpha)
             if alpha.size == 0:
                 raise CallError("alpha is empty: give a number, or one for each row")
+            if alpha.ndim > 1:
+                raise CallError(f"alpha is a number, or one for each row, got shape {alpha.shape}")
         if isinstance(alpha, np.generic):
             array_of("alpha", alpha, "number")
         if alpha is None or isinstance(alpha, _NO_NUMBERS):

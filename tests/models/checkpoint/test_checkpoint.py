@@ -208,7 +208,9 @@ def test_default_dtype(
     # What is asked for is given.
     assert resolve_dtype("float16", folder, silent, platform="cpu") == half
     assert resolve_dtype(jnp.float32, folder, silent) == full
-    for wrong in ("int8", "fp16", jnp.int32, 3):
+    # A number or an array is no dtype, though it has one.
+    numbers = (np.float32(-2), np.zeros(3, np.float32), jnp.float32(1), np.zeros(()))
+    for wrong in ("int8", "fp16", jnp.int32, 3, *numbers):
         with pytest.raises(CallError, match="expected one of float32, bfloat16, float16"):
             resolve_dtype(wrong, folder, silent)  # type: ignore[arg-type]
     with pytest.raises(CallError, match=r"config\.json is 'float8'"):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resprune_jax.errors import CallError
@@ -18,6 +20,20 @@ FIELDS = {option.name for option in dataclasses.fields(CallOptions)}
 def told(first: str, *, options: CallOptions, extra: int = 0) -> tuple[str, CallOptions, int]:
     """Give back what came in."""
     return first, options, extra
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble])
+def test_numbers_of_narrow_and_wide_dtypes_become_plain(dtype: Any) -> None:
+    with warnings.catch_warnings():  # of an overflow, in a comparison with what the dtype lacks
+        warnings.simplefilter("error")
+        made = CallOptions(
+            keep=dtype(0.5), alpha=dtype(0.5), tolerance=dtype(0.25), temperature=dtype(0.75),
+            top_p=dtype(0.5), min_p=dtype(0.125), repetition_penalty=dtype(1.5),
+        )  # fmt: skip
+    drawn = (made.alpha, made.temperature, made.top_p, made.min_p, made.repetition_penalty)
+    assert drawn == (0.5, 0.75, 0.5, 0.125, 1.5)
+    if dtype is not np.longdouble:
+        assert {type(value) for value in drawn} == {float}
 
 
 def test_fields_are_keywords_and_change_the_options() -> None:
