@@ -13,10 +13,11 @@ Results = results.Results
 def write(self, result):
     line = json_bytes({**result, "settings": self.settings}) + b"\\n"
     with stopping.whole():
-        for part in (line[:20], line[20:]):
-            self._file.write(part)
-            self._file.flush()
-            time.sleep(0.02)
+        self._file.write(line[:20])
+        self._file.flush()
+        time.sleep(0.03)
+        self._file.write(line[20:])
+        self._file.flush()
     return result
 Results.write = write
 read = Results._read
