@@ -346,4 +346,4 @@ def prepare_all() -> None:
     extractor()
 
 
-FUZZERS = [Fuzzer(NAME, run, cases=3_000, quick=99, prepare=prepare_all)]
+FUZZERS = [Fuzzer(NAME, run, cases=3_000, quick=150, prepare=prepare_all)]

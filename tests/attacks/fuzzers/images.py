@@ -273,4 +273,4 @@ def prepare() -> None:
     others()
 
 
-FUZZERS = [Fuzzer(NAME, run, cases=3000, quick=56, prepare=prepare)]
+FUZZERS = [Fuzzer(NAME, run, cases=3000, quick=112, prepare=prepare)]

@@ -44,7 +44,8 @@ Results._read = hopeful
 
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_planted_fault_is_found(what: str) -> None:
-    for seed in range(1, 13):  # the first of these begins with SIGTERM
+    # Only a kill tears a row; the others show after any signal, SIGTERM is the first of seed 1.
+    for seed in (9, 3, 6, 0, 12, 15, 18) if "half" in what else range(1, 13):
         try:
             kills.attack(seed, "stand-in", FAULTS[what])
         except Fault as found:
