@@ -92,6 +92,7 @@ def test_it_makes_the_picks_and_energies_of_the_gram_engine(sizes: dict[str, int
     assert np.all(made.rows <= shape.keep + 3 * max(sizes["rows"], sizes["block"]))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("sizes", "room"),
     [
@@ -119,6 +120,7 @@ def test_rows_that_gave_way_are_made_again(sizes: dict[str, int], room: int):
     assert (again > 0) == (room < 96)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("n", "d", "keep"), [(25_000, 32, 40), (43_200, 64, 16), (60_000, 16, 33)])
 def test_many_tokens_do_not_take_a_gram_matrix(n: int, d: int, keep: int):
     """300 pictures in a prompt: 4 N^2 bytes are 7 GiB and more. Compiled, and never run."""

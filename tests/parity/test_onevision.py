@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pytest
 
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models import Video
@@ -70,6 +71,7 @@ def test_padding_has_no_effect() -> None:
     np.testing.assert_array_equal(beside.kind[0, :count], alone.kind[0, :count])
 
 
+@pytest.mark.deep
 def test_a_stream_compiles_once_a_bucket_and_nothing_behind_a_warm_up() -> None:
     """Pictures of random sizes, two together, and films, each against torch."""
     model, rng = lvlm(), np.random.default_rng(3)

@@ -35,6 +35,7 @@ def test_logits_answers_and_pruned_answers_of_pictures_and_videos(model: LVLM) -
     assert made.kept[1] == 5 and made.kept[3] == 3
 
 
+@pytest.mark.deep
 def test_nothing_compiles_behind_a_warm_up(model: LVLM) -> None:
     """Pictures and films of other sizes in the same buckets, all tokens and pruned."""
     one, two = [(150, 190)], [[(150, 190), (5, 60, 90)]]

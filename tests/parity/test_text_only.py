@@ -113,7 +113,10 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.deep] * (name != "llava")) for name in FAMILIES],
+)
 def test_logits_and_answers_of_questions_without_a_picture(
     name: str, request: pytest.FixtureRequest
 ) -> None:

@@ -156,6 +156,7 @@ def test_top_k_and_min_p_leave_the_others_out() -> None:
     assert drawn(top_k=jnp.int32(3), top_p=jnp.float32(0.5)) == {1, 3}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("file", "call"),
     [

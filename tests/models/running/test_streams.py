@@ -337,7 +337,9 @@ def test_unmasking_the_padding_fails(
     assert worst > 10 or wrong > 0
 
 
-@pytest.mark.parametrize("family", ["LLaVA-NeXT", "Qwen2.5-VL"])
+@pytest.mark.parametrize(
+    "family", ["LLaVA-NeXT", pytest.param("Qwen2.5-VL", marks=pytest.mark.deep)]
+)
 def test_nothing_compiles_behind_a_warm_up(family: str) -> None:
     model = small(family)
     several = family == "LLaVA-NeXT"
