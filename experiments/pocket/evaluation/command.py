@@ -25,7 +25,6 @@ from resprune_jax.experiments.common import (
 )
 from resprune_jax.experiments.progress import progress
 
-Asked = Literal["full", "blank", "resprune", "alpha0", "random", "oracle"]
 MOST = 2500
 EACH = 5  # questions about a scene, one of every family
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -46,8 +45,11 @@ class EvalOptions:
     """Scenes of the frozen test set, or others of the same kind, to choose settings by."""
     questions: Annotated[int, _arg("N")] = MOST
     """How many questions, the first ones; a multiple of five, which each scene has."""
-    methods: tuple[Asked, ...] = ("full", "blank", "resprune", "alpha0", "random", "oracle")
-    """What to ask with; full is always among them."""
+    methods: Annotated[tuple[str, ...], _arg("NAME")] = (
+        "full", "blank", "resprune", "alpha0", "random", "oracle",
+    )  # fmt: skip
+    """What to ask with: full, which is always among them, blank, oracle, alpha0, or any pruning
+    method by name (resprune methods), with settings as agilepruner:average=9,most=0.3."""
     ratios: Annotated[tuple[str, ...], _arg("RATIO")] = ("1/3", "2/9", "1/9")
     """Shares of the visual tokens that pruning methods keep."""
     rng_seed: Annotated[int, _arg("N")] = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from resprune_jax.experiments.pocket.evaluation.tables import NAMES
+from resprune_jax.experiments.pocket.evaluation.tables import label
 
 _ENDS = ("value", "low", "high")
 _INK = {"resprune": "#d9480f", "alpha0": "#1971c2", "random": "#868e96", "oracle": "#2f9e44"}
@@ -35,7 +35,7 @@ def accuracy_figure(figures: Mapping[str, Any], path: Path) -> Path:
             whole = {name: 100 * setting["accuracy"]["overall"][name] for name in _ENDS}
             style = {"full": "-", "blank": ":"}[setting["method"]]
             axes.axhline(whole["value"], color="#1b1e23", linestyle=style, lw=1.2,
-                         label=NAMES[setting["method"]])  # fmt: skip
+                         label=label(setting["method"]))  # fmt: skip
             axes.axhspan(whole["low"], whole["high"], color="#1b1e23", alpha=0.07, lw=0)
     methods = list(dict.fromkeys(setting["method"] for setting in pruned))
     for number, method in enumerate(methods):
@@ -47,8 +47,8 @@ def accuracy_figure(figures: Mapping[str, Any], path: Path) -> Path:
             np.array([100 * setting["accuracy"]["overall"][name] for setting in own])
             for name in _ENDS
         )
-        axes.errorbar(at, value, [value - low, high - value], color=_INK[method], marker="o",
-                      ms=4, lw=1.4, capsize=3, label=NAMES[method])  # fmt: skip
+        axes.errorbar(at, value, [value - low, high - value], color=_INK.get(method), marker="o",
+                      ms=4, lw=1.4, capsize=3, label=label(method))  # fmt: skip
     axes.set_xticks(range(len(shares)), [
         f"{share}\n{next(s['budget'] for s in pruned if Fraction(s['ratio']) == share)} tokens"
         for share in shares

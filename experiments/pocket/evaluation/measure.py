@@ -1,8 +1,9 @@
 """Ask a model every question of a test set under every setting.
 
 Settings: all visual tokens; a blank image (what the words alone give away); and at each ratio the
-tokens that `resprune` keeps, that it keeps without the text (alpha 0), random ones, and the patches
-of what the question is about, which the generator knows (`orders.oracle_order` has the rule).
+tokens that `resprune` keeps, that it keeps without the text (alpha 0), random ones, the patches of
+what the question is about, which the generator knows (`orders.oracle_order` has the rule), and
+those of any other method by name.
 """
 
 import time
@@ -14,7 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from resprune_jax.errors import CallError, RunError
+from resprune_jax import choices as pruning
+from resprune_jax.arguments import settings_by_name
+from resprune_jax.errors import CallError, RunError, shown
 from resprune_jax.experiments.pocket.evaluation.intervals import auc
 from resprune_jax.experiments.pocket.judge import is_right
 from resprune_jax.experiments.pocket.scenes.labels import named_patches
@@ -23,6 +26,8 @@ from resprune_jax.experiments.pocket.scenes.parts import PRESETS, Scene
 from resprune_jax.experiments.pocket.scenes.questions import Question
 from resprune_jax.experiments.pocket.scenes.scene import render
 from resprune_jax.experiments.pocket.scenes.words import SHAPES
+from resprune_jax.methods import Method, get_method
+from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Generation
@@ -70,12 +75,28 @@ def settings(
     Raises:
         CallError: an unknown method, or a ratio outside (0, 1).
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise CallError(f"method {unknown[0]!r} is unknown: choose of {', '.join(METHODS)}")
+    methods = [name.strip() for name in methods]
+    others = [name for name in methods if name not in METHODS]
+    for name in others:
+        pruning_method(name)
     if bad := [ratio for ratio in ratios if not 0 < ratio < 1]:
         raise CallError(f"ratio {bad[0]} is not between 0 and 1")
     whole = [Setting(name) for name in WHOLE if name in methods or name == "full"]
-    return whole + [Setting(name, r) for r in ratios for name in PRUNED if name in methods]
+    pruned = [name for name in PRUNED if name in methods] + list(dict.fromkeys(others))
+    return whole + [Setting(name, ratio) for ratio in ratios for name in pruned]
+
+
+def pruning_method(written: str) -> Method:
+    """A method as it is written here: NAME, or NAME:SETTING=VALUE,... where it has settings.
+
+    Raises:
+        CallError: an unknown name, or settings that it does not have.
+    """
+    name, _, told = written.partition(":")
+    if name not in pruning.METHODS:
+        known = ", ".join(dict.fromkeys((*METHODS, *pruning.METHODS)))
+        raise CallError(f"method {shown(name)} is unknown: choose of {known}")
+    return get_method(name, settings_by_name(told.split(",") if told else ()))
 
 
 @dataclass(frozen=True)
@@ -183,6 +204,8 @@ def answer(
         options = {"method": "resprune", "keep": float(setting.ratio)}
     if setting.method == "alpha0":
         options["alpha"] = 0.0
+    elif setting.method not in METHODS:
+        options["method"] = pruning_method(setting.method)
     elif setting.method in ("random", "oracle"):
         orders = [
             random_order(scene, number, rng_seed)
@@ -266,7 +289,9 @@ def measure(
     begin = time.perf_counter()
     lvlm = remembering(lvlm)
     side = lvlm.config.vision.image_size
-    blank = lvlm.encode(np.full((side, side, 3), _GREY, np.uint8))
+    own = [setting.method for setting in chosen if setting.method not in METHODS]
+    needs = frozenset().union(*(pruning_method(name).needs for name in own)) & ON_REQUEST
+    blank = lvlm.encode(np.full((side, side, 3), _GREY, np.uint8), needs=needs)
     texts: dict[str, list[str]] = {setting.name: [] for setting in chosen}
     kept: dict[str, list[int]] = {setting.name: [] for setting in chosen}
     aucs: list[float] = []
@@ -278,7 +303,7 @@ def measure(
         real = sum(len(questions) for _, questions in items[start : start + size])
         rows = [row for row, (_, questions) in enumerate(batch) for _ in questions]
         asked = [(scene, i, q) for scene, questions in batch for i, q in enumerate(questions)]
-        pictures = lvlm.encode([render(scene) for scene, _ in batch])
+        pictures = lvlm.encode([render(scene) for scene, _ in batch], needs=needs)
         images, empty = spread(pictures, rows), spread(blank, [0] * len(rows))
         aucs += relevance_aucs(lvlm, images, asked)[:real].tolist()
         for setting in chosen:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.experiments.pocket.evaluation.intervals import Estimate, clustered, share
-from resprune_jax.experiments.pocket.evaluation.measure import Measured, Setting, preset_of
+from resprune_jax.experiments.pocket.evaluation.measure import METHODS, Measured, Setting, preset_of
 from resprune_jax.experiments.pocket.scenes.frozen import digest
 from resprune_jax.experiments.pocket.scenes.questions import FAMILIES
 from resprune_jax.models.api import LVLM
@@ -83,7 +83,8 @@ def summary(
 
     Returns:
         `settings`, each with accuracies and with what it lost of the full model's; `comparisons` of
-        PAIRS; `relevance_auc`; `slice`, right answers about the first SLICE scenes; and where all
+        PAIRS, and of every other method with random tokens; `relevance_auc`; `slice`, right answers
+        about the first SLICE scenes; and where all
         of it comes from.
     """
     questions = _Questions(measured, rng_seed)
@@ -106,7 +107,9 @@ def summary(
         rows.append(row)
     comparisons = []
     for ratio in dict.fromkeys(setting.ratio for setting in measured.settings if setting.ratio):
-        for one, other in PAIRS:
+        named = [s.method for s in measured.settings if s.ratio == ratio]
+        beside = [(name, "random") for name in named if name not in METHODS]
+        for one, other in (*PAIRS, *beside):
             ours, theirs = (right.get(Setting(name, ratio).name) for name in (one, other))
             if ours is not None and theirs is not None:
                 gain = questions.means(ours.astype(float) - theirs)

@@ -31,6 +31,11 @@ def points(estimate: Figures) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def label(method: str) -> str:
+    """A method as the tables name it."""
+    return NAMES.get(method, method)
+
+
 def accuracy_table(figures: Figures) -> tuple[Row, list[Row]]:
     """A row a setting: tokens, accuracy of all questions with its interval, what it lost."""
     head = ("tokens", "which", "kept", "accuracy, %", "lost, points")
@@ -39,7 +44,7 @@ def accuracy_table(figures: Figures) -> tuple[Row, list[Row]]:
         share = setting["ratio"] or "all"
         lost = points(setting["lost"]["overall"]) if "lost" in setting else ""
         rows.append(
-            (share, NAMES[setting["method"]], f"{setting['kept']:.1f}",
+            (share, label(setting["method"]), f"{setting['kept']:.1f}",
              percent(setting["accuracy"]["overall"]), lost)
         )  # fmt: skip
     return head, rows
@@ -52,7 +57,7 @@ def family_table(figures: Figures) -> tuple[Row, list[Row]]:
     for setting in figures["settings"]:
         own = [setting["accuracy"][family] for family in families]
         cells = [f"{100 * one['value']:.1f}" for one in own]
-        rows.append((setting["ratio"] or "all", NAMES[setting["method"]], *cells))
+        rows.append((setting["ratio"] or "all", label(setting["method"]), *cells))
         if setting["method"] == "full":
             spans = [f"{100 * one['low']:.1f} to {100 * one['high']:.1f}" for one in own]
             rows.append(("", "95 % interval", *spans))
@@ -74,7 +79,7 @@ def comparison_table(figures: Figures) -> tuple[Row, list[Row]]:
     """A row a pair of methods and ratio: what the one gains over the other."""
     head = ("tokens", "which", "over", "gain, points")
     rows: list[Row] = [
-        (one["ratio"], NAMES[one["method"]], NAMES[one["over"]], points(one["gain"]))
+        (one["ratio"], label(one["method"]), label(one["over"]), points(one["gain"]))
         for one in figures["comparisons"]
     ]
     return head, rows

@@ -358,15 +358,18 @@ def test_the_command(folder, tmp_path, capsys, no_cache):
     out, readme = tmp_path / "accuracy.json", tmp_path / "README.md"
     words = ["pocket", "eval", "--model", str(folder), "--questions", "15", "--output", str(out)]
     words += ["--card", str(readme), "--figure", str(tmp_path / "f.png")]
-    assert cli.main([*words, "--methods", "resprune", "--ratios", "2/9", "1/9"]) == 0
+    asked = ["resprune", "random", "scope:combine=add,alpha=0.5", "divprune"]
+    assert cli.main([*words, "--methods", *asked, "--ratios", "2/9", "1/9"]) == 0
     said = capsys.readouterr().out
     assert "not a claim about 7B models" in said and "15 questions about 3 scenes" in said
     figures = json.loads(out.read_text())
     assert [row["name"] for row in figures["settings"]] == [
         "full",
-        "resprune 2/9",
-        "resprune 1/9",
+        *(f"{name} {ratio}" for ratio in ("2/9", "1/9") for name in asked),
     ]
+    assert all(row["kept"] == row["budget"] for row in figures["settings"])
+    pairs = {(one["method"], one["over"]) for one in figures["comparisons"]}
+    assert pairs == {(name, "random") for name in asked if name != "random"}
     assert (figures["model"], figures["preset"], figures["split"]) == ("small", "cpu", "test")
     assert readme.read_text() == card(figures)
     with Image.open(tmp_path / "f.png") as picture:
