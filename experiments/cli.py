@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError, printable
-from resprune_jax.experiments import demo, info, methods, stopping, streams, words
+from resprune_jax.experiments import compare, demo, info, methods, stopping, streams, words
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.bench import generate as bench_generate
 from resprune_jax.experiments.bench import selection as bench_selection
@@ -33,6 +33,7 @@ from resprune_jax.experiments.verify import command as verify
 COMMANDS: dict[str, Command] = {
     "answer": Command(answer.AnswerOptions, answer.run),
     "info": Command(info.InfoOptions, info.run),
+    "compare": Command(compare.CompareOptions, compare.run),
     "methods": Command(methods.MethodsOptions, methods.run),
     "verify": Command(verify.VerifyOptions, verify.run),
     "demo": Command(demo.DemoOptions, demo.run),
