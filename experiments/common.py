@@ -1,6 +1,7 @@
 """What the commands share: their common options, checks of option values, the compilation cache."""
 
 import dataclasses
+import importlib
 import inspect
 import logging
 import math
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import tyro
 
 from resprune_jax.errors import CallError, ResPruneError, printable
+from resprune_jax.experiments import stopping
 from resprune_jax.models.checkpoint.shipped import SHIPPED
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import CallOptions
@@ -284,7 +286,12 @@ def use_compilation_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR, where it is set, names another folder, or none when it is empty.
     """
-    import jax
+    # An interrupt that is raised while extension modules start up can crash the interpreter: it is
+    # heard behind the imports, those of the models too.
+    with stopping.whole():
+        import jax
+
+        importlib.import_module("resprune_jax.models.load")
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:

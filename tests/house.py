@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models.families.registry",),
     ("models.running",),
     ("models",),
+    ("experiments.stopping",),
     ("experiments.common", "experiments.info"),
     ("experiments",),
     ("experiments.cli", "experiments.demo"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from resprune_jax.experiments import cli, start, stopping
+from resprune_jax.experiments import cli, common, start, stopping
 from resprune_jax.experiments.answer import command as answer
 from tests.experiments.fakes import FakeLVLM, picture
 
@@ -161,3 +161,19 @@ def test_a_signal_while_the_command_is_imported(
         for each, handler in zip(STATUS, before, strict=True):
             signal.signal(each, handler)
     assert capsys.readouterr().err == "resprune: stopped\n"
+
+
+def test_a_signal_during_the_imports_of_a_model_is_heard_behind_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Raised inside an extension module that starts up, it ended Python with a crash."""
+    seen: list[str] = []
+
+    def slow(name: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        seen.append(name)
+
+    monkeypatch.setattr(common.importlib, "import_module", slow)
+    with stopping.listening(), pytest.raises(KeyboardInterrupt):
+        common.use_compilation_cache()
+    assert seen == ["resprune_jax.models.load"]

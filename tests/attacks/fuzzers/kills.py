@@ -7,6 +7,7 @@ model, is a fresh interpreter; the others are forks that have the imports behind
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,6 +132,9 @@ def _wait(child: Child, folder: Path, rng: np.random.Generator) -> None:
         time.sleep(rng.uniform(0, 0.4 if isinstance(child, Fork) else 1.2))
 
 
+_PROGRESS = re.compile(r"note: |resprune: \d+ of \d+ rows in ")
+
+
 def stop_once(
     words: list[str], folder: Path, rng: np.random.Generator, number: signal.Signals
 ) -> None:
@@ -152,7 +156,7 @@ def stop_once(
     status = child.returncode
     if status not in (0, 128 + number):
         raise Fault(WRONG, f"{number.name}: status {status}: {said[-600:]}")
-    lines = [line for line in said.splitlines() if not line.startswith("note: ")]
+    lines = [line for line in said.splitlines() if not _PROGRESS.match(line)]
     if status and lines != ["resprune: stopped"]:
         raise Fault(WRONG, f"{number.name}: {said[-600:]!r}")
     # A batch may end while the signal is on its way, and the next one with what was swallowed: also
