@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -341,6 +342,8 @@ def run(seed: int) -> None:
 
 
 def prepare_all() -> None:
+    # Nothing here runs long: what is compiled need not be fast.
+    jax.config.update("jax_disable_most_optimizations", True)
     _usual()
     select(**problem(np.random.default_rng(0)))
     extractor()
