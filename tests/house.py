@@ -50,7 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("experiments.stopping",),
     ("experiments.common", "experiments.info"),
     ("experiments",),
-    ("experiments.cli", "experiments.demo"),
+    ("experiments.cli", "experiments.compare", "experiments.demo"),
     ("experiments.start", "experiments.__main__"),
 )
 _FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
