@@ -356,3 +356,20 @@ def test_the_words_that_are_known_are_those_of_the_parser(
     shown = re.findall(r"(?<![\w-])--[a-z][a-z-]+(?= |$)", capsys.readouterr().out, re.MULTILINE)
     known = set(typed._options(cli.COMMANDS[name].options))
     assert known <= set(shown), known - set(shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "switch"),
+    [
+        (["answer", "--model", "m", "--json=1"], "--json"),
+        (["answer", "--model", "m", "--no-chat-template=x"], "--no-chat-template"),
+        (["bench", "selection", "--without_compile=yes"], "--without-compile"),
+        (["info", "--model", "m", "--help=now"], "--help"),
+    ],
+)
+def test_a_switch_with_a_value_is_named(
+    words: list[str], switch: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert said == f"resprune: {switch} is a switch and takes no value: write it alone\n"
