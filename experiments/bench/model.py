@@ -242,7 +242,7 @@ def _compile(
             state, visual, *choice, keep=min(inputs.visual_tokens, buckets.length_bucket(keep))
         ).compile()
         compiled.append(select)
-        _, kept = select(state, visual, *choice)
+        _, kept, _ = select(state, visual, *choice)
     lay_out = run.assemble.lower(
         state, *prompt, visual.embeddings, kept, None, length=length,
         positions=LlavaFamily.positions,
@@ -266,7 +266,7 @@ def _compile(
         clock.lap("encode")
         there = kept
         if select is not None:
-            _, there = jax.block_until_ready(select(state, visual, *choice))
+            _, there, _ = jax.block_until_ready(select(state, visual, *choice))
         clock.lap("select")
         x, places, count, position = lay_out(state, *prompt, visual.embeddings, there, None)
         logits, cache = fill(state, x, places, count)

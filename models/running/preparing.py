@@ -1,7 +1,7 @@
 """The host's half of an `LVLM`: a call as the user writes it, checked, encoded and laid out."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Preparer(Runner):
             settings = {**self.family.defaults, **settings}
         method = get_method(options.method, settings)
         name = type(method).__name__
-        self._check_needs(method.needs, name)
+        self._check_needs(method.needs, name, method.instead)
         if options.tolerance is not None and not method.measures_energy:
             raise CallError(
                 f"tolerance is a share of residual energy, which {name} does not measure: leave it"
@@ -121,7 +121,9 @@ class Preparer(Runner):
             )
         return method
 
-    def _check_needs(self, needs: Collection[str], who: str) -> None:
+    def _check_needs(
+        self, needs: Collection[str], who: str, instead: Mapping[str, str] | None = None
+    ) -> None:
         """Refuse a method that reads what this model does not have.
 
         Raises:
@@ -129,9 +131,10 @@ class Preparer(Runner):
         """
         gives = self.family.gives | {"text", "kind"}
         if missing := sorted(set(needs) - gives):
+            hint = (instead or {}).get(missing[0], f"it gives {', '.join(sorted(gives))}")
             raise CallError(
-                f"{who} reads {', '.join(missing)}, which {self.family.name} does not have here; it"
-                f" gives {', '.join(sorted(self.family.gives))}"
+                f"{who} reads {', '.join(missing)}, which {self.family.name} does not have here:"
+                f" {hint}"
             )
 
     def _prepare(

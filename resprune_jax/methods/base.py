@@ -4,7 +4,9 @@ A method holds its own rule and nothing else: scores, or an order of choice, for
 padding, each row's limit, failed rows and the keep list are made of that here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
 import jax
@@ -47,6 +49,7 @@ class Method:
         text: what it reads of a question where the call leaves that open, a `TextSource`.
         nested: whether a smaller budget keeps the first tokens of a larger one, in order of choice.
         measures_energy: whether its selections hold residual energies, which `tolerance` reads.
+        instead: for parts of `needs`, what to do on a model that does not have them.
         source: where the rule is from: the paper, and the repository where its code is followed.
     """
 
@@ -60,6 +63,7 @@ class Method:
     text: ClassVar[TextSource] = "nouns"
     measures_energy = False
     source = ""
+    instead: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def scores(self, image: VisualTokens, prompt: PromptContext) -> jax.Array:
         """How much each token of one image is wanted.

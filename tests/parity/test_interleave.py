@@ -112,7 +112,7 @@ def test_a_planted_fault_in_the_tower_fails_the_gate(fault: dict[str, Any]) -> N
 
 
 def test_what_there_is_no_class_token_for_is_refused() -> None:
-    with pytest.raises(CallError, match=r"saliency .* max_norm"):
+    with pytest.raises(CallError, match=r"saliency.* max_norm"):
         lvlm().generate(ROWS[0][0], QUESTIONS[0], keep=3, seed_rule="cls_attention")
 
 

@@ -1,6 +1,7 @@
 """ResPrune: greedy residual-energy selection, gated by relevance to the question's nouns."""
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import get_args
 
 import jax
@@ -76,6 +77,7 @@ class ResPrune(Method):
 
     measures_energy = True
     source = "arXiv 2603.21105"
+    instead = MappingProxyType({"saliency": "choose another seed_rule, max_norm for example"})
 
     @property
     def needs(self) -> frozenset[str]:
