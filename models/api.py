@@ -12,7 +12,14 @@ from resprune_jax.methods import VisualTokens
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.compiling import compiling
 from resprune_jax.models.running.encoded import Encoded, Images, adopt, read_pictures, rows_of
-from resprune_jax.models.running.generation import Generation, Selected, first_rows, row_errors
+from resprune_jax.models.running.generation import (
+    Generation,
+    Selected,
+    costs_of_rows,
+    drops_of_rows,
+    first_rows,
+    row_errors,
+)
 from resprune_jax.models.running.plan import Questions
 from resprune_jax.models.running.preparing import Announce, Preparer
 from resprune_jax.models.running.programs import EMPTY
@@ -121,6 +128,7 @@ class LVLM(Preparer):
             row[:0] if error else row[:last][row[:last] != EMPTY]
             for row, error, last in zip(tokens, errors, most, strict=True)
         ]
+        drops = drops_of_rows(made, call)
         return Generation(
             texts=[self.encoder.decode(row) for row in rows],
             tokens=rows,
@@ -138,6 +146,8 @@ class LVLM(Preparer):
                 "compile": compiled.seconds,
             },
             rows=list(plan.about),
+            drops=drops,
+            costs=costs_of_rows(drops, plan, self.config.text, self.dtype.itemsize),
         )
 
     @takes_options
@@ -159,6 +169,9 @@ class LVLM(Preparer):
             jax.block_until_ready(call.visual)
             encoded = time.perf_counter()
             selection, kept = self.choose(call)
+            if call.schedule is not None:
+                dropped = self.drop(call, self.assemble(call, kept))[-1]
+                selection, kept = dropped.selection, dropped.kept
             relevance = None if selection is None else self.relevance(call)
             jax.block_until_ready((kept, relevance))
         end, plan = time.perf_counter(), call.plan
@@ -227,5 +240,9 @@ class LVLM(Preparer):
         call = self._prepare(images, prompts, options, new_tokens=0)
         plan = call.plan
         _, kept = self.choose(call)
-        logits, valid = self.programs.score(self.state, *self.assemble(call, kept)[:3])
+        assembled = self.assemble(call, kept)
+        if call.schedule is None:
+            logits, valid = self.programs.score(self.state, *assembled[:3])
+        else:
+            logits, valid, *_ = self.drop(call, assembled, every=True)
         return logits[: plan.size], valid[: plan.size]

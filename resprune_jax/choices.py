@@ -34,5 +34,6 @@ METHODS = {
     "spare": "tokens.spare:Spare",
     "lrcp": "tokens.lrcp:Lrcp",
     "svdprune": "tokens.svdprune:SvdPrune",
+    "fastv": "decoder.fastv:FastV",
 }
 """The pruning methods by name, and where each one's class is below `resprune_jax.methods`."""

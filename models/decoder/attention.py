@@ -101,7 +101,7 @@ def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None
     Args:
         q: (B, R, H, hd), the queries whose rows are wanted.
         k: (B, T, KV, hd), all keys.
-        valid: (B, T) bool, the keys these queries see; `None`: all.
+        valid: (B, T) bool, the keys these queries see, or (B, R, T) for each; `None`: all.
 
     Returns:
         (B, H, R, T) float32; each row sums to 1, or is zero where no key is seen.
@@ -109,8 +109,29 @@ def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None
     batch, rows, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, rows, kv_heads, heads // kv_heads, width)
-    mask = None if valid is None else valid[:, None, :]  # [B, 1, T]
+    mask = valid[:, None, :] if valid is not None and valid.ndim == 2 else valid
     return _softmax(_scores(grouped, k), mask).reshape(batch, heads, rows, keys)
+
+
+def seen_by(slots: jax.Array, valid: jax.Array, window: int | None = None) -> jax.Array:
+    """The keys that causal queries in these slots see, for `attention_rows`.
+
+    Args:
+        slots: (B, R) int32, each row's own; T for a query that is not there.
+        valid: (B, T) bool, True for real keys.
+        window: see `attend`.
+
+    Returns:
+        (B, R, T) bool; nothing for a query that is not there.
+    """
+    keys = jnp.arange(valid.shape[1], dtype=jnp.int32)
+    there = (slots < valid.shape[1])[..., None]
+    mask = there & valid[:, None] & (keys <= slots[..., None])
+    if window is None:
+        return mask
+    rank = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+    own = jnp.take_along_axis(rank, jnp.minimum(slots, valid.shape[1] - 1), axis=1)
+    return mask & (rank[:, None] > own[..., None] - window)
 
 
 def _locate(

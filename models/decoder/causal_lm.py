@@ -1,5 +1,6 @@
 """What every model family does with its language model: embed, prefill, decode, logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -97,7 +98,12 @@ class CausalLM(nnx.Module):
         """
         config = self.language_model.config
         cache = KVCache.zeros(config, x.shape[0], cache_len, dtype=x.dtype)
-        return self._cached(x, positions, valid, 0, cache)
+        with jax.named_scope("language_model"):
+            hidden, filled = self.language_model.run_layers(
+                x, positions, valid=valid, cache=cache, slot=0
+            )
+            assert filled is not None  # a cache went in
+            return self.language_model.norm(hidden), filled
 
     def decode_step(
         self, x: jax.Array, positions: jax.Array, slot: jax.Array, cache: KVCache
@@ -113,7 +119,37 @@ class CausalLM(nnx.Module):
         Returns:
             (B, 1, d), after the final norm, and the cache with the new slot.
         """
-        return self._cached(x, positions, jnp.ones(x.shape[:2], bool), slot, cache)
+        hidden, (filled,) = self.decode_segments(x, (positions,), (slot,), (cache,))
+        return hidden, filled
+
+    def decode_segments(
+        self,
+        x: jax.Array,
+        positions: Sequence[jax.Array],
+        slots: Sequence[jax.Array],
+        caches: Sequence[KVCache],
+    ) -> tuple[jax.Array, tuple[KVCache, ...]]:
+        """`decode_step` of a decoder whose layers hold different tokens, segment by segment.
+
+        Args:
+            x: (B, 1, d), embeddings of the tokens.
+            positions: for each segment (B, 1) int32, where its own tokens go on.
+            slots: for each segment the slot that all rows write.
+            caches: of the segments, which cover all layers together.
+
+        Returns:
+            (B, 1, d), after the final norm, and the caches with the new slots.
+        """
+        valid, filled = jnp.ones(x.shape[:2], bool), []
+        with jax.named_scope("language_model"):
+            for place, slot, cache in zip(positions, slots, caches, strict=True):
+                x, written = self.language_model.run_layers(
+                    x, place, valid=valid, cache=cache, slot=slot,
+                    start=cache.start, stop=cache.stop,
+                )  # fmt: skip
+                assert written is not None  # a cache went in
+                filled.append(written)
+            return self.language_model.norm(x), tuple(filled)
 
     def place(
         self, rope: Any, keep: jax.Array, index: jax.Array, count: jax.Array, *, reindex: bool
@@ -136,21 +172,6 @@ class CausalLM(nnx.Module):
             return jnp.broadcast_to(places, index.shape), count
         last = jnp.take_along_axis(index, (count - 1)[:, None], axis=1)[:, 0]
         return index, last + 1
-
-    def _cached(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        valid: jax.Array,
-        slot: int | jax.Array,
-        cache: KVCache,
-    ) -> tuple[jax.Array, KVCache]:
-        with jax.named_scope("language_model"):
-            hidden, filled = self.language_model.run_layers(
-                x, positions, valid=valid, cache=cache, slot=slot
-            )
-            assert filled is not None  # a cache went in
-            return self.language_model.norm(hidden), filled
 
     def project_logits(self, hidden: jax.Array) -> jax.Array:
         """Logits of the hidden states that are asked for.

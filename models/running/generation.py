@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
+from resprune_jax.costs import BudgetRow, DecoderShape, schedule_row
 from resprune_jax.methods import Method, VisualTokens
+from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.prompts.options import CallOptions, Positions
 from resprune_jax.models.running.plan import Plan, Prompts
+from resprune_jax.models.running.schedule import Schedule
 from resprune_jax.selection import Selection
 
 
@@ -20,8 +23,9 @@ class Generation:
         tokens: new token ids, up to and with the end-of-sequence id.
         selections: the batch's `Selection`, `None` if every row kept all tokens. A row with
             keep=None inside a pruned batch holds the whole image: read `kept`, not its row here.
-            With budget="per_image", one for each image: arrays are (B, R, ...).
-        kept: visual tokens that entered the LLM.
+            With budget="per_image", one for each image: arrays are (B, R, ...). Of a method that
+            drops inside the LLM, its last drop's.
+        kept: visual tokens that entered the LLM, or that went through its last layer.
         visual_tokens: visual tokens that the images gave.
         nouns: the nouns that conditioned the choice.
         noun_backend: which part-of-speech tagger found them.
@@ -31,6 +35,10 @@ class Generation:
             waited for after each; compiles count where they happen, and "compile" is how much of
             the total they took.
         rows: which row of images each prompt is about.
+        drops: where each prompt lost visual tokens: (layer, how many the layers from it on worked
+            on); layer 0 for a choice in front of the LLM, empty where all were kept.
+        costs: what its visual tokens cost the LLM: tokens at first, behind the last drop and on
+            average over the layers, FLOPs of prefill, KV-cache bytes; None without any.
     """
 
     texts: list[str]
@@ -44,6 +52,8 @@ class Generation:
     prompts: list[str]
     timings: dict[str, float] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
+    drops: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
+    costs: list[BudgetRow | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class Call:
         options: what the call was told.
         positions: how position ids are counted: as the options say, or as the family does.
         method: what chooses the tokens; `None` keeps them all.
+        schedule: where the method drops tokens inside the decoder; `None`: it does not.
     """
 
     prompts: Prompts
@@ -96,6 +107,7 @@ class Call:
     options: CallOptions
     positions: Positions
     method: Method | None
+    schedule: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ class Outcome:
         finite: (B,) bool, whether the logits of all its steps are.
         tokens: (B, T) int32, `programs.EMPTY` where nothing was generated.
         timings: seconds for "select", "prefill" and "decode".
+        left: (D, B) int32, visual tokens behind each drop inside the decoder.
     """
 
     selection: Selection | None
@@ -115,6 +128,43 @@ class Outcome:
     finite: np.ndarray
     tokens: np.ndarray
     timings: dict[str, float]
+    left: np.ndarray | None = None
+
+
+def drops_of_rows(made: Outcome, call: Call) -> list[tuple[tuple[int, int], ...]]:
+    """See `Generation.drops`."""
+    plan = call.plan
+    rows: list[tuple[tuple[int, int], ...]] = []
+    entered = plan.own(made.kept).sum(axis=1).tolist()
+    for row, total in enumerate(plan.totals[: plan.size].tolist()):
+        if call.schedule is not None and made.left is not None:
+            counts = [] if call.schedule.full[row] else made.left[:, row].tolist()
+            layers = [stop.before for stop in call.schedule.stops]
+            rows.append(tuple(zip(layers, counts, strict=False)))
+        else:
+            rows.append(((0, entered[row]),) if entered[row] < total else ())
+    return rows
+
+
+def costs_of_rows(
+    drops: list[tuple[tuple[int, int], ...]], plan: Plan, decoder: DecoderConfig, size: int
+) -> list[BudgetRow | None]:
+    """See `Generation.costs`.
+
+    Args:
+        drops: from `drops_of_rows`.
+        plan: the batch.
+        decoder: the language model.
+        size: bytes of a number in the cache.
+    """
+    shape = DecoderShape(
+        decoder.num_layers, decoder.hidden_size, decoder.intermediate_size,
+        decoder.num_kv_heads, decoder.head_dim, size,
+    )  # fmt: skip
+    return [
+        schedule_row(total, own, shape) if total else None
+        for total, own in zip(plan.totals[: plan.size].tolist(), drops, strict=True)
+    ]
 
 
 def first_rows(selection: Selection, size: int) -> Selection:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError, shown
 from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
-from resprune_jax.methods.inputs import ON_REQUEST
+from resprune_jax.methods.decoder.base import DecoderMethod
+from resprune_jax.methods.inputs import LAYER_NEEDS, ON_REQUEST
 from resprune_jax.models.families.base import Family, Layouts, Picture, Pictures
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
@@ -39,6 +41,7 @@ from resprune_jax.models.running.plan import (
     read_questions,
 )
 from resprune_jax.models.running.runner import Runner
+from resprune_jax.models.running.schedule import drops_of, make_schedule
 from resprune_jax.prompts import NounExtractor
 
 Announce = Callable[[list[Planned]], None]
@@ -119,7 +122,52 @@ class Preparer(Runner):
                 f"tolerance is a share of residual energy, which {name} does not measure: leave it"
                 " out"
             )
+        if isinstance(method, DecoderMethod):
+            self._check_inside(method, options)
+        elif method.stage == "decoder":
+            raise CallError(
+                f"{name} says that it drops tokens inside the decoder: make it a subclass of"
+                " resprune_jax.methods.DecoderMethod, which says in front of which layers"
+            )
         return method
+
+    def _check_inside(self, method: DecoderMethod, options: CallOptions) -> None:
+        """Refuse what means nothing where tokens leave inside the decoder.
+
+        Raises:
+            CallError: what it is, and why.
+        """
+        name = type(method).__name__
+        if "text" in method.needs:
+            raise CallError(
+                f"{name} reads text, the question's nouns, which are not looked for where tokens"
+                " leave inside the decoder: the prompt holds all text behind the images"
+            )
+        if options.budget == "per_image":
+            raise CallError(
+                f"{name} drops tokens inside the decoder, where the images of a prompt share its"
+                " budget: leave budget out"
+            )
+        if options.newline == "always":
+            raise CallError(
+                f"{name} drops tokens inside the decoder, where newline tokens compete as all"
+                " others do: leave newline out"
+            )
+        if options.positions not in (None, method.positions):
+            raise CallError(
+                f"positions={options.positions} is not for {name}, behind whose drops they are"
+                f" {method.positions}: leave it out"
+            )
+        if method.positions == "reindex" and self.family.positions == "original":
+            raise CallError(
+                f"{name} counts positions anew behind every drop, and those of {self.family.name}"
+                " have axes that cannot be: it runs on LLaVA-1.5 and LLaVA-NeXT"
+            )
+        budgets = options.keep if isinstance(options.keep, list | tuple) else [options.keep]
+        if method.budgeted and any(keep is not None for keep in budgets):
+            raise CallError(
+                f"the settings of {name} say how many tokens stay, and keep was given too: drop one"
+            )
 
     def _check_needs(
         self, needs: Collection[str], who: str, instead: Mapping[str, str] | None = None
@@ -130,7 +178,7 @@ class Preparer(Runner):
             CallError: what is missing.
         """
         gives = self.family.gives | {"text", "kind"}
-        if missing := sorted(set(needs) - gives):
+        if missing := sorted(set(needs) - gives - LAYER_NEEDS):
             hint = (instead or {}).get(missing[0], f"it gives {', '.join(sorted(gives))}")
             raise CallError(
                 f"{who} reads {', '.join(missing)}, which {self.family.name} does not have here:"
@@ -192,10 +240,21 @@ class Preparer(Runner):
             pictures = read_pictures(self.family, given, options.image_aspect)
             layouts = spread(given, () if pictures is None else pictures.layouts)
         # Before the tower runs: images know how many tokens they give.
-        check_lengths(self.family, read, layouts, each, options, new_tokens=new_tokens)
+        inside = isinstance(method, DecoderMethod)
+        entering: list[Keep] = [None] * len(each) if inside else each
+        check_lengths(self.family, read, layouts, entering, options, new_tokens=new_tokens)
         check_ceiling(read, layouts, ceiling, self.settings.source)
+        own = [layouts[row] for row in rows]
+        plans = planned(own, entering, options)
+        if isinstance(method, DecoderMethod):
+            totals = [sum(plan.images) for plan in plans]
+            drops = drops_of(method, totals, each, self.config.text.num_layers)
+            plans = [
+                plan if row is None else replace(plan, kept=row[-1].left)
+                for plan, row in zip(plans, drops, strict=True)
+            ]
         if announce is not None:
-            announce(planned([layouts[row] for row in rows], each, options))
+            announce(plans)
         encoded = images if isinstance(images, Encoded) else self._encoded(given, pictures, needs)
         return self.lay_out(
             read, encoded.visual, encoded.layouts, each, options, method=method,
@@ -224,11 +283,20 @@ class Preparer(Runner):
             method: what chooses; None keeps every token.
             new_tokens: room for an answer in the model's context.
         """
+        inside = isinstance(method, DecoderMethod)
+        slots = visual.valid.shape[1]
         plan = make_plan(
-            self.family, self.encoder, prompts, layouts, keep, options,
-            slots=visual.valid.shape[1], new_tokens=new_tokens,
+            self.family, self.encoder, prompts, layouts, [None] * len(keep) if inside else keep,
+            options, slots=slots, new_tokens=new_tokens,
         )  # fmt: skip
         positions = options.positions or self.family.positions
-        if method is not None:
+        schedule = None
+        if isinstance(method, DecoderMethod):
+            layers = self.config.text.num_layers
+            schedule = make_schedule(method, plan, keep, slots=slots, layers=layers)
+            # As long as nothing has left they are the same.
+            positions = self.family.positions
+        elif method is not None:
             method = for_rows(method, plan.size, len(plan.rows))
-        return Call(prompts, plan, visual, self.settings.resolve(options), positions, method)
+        settings = self.settings.resolve(options)
+        return Call(prompts, plan, visual, settings, positions, method, schedule)

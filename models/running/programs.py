@@ -18,42 +18,25 @@ from jax import lax
 
 from resprune_jax.methods import Method, PromptContext, VisualTokens
 from resprune_jax.methods.base import NEWLINE
+from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.models.checkpoint.formats import ModelConfig
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.causal_lm import CausalLM
+from resprune_jax.models.decoder.drops import Dropped, Stop
+from resprune_jax.models.decoder.drops import prefill as prefill_with_drops
+from resprune_jax.models.decoder.views import Segment, compact, take
 from resprune_jax.models.families.registry import module_class
 from resprune_jax.models.prompts.options import Newline, Positions
 from resprune_jax.models.running.processors import Past, Rules, process
 from resprune_jax.selection import Selection
+
+Caches = tuple[KVCache, ...]
 
 EMPTY = -1
 """What the token buffer holds where nothing was generated."""
 
 BROKEN = -2
 """What it holds at the step whose scores are not finite; the row ends there."""
-
-
-def compact(keep: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """Where each kept entry of a row goes when the others leave, order unchanged.
-
-    Args:
-        keep: (B, S) bool.
-        length: P, the static length of the result, at least the longest row's count.
-
-    Returns:
-        (index (B, P) int32 into S, S where a row has ended; count (B,) int32).
-    """
-    batch, size = keep.shape
-    target = jnp.where(keep, jnp.cumsum(keep, axis=1) - 1, length)  # [B, S]
-    source = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
-    index = jnp.full((batch, length), size, jnp.int32)
-    index = jax.vmap(lambda row, at, what: row.at[at].set(what, mode="drop"))(index, target, source)
-    return index, jnp.sum(keep, axis=1, dtype=jnp.int32)
-
-
-def _take(values: jax.Array, index: jax.Array, fill: int) -> jax.Array:
-    """values (B, S) at index (B, P), `fill` where the index lies outside."""
-    return jnp.take_along_axis(values, index, axis=1, mode="fill", fill_value=fill)
 
 
 def assemble(
@@ -89,8 +72,8 @@ def assemble(
     stays = jnp.take_along_axis(kept, jnp.maximum(visual_index, 0), axis=1)  # [B, S]
     keep = valid & (~visual | stays)
     index, count = compact(keep, length)
-    at = _take(visual_index, index, -1)  # [B, P]
-    text = model.embed(_take(ids, index, 0))  # [B, P, d]
+    at = take(visual_index, index, -1)  # [B, P]
+    text = model.embed(take(ids, index, 0))  # [B, P, d]
     chosen = jnp.take_along_axis(embeddings, jnp.maximum(at, 0)[..., None], axis=1)
     x = jnp.where((at >= 0)[..., None], chosen.astype(text.dtype), text)
     places, following = model.place(rope, keep, index, count, reindex=positions == "reindex")
@@ -164,10 +147,15 @@ class Programs:
             positions) -> what `assemble` gives, for `prefill` and `score`.
         prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
             last token, cache).
+        drop: (state, x, position ids, count, following (B,), number (B, P), visual, rows (B,),
+            owner (B, N), full (B,), limits (D, B), method, *, stops, room, slots, every) ->
+            (logits (B, V), or (B, P', V) of `every` token, valid (B, P'), caches, following, what
+            was decided): `prefill` or `score` with drops on the way, see `drops.prefill`.
         decode: (state, cache, logits, position, last (), eos (E,), rng_seed () or (B,),
             temperature (), top_p (), top_k () or None, min_p () or None, rules or None, *, slots,
             greedy) -> (tokens (B, slots + 1), cache); the cache is donated and returned, so that it
-            is updated where it lies. What is None is not in the program.
+            is updated where it lies. What is None is not in the program. Where layers hold
+            different tokens, cache and position are tuples with an entry a segment.
         score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
     """
 
@@ -176,7 +164,8 @@ class Programs:
     weigh: Callable[..., jax.Array]
     assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
     prefill: Callable[..., tuple[jax.Array, KVCache]]
-    decode: Callable[..., tuple[jax.Array, KVCache]]
+    drop: Callable[..., tuple[jax.Array, jax.Array, Caches, tuple[jax.Array, ...], Dropped]]
+    decode: Callable[..., tuple[jax.Array, Any]]
     score: Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -286,12 +275,48 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         final = jnp.take_along_axis(hidden, last, axis=1)  # [B, 1, d]
         return lvlm.project_logits(final)[:, 0].astype(jnp.float32), cache
 
+    @partial(jax.jit, static_argnames=("stops", "room", "slots", "every"))
+    def drop(
+        state: Any,
+        x: jax.Array,
+        places: jax.Array,
+        count: jax.Array,
+        following: jax.Array,
+        number: jax.Array,
+        visual: VisualTokens,
+        rows: jax.Array,
+        owner: jax.Array,
+        full: jax.Array,
+        limits: jax.Array,
+        method: DecoderMethod,
+        *,
+        stops: tuple[Stop, ...],
+        room: int,
+        slots: int,
+        every: bool = False,
+    ) -> tuple[jax.Array, jax.Array, Caches, tuple[jax.Array, ...], Dropped]:
+        lvlm = model(state)
+        visual = jax.tree.map(lambda part: part[rows], visual)
+        tokens = visual.valid.shape[1]
+        own = jnp.arange(tokens, dtype=jnp.int32)
+        there = own < jnp.sum(number >= 0, axis=1, keepdims=True)
+        segment = Segment(
+            x, places, count, number, jnp.where(there, own, tokens), following, owner, tokens
+        )
+        segment, hidden, caches, next_, dropped = prefill_with_drops(
+            lvlm, segment, visual, full, limits, method, stops=stops, room=room, slots=slots
+        )
+        if not every:
+            hidden = take(hidden, (segment.count - 1)[:, None], 0)[:, 0]  # [B, d]
+        logits = lvlm.project_logits(hidden).astype(jnp.float32)
+        return logits, segment.valid, caches, next_, dropped
+
     @partial(jax.jit, static_argnames=("slots", "greedy"), donate_argnames=("cache",))
     def decode(
         state: Any,
-        cache: KVCache,
+        cache: KVCache | Caches,
         logits: jax.Array,
-        position: jax.Array,
+        position: jax.Array | tuple[jax.Array, ...],
         last: jax.Array,
         eos: jax.Array,
         rng_seed: jax.Array,
@@ -303,10 +328,13 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         *,
         slots: int,
         greedy: bool,
-    ) -> tuple[jax.Array, KVCache]:
+    ) -> tuple[jax.Array, KVCache | Caches]:
         lvlm = model(state)
+        whole = isinstance(cache, KVCache)
+        caches = (cache,) if isinstance(cache, KVCache) else cache
+        positions = position if isinstance(position, tuple) else (position,)
         rng = jax.vmap(jax.random.key)(rng_seed) if rng_seed.ndim else jax.random.key(rng_seed)
-        start = cache.length - slots  # prompt slots come first
+        starts = [each.length - slots for each in caches]  # prompt slots come first
         ends = partial(jnp.isin, test_elements=eos)
         past = None if rules is None or rules.past is None else rules.past.with_room(slots + 1)
         draw = partial(
@@ -330,23 +358,23 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             return (step < last) & ~jnp.all(done)
 
         def advance(carry: Any) -> Any:
-            step, token, done, buffer, cache, past = carry
-            hidden, cache = lvlm.decode_step(
+            step, token, done, buffer, caches, past = carry
+            hidden, caches = lvlm.decode_segments(
                 lvlm.embed(token[:, None]),
-                (position + step - 1)[:, None],
-                start + step - 1,
-                cache,
+                [(position + step - 1)[:, None] for position in positions],
+                [start + step - 1 for start in starts],
+                caches,
             )
             scores = lvlm.project_logits(hidden)[:, 0].astype(jnp.float32)
             token, past = pick(scores, past, step)
             good = jnp.isfinite(scores).all(axis=-1)  # the model's, before settings rule ids out
             said = jnp.where(good, token, BROKEN)
             buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, said))
-            return step + 1, token, done | ends(token) | ~good, buffer, cache, past
+            return step + 1, token, done | ends(token) | ~good, buffer, caches, past
 
-        carry = (jnp.int32(1), first, ends(first), buffer, cache, past)
-        *_, buffer, cache, _ = lax.while_loop(unfinished, advance, carry)
-        return buffer, cache
+        carry = (jnp.int32(1), first, ends(first), buffer, caches, past)
+        *_, buffer, caches, _ = lax.while_loop(unfinished, advance, carry)
+        return buffer, caches[0] if whole else caches
 
     @jax.jit
     def score(
@@ -356,4 +384,4 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         real = jnp.arange(x.shape[1]) < count[:, None]
         return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
 
-    return Programs(encode, prune, weigh, lay_out, prefill, decode, score)
+    return Programs(encode, prune, weigh, lay_out, prefill, drop, decode, score)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
-from resprune_jax.methods.inputs import ON_REQUEST
+from resprune_jax.methods.inputs import ON_REQUEST, OPTIONAL, VisualTokens
 from resprune_jax.models.checkpoint.sharding import batch_sharding
 from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
@@ -98,7 +98,15 @@ class Runner:
         assert drawn.max_new_tokens is not None and drawn.temperature is not None
         slots = buckets.new_token_bucket(drawn.max_new_tokens)
         x, places, count, position = self.assemble(call, kept)
-        logits, cache = self.programs.prefill(self.state, x, places, count, slots=slots)
+        left = None
+        cache: Any
+        if call.schedule is None:
+            logits, cache = self.programs.prefill(self.state, x, places, count, slots=slots)
+        else:
+            logits, _, cache, position, dropped = self.drop(
+                call, (x, places, count, position), slots=slots
+            )
+            selection, kept, left = dropped.selection, dropped.kept, np.asarray(dropped.left)
         finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
         marks.append(time.perf_counter())
         buffer, _ = self.programs.decode(
@@ -114,7 +122,7 @@ class Runner:
         marks.append(time.perf_counter())
         laps = np.diff(marks).tolist()
         timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
-        return Outcome(selection, kept, finite, tokens, timings)
+        return Outcome(selection, kept, finite, tokens, timings, left)
 
     def rules(self, call: Call) -> Rules | None:
         """What the settings do to the scores of this call; None for nothing."""
@@ -151,12 +159,30 @@ class Runner:
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             call.method, owner, keep=plan.picks, newline=call.options.newline,
         )  # fmt: skip
-        if np.asarray(broken):
-            raise CallError(
-                f"the keep list of {type(call.method).__name__} is broken: more tokens than its"
-                " limit, one twice, or one of padding; see `Method.order`"
-            )
+        _refuse_broken(broken, call)
         return selection, kept
+
+    def drop(self, call: Call, assembled: Any, *, slots: int = 0, every: bool = False) -> Any:
+        """Prefill with drops on the way; see `Programs.drop`.
+
+        Args:
+            call: with a schedule.
+            assembled: from `assemble`, with every visual token.
+            slots: for an answer.
+            every: give the logits of every token that is left.
+        """
+        plan, own = call.plan, call.schedule
+        assert own is not None and call.method is not None
+        unread: dict[str, Any] = {part: None for part in OPTIONAL if part not in call.method.needs}
+        visual: VisualTokens = dataclasses.replace(call.visual, **unread)
+        owner = plan.owner(visual.valid.shape[1])
+        made = self.programs.drop(
+            self.state, *assembled, *self._put(own.number), visual,
+            *self._put(plan.rows, owner, own.full), own.limits, own.method,
+            stops=own.stops, room=own.room, slots=slots, every=every,
+        )  # fmt: skip
+        _refuse_broken(made[-1].broken, call)
+        return made
 
     def relevance(self, call: Call) -> jax.Array | None:
         """The text relevance of each row's visual tokens (B, N); None where nothing reads it."""
@@ -181,6 +207,14 @@ class Runner:
         if self.mesh is None:
             return list(arrays)
         return [jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in arrays]
+
+
+def _refuse_broken(broken: jax.Array, call: Call) -> None:
+    if np.asarray(broken):
+        raise CallError(
+            f"the keep list of {type(call.method).__name__} is broken: more tokens than its limit,"
+            " one twice, or one of padding; see `Method.order`"
+        )
 
 
 def _seeds(rng_seed: int | Sequence[int], batch: int) -> np.ndarray:

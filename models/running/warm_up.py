@@ -137,7 +137,10 @@ def warm_up(
                         method=own, new_tokens=options.max_new_tokens,
                     )  # fmt: skip
                     plan = call.plan
-                    key = (shape, plan.ids.shape, plan.length, plan.picks, _shapes(plan.rope))
+                    inside = None if call.schedule is None else call.schedule.stops
+                    key = (
+                        shape, plan.ids.shape, plan.length, plan.picks, _shapes(plan.rope), inside
+                    )  # fmt: skip
                     if key not in done:
                         done.add(key)
                         # One step of the loop compiles it as a thousand would.

@@ -17,16 +17,22 @@ from .base import (
     highest,
     rows_of,
 )
+from .decoder.base import DecoderMethod, Drop, SingleDrop
 from .finding import get_method, method_class
+from .inputs import LayerView
 from .tokens.resprune import ResPrune
 
 __all__ = [
     "METHODS",
     "NEWLINE",
     "PATCH",
+    "DecoderMethod",
+    "Drop",
+    "LayerView",
     "Method",
     "PromptContext",
     "ResPrune",
+    "SingleDrop",
     "VisualTokens",
     "check_method",
     "for_rows",

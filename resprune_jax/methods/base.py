@@ -18,7 +18,15 @@ from resprune_jax.choices import TextSource
 from resprune_jax.errors import CallError, shown
 from resprune_jax.selection import Selection
 
-from .inputs import NEEDS, NEWLINE, OPTIONAL, PATCH, PromptContext, VisualTokens
+from .inputs import (
+    LAYER_NEEDS,
+    NEEDS,
+    NEWLINE,
+    OPTIONAL,
+    PATCH,
+    PromptContext,
+    VisualTokens,
+)
 
 FAILED = -1
 """What an order begins with where the image cannot be judged."""
@@ -169,7 +177,9 @@ def without_padding(
         return jnp.where(real.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
 
     given = {name: getattr(image, name) for name in ("embeddings", *OPTIONAL)}
-    cleared = {name: clear(x, image.valid) for name, x in given.items() if x is not None}
+    cleared: dict[str, Any] = {
+        name: clear(x, image.valid) for name, x in given.items() if x is not None
+    }
     text = clear(prompt.text, prompt.text_valid)
     return replace(image, **cleared), replace(prompt, text=text)
 
@@ -197,6 +207,12 @@ def check_method(method: Any) -> None:
         raise CallError(
             f"{name}.needs names {', '.join(unknown)}, which no model gives: choose of"
             f" {', '.join(sorted(NEEDS))}"
+        )
+    inside = sorted(set(method.needs) & LAYER_NEEDS)
+    if inside and method.stage != "decoder":
+        raise CallError(
+            f"{name}.needs names {', '.join(inside)}, which only a method inside the decoder sees:"
+            f" write a subclass of DecoderMethod (stage decoder, not {method.stage})"
         )
 
 

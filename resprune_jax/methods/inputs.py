@@ -1,6 +1,7 @@
 """What a pruning method may read: visual tokens and the question, in static shapes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -13,8 +14,61 @@ OPTIONAL = ("features", "saliency", "coords", "kind")
 ON_REQUEST = frozenset({"features"})
 """Those of them that are only made for a method that reads them; the rest costs next to nothing."""
 
-NEEDS = frozenset({*OPTIONAL, "text"})
-"""What a method's `needs` may name: fields of `VisualTokens`, and the question's text."""
+LAYER_NEEDS = frozenset(
+    {
+        "attention",
+        "next_attention",
+        "text_attention",
+        "gravity",
+        "keys",
+        "final_states",
+        "bare_keys",
+    }
+)
+"""What a method that drops inside the decoder may name beside: fields of `LayerView`."""
+
+NEEDS = frozenset({*OPTIONAL, *LAYER_NEEDS, "text"})
+"""What a method's `needs` may name: fields of `VisualTokens`, of `LayerView`, and the question's
+text."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerView:
+    """What the decoder shows of its visual tokens in front of layer K, where some of them leave.
+
+    N counts the visual tokens that are still there, merged ones included, M the text tokens behind
+    the last of them, H heads, KV key/value heads. Entries of padding are 0. Absent parts are
+    `None`. A method's own rule sees one prompt: the same fields without their axis B.
+
+    Attributes:
+        image: (B, N) int32, which of its prompt's images each token is of, -1 for a merged one.
+        memory: what the method's `begin` made of the prompt before layer 0.
+        attention: (B, H, N) float32, what the last prompt token gave them in layer K - 1, after the
+            softmax over the whole sequence.
+        next_attention: (B, H, N) float32, what it would give them in layer K.
+        text_attention: (B, H, M, N) float32, what each text token gave them in layer K - 1.
+        gravity: (B, M, N) float32, the attention that rotary positions alone would make: queries
+            and keys of ones.
+        keys: (B, N, KV, hd), keys of layer K - 1 with their rotation.
+        text_keys: (B, M, KV, hd), likewise; there with `keys`.
+        final_states: (B, N, d), the states in front of layer K after the decoder's last norm.
+        text_final_states: (B, M, d), likewise; there with `final_states`.
+        bare_keys: (B, N, KV hd), layer K's key projection of the states as they are: no norm, no
+            rotation.
+    """
+
+    image: jax.Array
+    memory: Any = None
+    attention: jax.Array | None = None
+    next_attention: jax.Array | None = None
+    text_attention: jax.Array | None = None
+    gravity: jax.Array | None = None
+    keys: jax.Array | None = None
+    text_keys: jax.Array | None = None
+    final_states: jax.Array | None = None
+    text_final_states: jax.Array | None = None
+    bare_keys: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +86,8 @@ class VisualTokens:
         saliency: (B, N) float32, CLS-to-patch attention, mean over heads.
         coords: (B, N, 2) float32, (row, column) of each token in its image plane.
         kind: (B, N) int8, `PATCH` or `NEWLINE`; `None` means that all are patches.
+        layer: where tokens leave inside the decoder, what it shows there; `embeddings` are the
+            states of the tokens then.
     """
 
     embeddings: jax.Array
@@ -40,6 +96,7 @@ class VisualTokens:
     saliency: jax.Array | None = None
     coords: jax.Array | None = None
     kind: jax.Array | None = None
+    layer: LayerView | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +105,8 @@ class PromptContext:
     """The question as a method sees it.
 
     Attributes:
-        text: (B, M, d), rows of the LLM's input embedding table, one for each noun token.
+        text: (B, M, d), rows of the LLM's input embedding table, one for each noun token; inside
+            the decoder, the states of all text tokens behind the last visual one.
         text_valid: (B, M) bool, False for padding; a row without any valid entry has no noun.
     """
 
