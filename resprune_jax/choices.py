@@ -35,5 +35,10 @@ METHODS = {
     "lrcp": "tokens.lrcp:Lrcp",
     "svdprune": "tokens.svdprune:SvdPrune",
     "fastv": "decoder.fastv:FastV",
+    "dart": "decoder.dart:Dart",
+    "adaptprune": "decoder.adaptprune:AdaptPrune",
+    "pdrop": "decoder.pdrop:PyramidDrop",
+    "sparsevlm": "decoder.sparsevlm:SparseVlm",
+    "sparsevlm-plus": "decoder.sparsevlm_plus:SparseVlmPlus",
 }
 """The pruning methods by name, and where each one's class is below `resprune_jax.methods`."""

@@ -7,6 +7,7 @@ adds what the table leaves out (vision tower, projector) and schedules that drop
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .errors import CallError
 
@@ -250,3 +251,40 @@ def schedule_row(tokens: float, drops: Drops, decoder: DecoderShape) -> BudgetRo
         flops_ratio=flops / decoder_flops(tokens, decoder),
         kv_ratio=cache / kv_bytes(tokens, decoder),
     )
+
+
+def ratio_for_average(target: float, tokens: int, at: Sequence[int], layers: int) -> float:
+    """The ratio of a geometric schedule that averages `target` tokens a layer.
+
+    In front of the i-th layer of `at`, ratio^i of the tokens stay. PyramidDrop at [2, 8, 16] of 32
+    layers: 0.560, 0.420 and 0.192 for 192, 128 and 64 of 576.
+
+    Args:
+        target: visual tokens a layer, averaged over layers.
+        tokens: at first.
+        at: layers in front of which tokens go, ascending.
+        layers: of the decoder.
+
+    Returns:
+        The ratio in (0, 1]; counts are not rounded.
+
+    Raises:
+        CallError: an average that no ratio has.
+    """
+    spans = [after - before for before, after in pairwise([*at, layers])]
+
+    def average(ratio: float) -> float:
+        powers = (ratio ** (i + 1) * span for i, span in enumerate(spans))
+        return tokens * (at[0] + sum(powers)) / layers
+
+    if not average(0) < target <= tokens:
+        raise CallError(
+            f"drops in front of the layers {', '.join(map(str, at))} cannot average {target:g} of"
+            f" {tokens} visual tokens: the first {at[0]} of {layers} layers see them all, which is"
+            f" {average(0):g} on average; drop earlier, such as in front of layers 2, 8, 16"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if average(middle) < target else (low, middle)
+    return high
