@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,7 +64,7 @@ def named(written: str) -> tuple[str, dict[str, Any]]:
     """
     head, _, told = written.rpartition(":")
     if head and "=" in told:
-        return head, settings_by_name(told.split(","))
+        return head, settings_by_name(re.split(r",(?=\w+=)", told))  # layers=2,8,16 is one
     return written, {}
 
 
@@ -122,15 +123,18 @@ def compare(
     """A row a method: its answer, its picks, and the medians of its times in seconds.
 
     The image is encoded once, with all that any method reads. A method that reads what this model
-    does not have is a row with the reason.
+    does not have, or that cannot meet the budget, is a row with the reason. Inside the LLM choosing
+    is a part of prefill.
     """
+    from resprune_jax.methods.inputs import LAYER_NEEDS
+
     runs: dict[str, Any] = {}
     refused: dict[str, str] = {}
     for name, method in methods.items():
         call = {"method": method, "keep": keep}
         if name == "resprune":  # by name it has this family's settings
             call["method"] = name
-        missing = sorted(set(method.needs) - lvlm.family.gives - {"text", "kind"})
+        missing = sorted(set(method.needs) - lvlm.family.gives - LAYER_NEEDS - {"text", "kind"})
         if missing and name != "resprune":
             refused[name] = f"reads {', '.join(missing)}, which this model does not have"
         else:
@@ -141,21 +145,26 @@ def compare(
     with progress("calls", (len(runs) + 1) * (options.repeats + 1)) as step:
         for name, call in {FULL: {"method": FULL}, **runs}.items():
             times: dict[str, list[float]] = {"select": [], "prefill": []}
-            for turn in range(options.repeats + 1):
-                made = lvlm.generate(
-                    encoded, options.prompt, max_new_tokens=options.max_new_tokens, **call
-                )
-                if turn:
-                    for part, seconds in times.items():
-                        seconds.append(made.timings[part])
-                step(1)
-            picks = None
+            try:
+                for turn in range(options.repeats + 1):
+                    made = lvlm.generate(
+                        encoded, options.prompt, max_new_tokens=options.max_new_tokens, **call
+                    )
+                    if turn:
+                        for part, seconds in times.items():
+                            seconds.append(made.timings[part])
+                    step(1)
+            except CallError as error:
+                refused[name] = str(error)
+                continue
+            picks, cost = None, made.costs[0]
             if made.selections is not None:
                 picks = [int(i) for i in made.selections.indices[0] if i < made.visual_tokens[0]]
             rows.append(
                 {
                     "method": name,
                     "kept": made.kept[0],
+                    "layer_average": None if cost is None else cost.average,
                     "answer": made.texts[0],
                     "error": made.errors[0],
                     **{f"{part}_s": statistics.median(own) for part, own in times.items()},
@@ -169,20 +178,21 @@ def _print(options: CompareOptions, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("method", "kept", "answer", "choosing, ms", "prefill, ms", box=None)
+    table = Table("method", "kept", "a layer", "answer", "choosing, ms", "prefill, ms", box=None)
     for row in rows:
         if "kept" not in row:
-            table.add_row(row["method"], "", Text(f"not here: {row['error']}", style="dim"))
+            table.add_row(row["method"], "", "", Text(f"not here: {row['error']}", style="dim"))
             continue
         said = row["error"] or row["answer"]
         times = [f"{1000 * row[part]:.1f}" for part in ("select_s", "prefill_s")]
-        table.add_row(row["method"], str(row["kept"]), Text(said), *times)
+        counts = str(row["kept"]), f"{row['layer_average']:.1f}"
+        table.add_row(row["method"], *counts, Text(said), *times)
     out = console()
     out.print(table)
     out.print(
         Text(
             f"Medians of {options.repeats} calls of one prompt; choosing and prefill are waited for"
-            " one after the other.",
+            " one after the other; inside the LLM choosing is a part of prefill.",
             style="dim",
         )
     )

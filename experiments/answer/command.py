@@ -90,9 +90,21 @@ def _results(rows: Sequence[Row], made: Any) -> list[dict[str, Any]]:
                 noun_backend=made.noun_backend,
                 batch_rows=len(rows),
                 timings=timings,
+                **_costs(made, i),
             )
         )
     return results
+
+
+def _costs(made: Any, row: int) -> dict[str, Any]:
+    """Where a row lost visual tokens, and what those that stayed cost the LLM."""
+    costs = made.costs[row]
+    return {
+        "drops": [list(drop) for drop in made.drops[row]],
+        "layer_average": None if costs is None else round(costs.average, 3),
+        "llm_flops": None if costs is None else costs.flops,
+        "kv_bytes": None if costs is None else costs.kv_bytes,
+    }
 
 
 def answer_rows(

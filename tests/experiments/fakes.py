@@ -60,6 +60,8 @@ class FakeLVLM:
             errors=[nan if "NaN" in prompt else None for prompt in prompts],
             prompts=list(prompts),
             timings={"total": 0.5},
+            drops=[((0, 4),)] * size,
+            costs=[None] * size,
         )
 
 

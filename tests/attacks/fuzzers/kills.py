@@ -45,7 +45,8 @@ class Model:
         return SimpleNamespace(
             texts=[f"answer to {p}" for p in prompts], tokens=[[1]] * size, selections=None,
             kept=[4] * size, visual_tokens=[16] * size, nouns=[[]] * size, noun_backend="none",
-            errors=[None] * size, prompts=list(prompts), timings={},
+            errors=[None] * size, prompts=list(prompts), timings={}, drops=[()] * size,
+            costs=[None] * size,
         )
 
 def linger(phase, info):
