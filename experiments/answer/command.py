@@ -201,12 +201,21 @@ def run(options: AnswerOptions, *, load: Load | None = None) -> int:
     if pruned and options.method == "none":
         index = next(row.index for row in rows if row.keep is not None)
         raise CallError(f"row {index} has a keep, but --method none keeps every token: drop one")
-    if not pruned:
+    if not pruned and not _budgeted(options):
         for name in (*options.settings, *(["tolerance"] if options.tolerance is not None else [])):
             logger.warning("--%s has no effect without --keep", name.replace("_", "-"))
     if not options.rows and len(rows) == 1:
         return _run_one(options, rows[0], make)
     return _run_many(options, rows, make)
+
+
+def _budgeted(options: AnswerOptions) -> bool:
+    """Whether the method's own settings say how many tokens stay."""
+    if not options.method_settings or options.method == "none":
+        return False
+    from resprune_jax.methods import get_method
+
+    return get_method(options.method, options.settings).budgeted
 
 
 def rows_of(options: AnswerOptions, keep: Keep) -> list[Row]:

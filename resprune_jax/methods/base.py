@@ -67,6 +67,12 @@ class Method:
         return frozenset()
 
     stage: ClassVar[Stage] = "tokens"
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether its settings say how many tokens stay, so that a call gives no `keep`."""
+        return False
+
     nested = True
     text: ClassVar[TextSource] = "nouns"
     measures_energy = False

@@ -230,6 +230,12 @@ def test_what_has_no_effect_is_said(
     assert cli.main([*ASK, "--alpha", "0.5"]) == 0
     (line,) = lines(capsys)
     assert line.startswith("note: --alpha has no effect")
+    # A setting that is the budget has.
+    budget = ["--method", "fastv", "--method-settings", "keep_average=12"]
+    assert cli.main([*ASK, *budget]) == 0
+    assert "note" not in "".join(lines(capsys))
+    assert cli.main([*ASK, "--method", "fastv", "--method-settings", "k=3"]) == 0
+    assert lines(capsys)[0].startswith("note: --k has no effect")
 
 
 @pytest.mark.parametrize(

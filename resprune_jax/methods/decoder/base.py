@@ -73,7 +73,7 @@ class DecoderMethod(Method):
 
     @property
     def budgeted(self) -> bool:
-        """Whether the settings say how many tokens stay, so that a call gives no `keep`."""
+        """See `Method.budgeted`."""
         return self.keep_average is not None
 
     def drops(self, tokens: int, keep: int, layers: int) -> tuple[Drop, ...]:

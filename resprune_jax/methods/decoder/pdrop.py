@@ -57,7 +57,7 @@ class PyramidDrop(DecoderMethod):
 
     @property
     def budgeted(self) -> bool:
-        """See `DecoderMethod.budgeted`."""
+        """See `Method.budgeted`."""
         return super().budgeted or self.fractions is not None
 
     def drops(self, tokens: int, keep: int, layers: int) -> tuple[Drop, ...]:

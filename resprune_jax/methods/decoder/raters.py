@@ -27,10 +27,10 @@ class Raters(DecoderMethod):
     over the text of inner products of input embeddings, mean over visual tokens. Where none is
     above the mean, all are raters.
 
-    `keep` is the layer average as the authors count it. Their lists exist for 64, 96, 128 and 192
-    of 576 tokens; for other images and budgets each count is the same share of the tokens, on a
-    straight line between the lists (our reading). `keep_average` is solved for on the tokens
-    that the layers work on.
+    `keep` is the layer average as the authors count it, on 32 layers. Their lists exist for 64, 96,
+    128 and 192 of 576 tokens; for other images and budgets each count is the same share of the
+    tokens, on a straight line between the lists (our reading). `keep_average` is solved for on the
+    tokens that the layers work on.
 
     Attributes:
         layers: from whose output tokens go.
@@ -63,7 +63,7 @@ class Raters(DecoderMethod):
 
     @property
     def budgeted(self) -> bool:
-        """See `DecoderMethod.budgeted`."""
+        """See `Method.budgeted`."""
         return super().budgeted or self.keeps is not None
 
     def drops(self, tokens: int, keep: int, layers: int) -> tuple[Drop, ...]:
