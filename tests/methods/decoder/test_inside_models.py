@@ -116,13 +116,15 @@ def test_several_drops_in_a_batch(lvlm: LVLM, photographs: Any) -> None:
     made = lvlm.generate(images, questions, **call)
     assert made.errors == [None] * 3
     assert made.drops == [((1, 10), (2, 5)), ((1, 10), (2, 5)), ()]
-    for row in range(2):
-        alone = lvlm.generate(images[row], questions[row], **call)
-        assert alone.tokens[0].tolist() == made.tokens[row].tolist()
-        assert alone.kept == [made.kept[row]]
+    with backend_compiles() as compiles:  # other mates, other places in the batch
+        turned = lvlm.generate(images[::-1], questions[::-1], **call)
+    assert not compiles
+    assert turned.kept == made.kept[::-1]
+    for mine, again in zip(made.tokens, turned.tokens[::-1], strict=True):
+        assert mine.tolist() == again.tolist()
 
 
-QUICK = ("adaptprune", "sparsevlm")
+QUICK = ("adaptprune",)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,7 @@ def test_every_method_on_qwen(name: str, photographs: Any) -> None:
     assert made.kept == [made.drops[0][-1][1]]
 
 
+@pytest.mark.deep
 def test_many_pictures_share_a_budget(lvlm: LVLM, photographs: Any) -> None:
     made = lvlm.select(
         [list(photographs[:2])], QUESTIONS[0], keep=7, method="adaptprune",
@@ -199,6 +202,7 @@ def test_calls_that_mean_nothing_are_refused(
     assert not compiles
 
 
+@pytest.mark.deep
 def test_states_that_are_not_finite_fail_alone(lvlm: LVLM, photographs: Any) -> None:
     encoded = lvlm.encode(list(photographs[:2]))
     embeddings = np.array(encoded.embeddings)

@@ -31,10 +31,6 @@ HEAD = 16
 Drops = Callable[[int], list[Drop]]
 CASES: dict[str, tuple[dict[str, Any], Drops]] = {
     "fastv": ({"method": "fastv", "keep": KEEP}, methods.fastv_drops),
-    "fastv k=1": (
-        {"method": "fastv", "keep": KEEP, "method_settings": {"k": 1}},
-        lambda count: methods.fastv_drops(count, layer=1),
-    ),
     "dart": (
         {"method": "dart", "keep": KEEP, "method_settings": ["image_pivots=1", "text_pivots=2"]},
         lambda count: methods.dart_drops(count, image_pivots=1, text_pivots=2),
