@@ -245,7 +245,8 @@ def model_rows(
         return Row(name, program, setting, made, limit, held, bytes_per_chip(donated))
 
     images = jax.tree.map(put, works[0].images) if works[0].batched else works[0].images
-    encoded = row("encode", works[0].plan, 0, run.encode.lower, images)
+    see = partial(run.encode.lower, needs=frozenset())  # as ResPrune and the full model do
+    encoded = row("encode", works[0].plan, 0, see, images)
     yield encoded
     if (visual := encoded.compiled.result) is None:
         return
