@@ -96,6 +96,7 @@ def test_early_ends_are_where_the_foresight_must_fail():
     assert made.outcome.indices[1].tolist() == list(range(keep))
 
 
+@pytest.mark.deep
 def test_it_makes_the_picks_and_energies_of_the_gram_engine():
     """Equal one for one on problems without ties, and the same growth to doubt by."""
     problems = batch(SHAPE, 3, kind="gaussian", n=90, d=64)

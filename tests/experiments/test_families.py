@@ -210,6 +210,7 @@ def test_calls_that_are_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.deep
 def test_the_check_of_a_large_image_notices(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--height", "280", "--width", "420", "--keep", "20"]
     assert main([*small, "--limit-gib", "0.01"]) == 1

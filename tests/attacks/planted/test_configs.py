@@ -58,6 +58,7 @@ PLANTED: dict[str, tuple[Any, str, Any, Field]] = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_missing_check_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, name, fault, field = PLANTED[what]

@@ -42,6 +42,7 @@ Results._read = hopeful
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_planted_fault_is_found(what: str) -> None:
     # Only a kill tears a row; the others show after any signal, SIGTERM is the first of seed 1.

@@ -45,6 +45,7 @@ PLANTED: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, name, fault = PLANTED[what]

@@ -259,6 +259,7 @@ def test_the_first_stage_learns_and_its_heads_are_not_part_of_the_model(tiny):
     assert len(VOCABULARY) == 60 and len(SLOTS) == 7
 
 
+@pytest.mark.deep
 def test_training_goes_on_bit_by_bit_after_it_was_stopped(tiny, tmp_path):
     graph, params = stages.initial("cpu", 0)
     loss = stages.answer_loss(graph, dense=0.1)

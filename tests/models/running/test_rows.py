@@ -53,6 +53,7 @@ def test_a_step_that_is_not_finite_fails_its_row_alone(
             assert got.errors[i] is None and got.tokens[i].tolist() == whole.tokens[i].tolist()
 
 
+@pytest.mark.deep
 def test_a_row_with_its_own_seed_draws_the_same_in_any_batch(
     lvlm: LVLM, photographs: list[Any]
 ) -> None:
