@@ -90,7 +90,9 @@ def run(options: MethodsOptions) -> int:
     else:
         from rich.table import Table
 
-        table = Table("method", "stage", "reads", "settings", "source", box=None)
+        table = Table(box=None)
+        for head in ("method", "stage", "reads", "settings", "source"):
+            table.add_column(head, overflow="fold")
         for one in every:
             table.add_row(one["name"], one["stage"], _reads(one), _settings(one), one["source"])
         console().print(table)
