@@ -220,6 +220,9 @@ def check_method(method: Any) -> None:
             f"{name}.needs names {', '.join(inside)}, which only a method inside the decoder sees:"
             f" write a subclass of DecoderMethod (stage decoder, not {method.stage})"
         )
+    own = [getattr(type(method), rule) for rule in ("scores", "order", "select")]
+    if own == [Method.scores, Method.order, Method.select]:
+        raise CallError(f"{name} decides nothing: write its scores, or its order")
 
 
 def _settings_of_rows(method: Any) -> dict[str, Any]:

@@ -145,6 +145,12 @@ class Upstairs(Method):
     stage = "upstairs"
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Idle(Method):
+    pass
+
+
 @dataclass(frozen=True)
 class NotRegistered(Method):
     pass
@@ -159,6 +165,7 @@ class NotADataclass(Method):
     [
         (Typo(), "saliancy"),
         (Upstairs(), "stage"),
+        (Idle(), "decides nothing"),
         (NotRegistered(), "pytree"),
         (NotADataclass(), "frozen dataclass"),
         (Typo, "an instance"),
