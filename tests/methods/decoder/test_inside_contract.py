@@ -120,6 +120,9 @@ class Upstart(Method):
     stage = "decoder"
     needs = frozenset({"attention"})
 
+    def scores(self, image: VisualTokens, prompt: PromptContext) -> jax.Array:
+        return -image.embeddings[:, 0]
+
 
 def test_a_view_is_for_methods_inside_alone(lvlm: LVLM, photographs: Any) -> None:
     with pytest.raises(CallError, match=r"Outside.needs names attention.*DecoderMethod"):
