@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
-	@echo "make test         set up, then run the tests (under 10 minutes on 2 cores)"
+	@echo "make test         set up, then run the tests (about 10 minutes on 2 cores)"
 	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (10 minutes)"
 	@echo "make test-core    every dependency and family once, without torch (under 3 minutes)"
 	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
