@@ -1,7 +1,10 @@
 """Fixtures that the whole suite shares, so that each checkpoint is made and compiled once."""
 
 import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -35,6 +38,30 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line(f"left out, because they need it: {len(left_out)} modules")
         for path in left_out:
             terminalreporter.line(f"  {path.relative_to(ROOT).as_posix()}")
+
+
+@pytest.fixture
+def absent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with names of packages: for the rest of the test they are not installed.
+
+    No `None` stands for them in `sys.modules`: libraries ask there what has been imported already.
+    """
+
+    def hide(*names: str) -> None:
+        for name in names:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+        def around(finder: Any) -> Any:
+            def find_spec(name: str, *more: Any) -> Any:
+                return None if name in names else finder.find_spec(name, *more)
+
+            return SimpleNamespace(
+                find_spec=find_spec, find_distributions=getattr(finder, "find_distributions", None)
+            )
+
+        monkeypatch.setattr(sys, "meta_path", [around(finder) for finder in sys.meta_path])
+
+    return hide
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -405,7 +404,7 @@ def test_a_failed_check_is_status_1(
 
 
 def test_wrong_calls_are_status_2(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], absent: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(*more: str) -> str:
         assert cli.main([*words, *more]) == 2
@@ -417,7 +416,7 @@ def test_wrong_calls_are_status_2(
     assert "no such folder" in said()
     words[words.index("--question") + 1] = " "
     assert "--question is empty" in said()
-    monkeypatch.setitem(sys.modules, "torch", None)
+    absent("torch")
     assert "torch, which is not installed" in said()
 
 

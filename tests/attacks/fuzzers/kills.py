@@ -28,7 +28,7 @@ PATIENCE_S = 60.0
 # A command whose model answers after a moment; a fault may be planted in it first. With
 # "callbacks", the collector calls back all the time, as JAX makes it: what is raised there is lost.
 CHILD = """
-import gc, sys, time
+import gc, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from resprune_jax.experiments import start, stopping
@@ -55,6 +55,8 @@ def linger(phase, info):
         pass
 
 def main():
+    # As a terminal has it: a shell's background jobs ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     exec(sys.argv.pop(1), globals())
     with stopping.listening(for_good=True):
         Path(sys.argv.pop(1)).touch()
@@ -88,11 +90,6 @@ def _lines(folder: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def _listen() -> None:
-    """Signals as a terminal has them: a shell's background jobs ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 Child = subprocess.Popen[bytes] | Fork
 
 
@@ -112,7 +109,7 @@ def _start(words: list[str], folder: Path, *, fresh: bool) -> Child:
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        preexec_fn=_listen, env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ long; most of what an attack on a running command asks is decided behind that.
 """
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 # Each line it reads is a run: the words, the code, and where its standard error goes.
 _STEM = """
-import json, os, signal, sys, traceback
+import json, os, sys, traceback
 import resprune_jax.experiments.cli
 for line in sys.stdin:
     run = json.loads(line)
@@ -31,7 +32,6 @@ for line in sys.stdin:
             errors = os.open(run["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for at, file in enumerate((nothing, nothing, errors)):
                 os.dup2(file, at)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = ["-c", *run["words"]]
             exec(run["code"], {"__name__": "__main__"})
             status = 0
@@ -85,7 +85,9 @@ class Fork:
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the process has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may have ended since, and its status still be on its way.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)

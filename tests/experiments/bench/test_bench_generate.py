@@ -1,7 +1,7 @@
 """`resprune bench generate` on a tiny model: its parts, its report, and what does not pay."""
 
 import json
-import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,12 @@ def test_the_report(
 
 @pytest.mark.deep
 def test_without_torch_and_spacy_and_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    absent: Callable[..., None],
 ) -> None:
-    for name in ("torch", "spacy"):
-        monkeypatch.setitem(sys.modules, name, None)
+    absent("torch", "spacy")
     first = bench(tmp_path)
     assert first["torch"] == "torch is not installed"
     (row,) = first["rows"].values()

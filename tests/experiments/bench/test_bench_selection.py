@@ -1,7 +1,6 @@
 """`resprune bench selection` on tiny problems: what it finds, writes, and leaves out."""
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -244,10 +243,9 @@ def test_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_it_needs_neither_torch_nor_spacy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, absent: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("torch", "spacy"):
-        monkeypatch.setitem(sys.modules, name, None)
+    absent("torch", "spacy")
     report = bench(tmp_path, "--batch", "1", "--dtype", "float32", "--repeats", "2")
     assert report["torch"] == "torch is not installed"
     assert "torch rows: torch is not installed" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import struct
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +190,10 @@ def test_a_header_without_a_count(file: Path, monkeypatch: pytest.MonkeyPatch) -
         read(file)
 
 
-def test_files_that_cannot_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
+def test_files_that_cannot_be_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch, absent: Callable[..., None]
+) -> None:
+    absent("av")
     with pytest.raises(CallError, match=r"needs PyAV: pip install 'resprune-jax\[video\]'"):
         read(file)
     fake_av(monkeypatch, "broken")
