@@ -168,9 +168,10 @@ class LVLM(Preparer):
             call = self._prepare(images, prompts, options, new_tokens=0)
             jax.block_until_ready(call.visual)
             encoded = time.perf_counter()
-            selection, kept = self.choose(call)
+            chosen = self.choose(call)
+            selection, kept = chosen.selection, chosen.kept
             if call.schedule is not None:
-                dropped = self.drop(call, self.assemble(call, kept))[-1]
+                dropped = self.drop(call, self.assemble(call, chosen))[-1]
                 selection, kept = dropped.selection, dropped.kept
             relevance = None if selection is None else self.relevance(call)
             jax.block_until_ready((kept, relevance))
@@ -239,8 +240,7 @@ class LVLM(Preparer):
         """
         call = self._prepare(images, prompts, options, new_tokens=0)
         plan = call.plan
-        _, kept = self.choose(call)
-        assembled = self.assemble(call, kept)
+        assembled = self.assemble(call, self.choose(call))
         if call.schedule is None:
             logits, valid = self.programs.score(self.state, *assembled[:3])
         else:

@@ -24,8 +24,10 @@ SMALLEST_TOLERANCE = 1e-5
 METHODS = {
     "random": "baselines.random:Random",
     "uniform": "baselines.uniform:Uniform",
+    "pooling": "baselines.pooling:Pooling",
     "fastervlm": "encoder.fastervlm:FasterVLM",
     "vispruner": "encoder.vispruner:VisPruner",
+    "visionzip": "encoder.visionzip:VisionZip",
     "scope": "encoder.scope:Scope",
     "agilepruner": "encoder.agilepruner:AgilePruner",
     "divprune": "tokens.divprune:DivPrune",

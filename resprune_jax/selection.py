@@ -52,11 +52,15 @@ class Selection:
             the row failed (a token or a relevance was NaN or infinite); infinite where the
             energy of finite tokens exceeds float32. `None` of a method that does not measure it.
         count: () or (B,) int32, how many entries of `indices` are real; 0 if the row failed.
+        rows: (K, w) or (B, K, w), of a method that merges tokens: what enters in place of each, of
+            the width of its `merges`; an entry of `indices` that stands for no token of its own (a
+            mean of what was dropped) holds N although it counts. `None`: the tokens as they are.
     """
 
     indices: jax.Array
     energy: jax.Array | None
     count: jax.Array
+    rows: jax.Array | None = None
 
     def prefix(self, k: int) -> "Selection":
         """The selection that a budget of `k` tokens would have given.
@@ -71,6 +75,8 @@ class Selection:
         k = whole("the budget of a prefix", k)
         if k > most:
             raise CallError(f"prefix({shown(k)}): this selection holds between 1 and {most} tokens")
+        if self.rows is not None:
+            raise CallError("what was merged for one budget is not what a smaller one merges")
         count = jnp.minimum(self.count, k)
         energy = None if self.energy is None else self.energy[..., : k + 1]
         return Selection(self.indices[..., :k], energy, count)

@@ -233,7 +233,7 @@ def tokens(ours: Ours) -> Finding:
 
 def selection(ours: Ours) -> Finding:
     """Our picks among the reference's visual tokens, against the float64 oracle."""
-    made, _ = ours.lvlm.choose(ours.call(pruned=True))
+    made = ours.lvlm.choose(ours.call(pruned=True)).selection
     assert made is not None  # the prompt has a budget
     return findings.picks(np.asarray(made.indices[0])[: int(made.count[0])], ours.reference)
 

@@ -19,7 +19,7 @@ from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
 from resprune_jax.models.prompts.generation_file import read_generation_settings
 from resprune_jax.models.prompts.options import CallOptions
-from resprune_jax.models.running.generation import Call
+from resprune_jax.models.running.generation import Call, Chosen
 from resprune_jax.models.running.plan import Prompts
 
 
@@ -136,4 +136,4 @@ class Ours:
         if pruned:
             kept[:] = False
             kept[0, self.reference.picks] = True
-        return self.lvlm.assemble(self.call(pruned=pruned), kept)
+        return self.lvlm.assemble(self.call(pruned=pruned), Chosen(kept))

@@ -11,7 +11,7 @@ import numpy as np
 from resprune_jax.arguments import array_of
 from resprune_jax.errors import CallError
 from resprune_jax.methods import VisualTokens
-from resprune_jax.methods.base import NEWLINE
+from resprune_jax.methods.base import NEWLINE, OPTIONAL
 from resprune_jax.models.families.base import (
     Family,
     ImageLayout,
@@ -112,7 +112,7 @@ def adopt(visual: VisualTokens, family: Family) -> Encoded:
         raise CallError(f"valid has shape {mask.shape}, expected {embeddings.shape[:2]}")
     made: dict[str, Any] = {"embeddings": embeddings, "valid": mask.astype(bool)}
     visual = dataclasses.replace(visual, **made)
-    for name in ("features", "saliency", "coords", "kind"):
+    for name in OPTIONAL:
         own = getattr(visual, name)
         if own is not None and np.shape(own)[:2] != mask.shape:
             raise CallError(f"{name} has shape {np.shape(own)}, expected {mask.shape} first")

@@ -111,6 +111,21 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What enters the LLM.
+
+    Attributes:
+        kept: (B, N) bool, the places of visual tokens that do.
+        selection: `None` where every token does.
+        merged: (B, N, d), what stands at these places where tokens were merged; `None`: the tokens.
+    """
+
+    kept: jax.Array | np.ndarray
+    selection: Selection | None = None
+    merged: jax.Array | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What the devices made of a call, rows that fill the batch's bucket included.
 

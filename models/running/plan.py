@@ -194,6 +194,7 @@ def make_plan(
     *,
     slots: int,
     new_tokens: int,
+    beside: int = 0,
 ) -> Plan:
     """Lay a batch of questions out.
 
@@ -209,6 +210,7 @@ def make_plan(
         options: whether a prompt's images share its budget, and newline tokens compete for it.
         slots: N, the bucket of a row's visual tokens.
         new_tokens: room to leave in the context.
+        beside: see `Method.beside`.
 
     Returns:
         The plan.
@@ -237,9 +239,9 @@ def make_plan(
     ids, visual_index, valid = pad_batch(expanded, slots + room)
     width = max(1, *map(len, images)) if per_image else 1
     limits = resolve_limits(images, budget, per_image=per_image)
-    extra = [_beside(row, options) for row in own]
-    check_lengths(family, prompts, layouts, budget, options, new_tokens=new_tokens)
-    picks = [budgets.ceiling(keep, slots) for keep in budget if keep is not None]
+    extra = [_beside(row, options, beside) for row in own]
+    check_lengths(family, prompts, layouts, budget, options, beside=beside, new_tokens=new_tokens)
+    picks = [budgets.ceiling(keep, slots) + beside for keep in budget if keep is not None]
     pictured = [keep for keep, row in zip(budget, own, strict=True) if row]
     visual = _room(pictured, slots, images=width) + buckets.step(max(extra)) if pictured else 0
     size = buckets.batch_bucket(count)
@@ -271,6 +273,7 @@ def check_lengths(
     budget: list[Keep],
     options: CallOptions,
     *,
+    beside: int = 0,
     new_tokens: int,
 ) -> None:
     """Refuse a prompt that leaves no room for its answer; arguments as for `make_plan`.
@@ -281,7 +284,7 @@ def check_lengths(
     """
     own = [layouts[row] for row in prompts.about(len(layouts))]
     check_visual(max(sum(image.tokens for image in row) for row in own))
-    kept = [each.kept for each in planned(own, budget, options)]
+    kept = [each.kept for each in planned(own, budget, options, beside)]
     words = [len(prompt.ids) - len(row) for prompt, row in zip(prompts.encoded, own, strict=True)]
     longest = max(text + visual for text, visual in zip(words, kept, strict=True))
     check_context(longest, new_tokens, family.config.text.max_position_embeddings)
@@ -310,7 +313,10 @@ def check_ceiling(prompts: Prompts, layouts: Layouts, ceiling: int | None, sourc
 
 
 def planned(
-    layouts: Sequence[Sequence[ImageLayout]], budget: list[Keep], options: CallOptions
+    layouts: Sequence[Sequence[ImageLayout]],
+    budget: list[Keep],
+    options: CallOptions,
+    beside: int = 0,
 ) -> list[Planned]:
     """What each prompt's images give and what is kept of them; arguments as for `make_plan`.
 
@@ -318,6 +324,7 @@ def planned(
         layouts: of each prompt's images.
         budget: one for each prompt.
         options: the call's.
+        beside: see `Method.beside`.
     """
     per_image = options.budget == "per_image"
     images = [tuple(image.tokens for image in row) for row in layouts]
@@ -325,7 +332,7 @@ def planned(
     most = limits.sum(axis=1) if per_image else limits
     made = []
     for row, counts, kept in zip(layouts, images, most.tolist(), strict=True):
-        made.append(Planned(counts, min(kept + _beside(row, options), sum(counts))))
+        made.append(Planned(counts, min(kept + _beside(row, options, beside), sum(counts))))
     return made
 
 
@@ -341,9 +348,10 @@ def resolve_limits(
     return limits
 
 
-def _beside(row: Sequence[ImageLayout], options: CallOptions) -> int:
-    """Newline tokens that are kept beside the budget."""
-    return sum(image.newlines for image in row) if options.newline == "always" else 0
+def _beside(row: Sequence[ImageLayout], options: CallOptions, beside: int) -> int:
+    """What is kept beside the budget: newline tokens, and what a method adds to each choice."""
+    lines = sum(image.newlines for image in row) if options.newline == "always" else 0
+    return lines + beside * (len(row) if options.budget == "per_image" else min(1, len(row)))
 
 
 def _room(budget: list[Keep], slots: int, *, images: int) -> int:

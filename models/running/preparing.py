@@ -122,6 +122,13 @@ class Preparer(Runner):
                 f"tolerance is a share of residual energy, which {name} does not measure: leave it"
                 " out"
             )
+        positions = options.positions or self.family.positions
+        if method.merges and method.sequence == "listed" and positions == "original":
+            raise CallError(
+                f"{name} lists its rows in an order of their own, so positions are counted through"
+                f" behind it: positions=original, {self.family.name}'s own or the call's, is not"
+                " for it"
+            )
         if isinstance(method, DecoderMethod):
             self._check_inside(method, options)
         elif method.stage == "decoder":
@@ -206,6 +213,14 @@ class Preparer(Runner):
             keep if media[row] else None
             for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
         ]
+        before = method is not None and method.merges and not isinstance(method, DecoderMethod)
+        shared = options.budget != "per_image"
+        for row, keep in zip(rows, each, strict=True):
+            if before and shared and keep is not None and len(media[row]) > 1:
+                raise CallError(
+                    f"{type(method).__name__} merges tokens image by image, and a prompt has"
+                    f' {len(media[row])} images that share its budget: give budget="per_image"'
+                )
         options.check_seeds(len(questions))
         if not (announce is None or callable(announce)):
             raise CallError(f"announce is a function, got {shown(announce)}")
@@ -242,10 +257,13 @@ class Preparer(Runner):
         # Before the tower runs: images know how many tokens they give.
         inside = isinstance(method, DecoderMethod)
         entering: list[Keep] = [None] * len(each) if inside else each
-        check_lengths(self.family, read, layouts, entering, options, new_tokens=new_tokens)
+        beside = 0 if method is None else method.beside
+        check_lengths(
+            self.family, read, layouts, entering, options, beside=beside, new_tokens=new_tokens
+        )
         check_ceiling(read, layouts, ceiling, self.settings.source)
         own = [layouts[row] for row in rows]
-        plans = planned(own, entering, options)
+        plans = planned(own, entering, options, beside)
         if isinstance(method, DecoderMethod):
             totals = [sum(plan.images) for plan in plans]
             drops = drops_of(method, totals, each, self.config.text.num_layers)
@@ -288,6 +306,7 @@ class Preparer(Runner):
         plan = make_plan(
             self.family, self.encoder, prompts, layouts, [None] * len(keep) if inside else keep,
             options, slots=slots, new_tokens=new_tokens,
+            beside=0 if method is None else method.beside,
         )  # fmt: skip
         positions = options.positions or self.family.positions
         schedule = None

@@ -137,7 +137,8 @@ class Programs:
         encode: (state, inputs of the family, *, needs) -> VisualTokens, with those of `ON_REQUEST`
             that are named.
         prune: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), full (B,), limit (B,),
-            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N), broken ()).
+            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N), broken (),
+            embeddings (B, N, d) of the rows where tokens were merged, else None).
             With `owner` (B, N) int32, the image of each token, limits are (B, R), one for each
             image, and the selections (B, R, ...). Broken says that the method's keep list is none:
             beyond the limit, with a token twice or one that was not offered.
@@ -160,7 +161,7 @@ class Programs:
     """
 
     encode: Callable[..., VisualTokens]
-    prune: Callable[..., tuple[Selection, jax.Array, jax.Array]]
+    prune: Callable[..., tuple[Selection, jax.Array, jax.Array, jax.Array | None]]
     weigh: Callable[..., jax.Array]
     assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
     prefill: Callable[..., tuple[jax.Array, KVCache]]
@@ -198,9 +199,10 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         *,
         keep: int,
         newline: Newline = "candidate",
-    ) -> tuple[Selection, jax.Array, jax.Array]:
+    ) -> tuple[Selection, jax.Array, jax.Array, jax.Array | None]:
         visual = jax.tree.map(lambda x: x[rows], visual)
-        prompt = PromptContext(model(state).embed(noun_ids), noun_valid)
+        lvlm = model(state)
+        prompt = PromptContext(lvlm.embed(noun_ids), noun_valid)
         real = visual.valid
         always = jnp.zeros_like(real)
         if newline == "always" and visual.kind is not None:
@@ -212,12 +214,26 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         ) -> tuple[Selection, jax.Array, jax.Array]:
             offered = dataclasses.replace(visual, valid=candidates)
             made = method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
-            chosen = made.mask(count) & candidates
-            beyond = (made.count > limit) | (jnp.sum(chosen, axis=1) != made.count)
+            seats = dataclasses.replace(made, indices=method.seats(made, candidates))
+            chosen = seats.mask(count) & candidates
+            beyond = made.count > limit + method.beside
+            beyond |= jnp.sum(chosen, axis=1) != made.count
             return made, chosen, jnp.any(beyond)
 
+        def seated(made: Any, candidates: jax.Array, embeddings: jax.Array) -> jax.Array:
+            own = made.rows.astype(embeddings.dtype)  # [B, K, w]
+            if method.merges == "features":
+                own = lvlm.projector(own)
+            seats = method.seats(made, candidates)
+            return jax.vmap(lambda x, at, own: x.at[at].set(own, mode="drop"))(
+                embeddings, seats, own
+            )
+
+        merged = visual.embeddings if method.merges else None
         if owner is None:
             selection, chosen, broken = choose_among(real & ~always, limit)
+            if merged is not None:
+                merged = seated(selection, real & ~always, merged)
         else:
             each = []
             chosen, broken = jnp.zeros_like(real), jnp.array(False)
@@ -228,10 +244,14 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
                 own = jnp.where(there[:, None], own, real)
                 one, its, wrong = choose_among(own, jnp.maximum(limit[:, image], 1))
                 chosen |= its & there[:, None]
+                if merged is not None:
+                    merged = jnp.where(there[:, None, None], seated(one, own, merged), merged)
                 broken |= wrong
                 each.append(one)
             selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
-        return selection, jnp.where(full[:, None], real, chosen | always), broken
+        if merged is not None:
+            merged = jnp.where(full[:, None, None], visual.embeddings, merged)
+        return selection, jnp.where(full[:, None], real, chosen | always), broken, merged
 
     @jax.jit
     def weigh(

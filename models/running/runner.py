@@ -17,10 +17,9 @@ from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.running.encoded import Encoded
-from resprune_jax.models.running.generation import Call, Outcome
+from resprune_jax.models.running.generation import Call, Chosen, Outcome
 from resprune_jax.models.running.processors import Rules, make_rules
 from resprune_jax.models.running.programs import BROKEN, Programs, programs
-from resprune_jax.selection import Selection
 
 
 class Runner:
@@ -91,13 +90,14 @@ class Runner:
                 resolved.
         """
         marks = [time.perf_counter()]
-        selection, kept = self.choose(call)
-        jax.block_until_ready(kept)
+        chosen = self.choose(call)
+        selection, kept = chosen.selection, chosen.kept
+        jax.block_until_ready((kept, chosen.merged))
         marks.append(time.perf_counter())
         drawn = call.options
         assert drawn.max_new_tokens is not None and drawn.temperature is not None
         slots = buckets.new_token_bucket(drawn.max_new_tokens)
-        x, places, count, position = self.assemble(call, kept)
+        x, places, count, position = self.assemble(call, chosen)
         left = None
         cache: Any
         if call.schedule is None:
@@ -137,14 +137,14 @@ class Runner:
         of_rows = {"least": made.least, "past": made.past}
         return dataclasses.replace(made, **jax.tree.map(lambda x: self._put(x)[0], of_rows))
 
-    def choose(self, call: Call) -> tuple[Selection | None, jax.Array | np.ndarray]:
-        """The selection, and which visual tokens of each row (B, N) enter the LLM."""
+    def choose(self, call: Call) -> Chosen:
+        """Which visual tokens enter the LLM."""
         plan, visual = call.plan, call.visual
         most = visual.valid.shape[1]
         if call.method is None or plan.full.all():
             # An array of the devices, as a selection gives: one program for both.
             everything = np.arange(most) < plan.totals[:, None]
-            return None, jax.device_put(self._put(everything)[0])
+            return Chosen(jax.device_put(self._put(everything)[0]))
         per_image = plan.limits.ndim == 2
         full = plan.full[:, None] if per_image else plan.full
         # A row that keeps everything needs no picks: it must not stretch the loop of the others.
@@ -154,13 +154,13 @@ class Runner:
         tolerance = call.options.tolerance
         stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self._put(plan.owner(most))[0] if per_image else None
-        selection, kept, broken = self.programs.prune(
+        selection, kept, broken, merged = self.programs.prune(
             self.state, visual,
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             call.method, owner, keep=plan.picks, newline=call.options.newline,
         )  # fmt: skip
         _refuse_broken(broken, call)
-        return selection, kept
+        return Chosen(kept, selection, merged)
 
     def drop(self, call: Call, assembled: Any, *, slots: int = 0, every: bool = False) -> Any:
         """Prefill with drops on the way; see `Programs.drop`.
@@ -193,13 +193,16 @@ class Runner:
             self.state, call.visual, *self._put(plan.rows, plan.noun_ids, plan.noun_valid), method
         )
 
-    def assemble(self, call: Call, kept: jax.Array | np.ndarray) -> Any:
+    def assemble(self, call: Call, chosen: Chosen) -> Any:
         """The pruned prompts as the decoder takes them."""
         plan = call.plan
+        rows, embeddings = plan.rows, call.visual.embeddings
+        if chosen.merged is not None:  # these are of the prompts already, not of the images
+            rows, embeddings = np.arange(len(rows), dtype=rows.dtype), chosen.merged
         rope = jax.tree.map(lambda x: self._put(x)[0], plan.rope)
         return self.programs.assemble(
-            self.state, *self._put(plan.ids, plan.visual_index, plan.valid, plan.rows),
-            call.visual.embeddings, kept, rope, length=plan.length, positions=call.positions,
+            self.state, *self._put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
+            chosen.kept, rope, length=plan.length, positions=call.positions,
         )  # fmt: skip
 
     def _put(self, *arrays: np.ndarray) -> list[Any]:

@@ -116,6 +116,7 @@ def warm_up(
     assert options.max_new_tokens is not None
     method = lvlm.method_of(options)
     entries = 1 if method is None else rows_of(method)
+    needs = frozenset() if method is None else frozenset(method.needs)
     rows = rows_of_sizes(sizes)
     lengths = _representatives(prompt_lengths, buckets.length_bucket)
     done: set[Any] = set()
@@ -125,7 +126,7 @@ def warm_up(
             pictures = lvlm.family.read([[blank(size) for size in row]] * batch, "processor")
             shape = _shapes(pictures.inputs)
             if shape not in encoded:
-                encoded[shape] = lvlm.run_tower(pictures).visual
+                encoded[shape] = lvlm.run_tower(pictures, needs).visual
             media = tuple(image.media for image in pictures.layouts[0])
             for length in lengths:
                 prompt = plain_prompt(lvlm.encoder, media, length)

@@ -4,6 +4,8 @@ Attribute names are the checkpoint's (`pre_layrnorm` is spelt so there). Blocks 
 that runs, and the final norm of the class token, are not parameters of this module.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -72,6 +74,22 @@ def cut_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
     return patches.reshape(-1, grid * grid, channels * side * side)
 
 
+class Attended(NamedTuple):
+    """What a block's attention shows beside its result; XLA drops what nobody reads."""
+
+    saliency: jax.Array  # [B, N] float32, of the class token to the patches, mean over heads
+    keys: jax.Array  # [B, N, h] float32, of the patches, mean over heads
+
+
+class TowerView(NamedTuple):
+    """What a tower with a class token shows of pictures."""
+
+    features: jax.Array  # [B, N, v] in raster order
+    saliency: jax.Array  # [B, N] float32, see `Attended`, of the last block that runs
+    class_features: jax.Array  # [B, v], the class token where `features` are
+    keys: jax.Array  # [B, N, h] float32, see `Attended`, of the same block
+
+
 class ClipAttention(nnx.Module):
     """Full self-attention, every projection with a bias."""
 
@@ -86,15 +104,15 @@ class ClipAttention(nnx.Module):
         self.q_proj, self.k_proj = linear(), linear()
         self.v_proj, self.out_proj = linear(), linear()
 
-    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, Attended | None]:
         """Attend.
 
         Args:
             x: (B, 1 + N, v), normalised.
-            saliency: also return the class token's attention to the patches.
+            saliency: also return what the class token attends to, and the keys.
 
         Returns:
-            (B, 1 + N, v), and (B, N) float32 (mean over heads) or `None`.
+            (B, 1 + N, v), and an `Attended` or `None`.
         """
 
         def heads(y: jax.Array) -> jax.Array:
@@ -105,7 +123,8 @@ class ClipAttention(nnx.Module):
         if not saliency:
             return mixed, None
         rows = attention_rows(q[:, :1], k)  # [B, H, 1, 1 + N]
-        return mixed, jnp.mean(rows[:, :, 0, 1:], axis=1)
+        keys = jnp.mean(k[:, 1:].astype(jnp.float32), axis=2)
+        return mixed, Attended(jnp.mean(rows[:, :, 0, 1:], axis=1), keys)
 
 
 class ClipMlp(nnx.Module):
@@ -134,11 +153,11 @@ class ClipBlock(nnx.Module):
         self.layer_norm2 = LayerNorm(width, epsilon, dtype=dtype)
         self.mlp = ClipMlp(config, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, Attended | None]:
         """Run the block; arguments and results as in `ClipAttention`, x not normalised."""
-        mixed, row = self.self_attn(self.layer_norm1(x), saliency=saliency)
+        mixed, attended = self.self_attn(self.layer_norm1(x), saliency=saliency)
         x = x + mixed
-        return x + self.mlp(self.layer_norm2(x)), row
+        return x + self.mlp(self.layer_norm2(x)), attended
 
 
 class ClipEncoder(nnx.Module):
@@ -152,14 +171,14 @@ class ClipEncoder(nnx.Module):
             [ClipBlock(config, rngs=rngs, dtype=dtype) for _ in range(num_blocks)]
         )
 
-    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, Attended | None]:
         """Run the blocks one after the other; as in `ClipBlock`, the last one's attention."""
-        row = None
+        attended = None
         last = len(self.layers) - 1
         for index, block in enumerate(self.layers):
             with jax.named_scope(f"block_{index}"):
-                x, row = block(x, saliency=saliency and index == last)
-        return x, row
+                x, attended = block(x, saliency=saliency and index == last)
+        return x, attended
 
 
 class ClipVision(nnx.Module):
@@ -199,12 +218,18 @@ class ClipVision(nnx.Module):
         Raises:
             CallError: pixels of another shape.
         """
-        x, row = self.encode(pixels, saliency=saliency)
-        return x[:, 1:], row
+        x, attended = self.encode(pixels, saliency=saliency)
+        return x[:, 1:], None if attended is None else attended.saliency
+
+    def look(self, pixels: jax.Array) -> TowerView:
+        """As calling the tower, with all that it shows beside the features."""
+        x, attended = self.encode(pixels, saliency=True)
+        assert attended is not None
+        return TowerView(x[:, 1:], attended.saliency, x[:, 0], attended.keys)
 
     def encode(
         self, pixels: jax.Array, *, saliency: bool = False
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, Attended | None]:
         """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
         with jax.named_scope("vision_tower"):
             x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))

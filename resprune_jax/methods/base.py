@@ -34,6 +34,30 @@ FAILED = -1
 Stage = Literal["encoder", "tokens", "decoder"]
 """Where tokens leave: in the vision encoder, before the LLM, or inside it."""
 
+Merges = Literal["", "features", "embeddings", "states"]
+"""What a method's merged rows are: none, in front of the projector, behind it, or, where tokens
+leave inside the decoder, hidden states (see `DecoderMethod.merged`)."""
+
+Sequence = Literal["image", "listed"]
+"""Where merged rows stand: each at its own token's place, or one after the other as listed."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Merged:
+    """What one image becomes where tokens are merged.
+
+    Attributes:
+        order: (K,) int32, the token that each row stands for; N for none (a mean of what was
+            dropped). Entries from `count` on are not read.
+        rows: (K, w), what enters the LLM, or the projector in front of it: see `Method.merges`.
+        count: () int32, how many rows there are, at most the limit and `Method.beside` together.
+    """
+
+    order: jax.Array
+    rows: jax.Array
+    count: jax.Array
+
 
 @dataclass(frozen=True)
 class Method:
@@ -44,9 +68,9 @@ class Method:
     `field(metadata={"per_row": True})`, and is padded with the batch. A method never touches
     batches, positions, caches or text: the model code owns these.
 
-    Write `scores` where the tokens with the highest scores are kept, else `order`. `stage`, `needs`
-    and the other declarations are plain class attributes without an annotation (an annotated one
-    would be a field of the dataclass).
+    Write `scores` where the tokens with the highest scores are kept, else `order`, and `merge`
+    where rows are made of several tokens. `stage`, `needs` and the other declarations are plain
+    class attributes without an annotation (an annotated one would be a field of the dataclass).
 
     A method that weighs tokens by the text may have `relevance(visual, prompt) -> (B, N)`, which
     `LVLM.select` shows.
@@ -57,6 +81,9 @@ class Method:
         text: what it reads of a question where the call leaves that open, a `TextSource`.
         nested: whether a smaller budget keeps the first tokens of a larger one, in order of choice.
         measures_energy: whether its selections hold residual energies, which `tolerance` reads.
+        merges: what the rows of its `merge` are; "" for a method that leaves tokens as they are.
+        sequence: where these rows stand. "listed" is for models that count positions through.
+        beside: rows that it adds to every budget (TRIM's mean of what was dropped).
         instead: for parts of `needs`, what to do on a model that does not have them.
         source: where the rule is from: the paper, and the repository where its code is followed.
     """
@@ -73,9 +100,16 @@ class Method:
         """Whether its settings say how many tokens stay, so that a call gives no `keep`."""
         return False
 
+    @property
+    def beside(self) -> int:
+        """See the class."""
+        return 0
+
     nested = True
     text: ClassVar[TextSource] = "nouns"
     measures_energy = False
+    merges: ClassVar[Merges] = ""
+    sequence: ClassVar[Sequence] = "image"
     source = ""
     instead: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
@@ -108,6 +142,23 @@ class Method:
         """
         return highest(self.scores(image, prompt), image.valid, keep)
 
+    def merge(
+        self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
+    ) -> Merged:
+        """The rows that stand for one image, of a method that `merges`.
+
+        Args:
+            image: fields without their axis B; padding is 0.
+            prompt: likewise.
+            keep: K, static, the most rows of any image; at most N.
+            limit: () int32, the budget of this image.
+
+        Returns:
+            K rows. Tokens of `order` are valid ones, each named once; where `sequence` is "image",
+            none of the rows that count is without one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} merges, and has no merge")
+
     def select(
         self,
         visual: VisualTokens,
@@ -134,27 +185,60 @@ class Method:
         keep = min(keep, most)
         limit = jnp.full(size, keep, jnp.int32) if limit is None else limit
         rows = _settings_of_rows(self)
-        parts = frozenset(self.needs) & {"features", "saliency"}
+        parts = frozenset(self.needs) & _NUMBERS
 
         def one(
             settings: dict[str, Any], image: VisualTokens, prompt: PromptContext, limit: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
+        ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
             method = replace(self, **settings) if settings else self
             image, prompt = without_padding(image, prompt)
-            limit = jnp.clip(limit, 0, jnp.minimum(keep, jnp.sum(image.valid, dtype=jnp.int32)))
-            order = jnp.asarray(method.order(image, prompt, keep, limit), jnp.int32)
-            if order.shape != (keep,):
+            offered = jnp.sum(image.valid, dtype=jnp.int32)
+            limit = jnp.clip(limit, 0, jnp.minimum(keep, offered))
+            merged = None
+            if method.merges:
+                made = method.merge(image, prompt, keep, limit)
+                order, merged = jnp.asarray(made.order, jnp.int32), made.rows
+                there = jnp.minimum(made.count, keep)
+                limit = jnp.minimum(limit + method.beside, offered)
+            else:
+                order = jnp.asarray(method.order(image, prompt, keep, limit), jnp.int32)
+                there = jnp.sum(jnp.cumprod(order < most, dtype=jnp.int32), dtype=jnp.int32)
+            if order.shape != (keep,) or (merged is not None and len(merged) != keep):
                 who = type(self).__name__
                 raise CallError(f"the order of {who} has shape {order.shape}, expected ({keep},)")
-            there = jnp.sum(jnp.cumprod(order < most, dtype=jnp.int32), dtype=jnp.int32)
             read = [getattr(image, part) for part in ("embeddings", *sorted(parts))]
             fine = [jnp.all(jnp.isfinite(values)) for values in read if values is not None]
             failed = ~jnp.all(jnp.stack(fine)) | (order[0] == FAILED)
             count = jnp.where(failed, 0, jnp.minimum(limit, there))
-            return jnp.where(jnp.arange(keep) < count, order, most), count
+            inside = jnp.arange(keep) < count
+            if merged is not None:
+                merged = jnp.where(inside[:, None], merged, 0)
+            return jnp.where(inside, order, most), count, merged
 
-        order, count = jax.vmap(one)(rows, visual, prompt, limit)
-        return Selection(order, None, count)
+        order, count, merged = jax.vmap(one)(rows, visual, prompt, limit)
+        return Selection(order, None, count, merged)
+
+    def seats(self, selection: Selection, valid: jax.Array) -> jax.Array:
+        """Where the rows of a selection stand among an image's places.
+
+        Args:
+            selection: of B rows, with merged rows.
+            valid: (B, N) bool, the places that the image has.
+
+        Returns:
+            (B, K) int32, N for rows that do not count.
+        """
+        most = valid.shape[1]
+        if self.sequence == "image":
+            return selection.indices
+        # A budget is at most what was offered: there are as many places as rows.
+        places = jnp.argsort(~valid, axis=1, stable=True)[:, : selection.indices.shape[1]]
+        inside = jnp.arange(places.shape[1]) < selection.count[:, None]
+        return jnp.where(inside, places, most).astype(jnp.int32)
+
+
+_NUMBERS = frozenset({"features", "saliency", "class_features", "encoder_keys"})
+"""Parts of which one that is not finite fails its row, where a method reads it."""
 
 
 def highest(scores: jax.Array, valid: jax.Array, keep: int) -> jax.Array:
@@ -204,6 +288,13 @@ def check_method(method: Any) -> None:
             f"{name} must be a frozen dataclass and a pytree: put @jax.tree_util.register_dataclass"
             " and @dataclass(frozen=True) in front of it"
         )
+    for own in fields(method):
+        value = getattr(method, own.name)
+        if isinstance(value, str) and not own.metadata.get("static"):
+            raise CallError(
+                f"{name}.{own.name} is text, which JAX cannot trace: declare it as"
+                f' field(default={shown(value)}, metadata={{"static": True}})'
+            )
     if method.stage not in get_args(Stage):
         raise CallError(
             f"{name}.stage is {shown(method.stage)}: choose of {', '.join(get_args(Stage))}"
@@ -220,9 +311,21 @@ def check_method(method: Any) -> None:
             f"{name}.needs names {', '.join(inside)}, which only a method inside the decoder sees:"
             f" write a subclass of DecoderMethod (stage decoder, not {method.stage})"
         )
-    own = [getattr(type(method), rule) for rule in ("scores", "order", "select")]
-    if own == [Method.scores, Method.order, Method.select]:
-        raise CallError(f"{name} decides nothing: write its scores, or its order")
+    if method.merges not in get_args(Merges) or method.sequence not in get_args(Sequence):
+        raise CallError(
+            f"{name}.merges is {shown(method.merges)} and its sequence {shown(method.sequence)}:"
+            f" choose of {', '.join(map(repr, get_args(Merges)))}, and of"
+            f" {', '.join(get_args(Sequence))}"
+        )
+    rules = ("scores", "order", "merge", "select")
+    if all(getattr(type(method), rule) is getattr(Method, rule) for rule in rules):
+        raise CallError(f"{name} decides nothing: write its scores, its order, or its merge")
+    before = method.merges in ("features", "embeddings")
+    if before != (type(method).merge is not Method.merge) or (before and method.stage == "decoder"):
+        raise CallError(
+            f"{name}.merges is {method.merges!r}: with features or embeddings it has a merge,"
+            " inside the decoder it is states or empty"
+        )
 
 
 def _settings_of_rows(method: Any) -> dict[str, Any]:
@@ -264,6 +367,7 @@ __all__ = [
     "NEWLINE",
     "OPTIONAL",
     "PATCH",
+    "Merged",
     "Method",
     "PromptContext",
     "Stage",

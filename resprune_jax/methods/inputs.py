@@ -8,11 +8,14 @@ import jax
 PATCH, NEWLINE = 0, 1
 """Values of `VisualTokens.kind`."""
 
-OPTIONAL = ("features", "saliency", "coords", "kind")
+OPTIONAL = ("features", "saliency", "coords", "kind", "class_features", "encoder_keys")
 """The fields of `VisualTokens` that can be absent."""
 
-ON_REQUEST = frozenset({"features"})
+ON_REQUEST = frozenset({"features", "class_features", "encoder_keys"})
 """Those of them that are only made for a method that reads them; the rest costs next to nothing."""
+
+CLASS_TOKEN = frozenset({"saliency", "class_features", "encoder_keys"})
+"""Those that a vision tower with a class token gives."""
 
 LAYER_NEEDS = frozenset(
     {
@@ -86,6 +89,10 @@ class VisualTokens:
         saliency: (B, N) float32, CLS-to-patch attention, mean over heads.
         coords: (B, N, 2) float32, (row, column) of each token in its image plane.
         kind: (B, N) int8, `PATCH` or `NEWLINE`; `None` means that all are patches.
+        class_features: (B, N, v), the class token as the vision tower gives it, of each token's own
+            tile.
+        encoder_keys: (B, N, h) float32, the token's key in the block that feeds the projector, mean
+            over heads.
         layer: where tokens leave inside the decoder, what it shows there; `embeddings` are the
             states of the tokens then.
     """
@@ -96,6 +103,8 @@ class VisualTokens:
     saliency: jax.Array | None = None
     coords: jax.Array | None = None
     kind: jax.Array | None = None
+    class_features: jax.Array | None = None
+    encoder_keys: jax.Array | None = None
     layer: LayerView | None = None
 
 
@@ -112,3 +121,8 @@ class PromptContext:
 
     text: jax.Array
     text_valid: jax.Array
+
+
+def patches(image: VisualTokens) -> jax.Array:
+    """The valid tokens of an image that show a part of it, (N,) bool: not its newlines."""
+    return image.valid if image.kind is None else image.valid & (image.kind == PATCH)

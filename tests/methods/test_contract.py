@@ -22,8 +22,10 @@ from resprune_jax.methods import (
 from resprune_jax.methods.inputs import NEEDS
 from tests.compiles import backend_compiles
 
-B, N, D, V, M, K = 4, 20, 8, 6, 3, 8
+B, N, D, V, M, H, K = 4, 20, 8, 6, 3, 4, 8
 LIMITS = jnp.asarray([8, 3, 5, 1], jnp.int32)
+ROWS = {"pooling": [8, 3, 5, 1]}
+"""What a method makes of these budgets on a grid of 4 x 5, where it is not the budget itself."""
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}, "resprune": {"seed_rule": "max_norm"}}
 TOKENS = [name for name in METHODS if method_class(name).stage != "decoder"]
 
@@ -39,6 +41,8 @@ def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptCon
         jnp.ones((B, N), bool),
         features=jnp.asarray(rng.normal(size=(B, N, V)), dtype),
         saliency=jnp.asarray(rng.random((B, N)), jnp.float32),
+        class_features=jnp.asarray(rng.normal(size=(B, N, V)), dtype),
+        encoder_keys=jnp.asarray(rng.normal(size=(B, N, H)), jnp.float32),
         coords=jnp.asarray(np.broadcast_to(np.argwhere(np.ones((4, 5))), (B, N, 2)), jnp.float32),
     )
     text = jnp.asarray(rng.normal(size=(B, M, D)), dtype)
@@ -63,7 +67,13 @@ def alike(kind: str, seed: int) -> tuple[VisualTokens, PromptContext]:
     return replace(visual, **changes), prompt
 
 
-_PARTS = ("embeddings", "features", "saliency")
+_PARTS = ("embeddings", "features", "saliency", "class_features", "encoder_keys")
+
+
+def counts(chosen: Method, name: str, limits: jax.Array) -> list[int]:
+    """How many rows enter for each budget."""
+    made = dict(zip(LIMITS.tolist(), ROWS.get(name, LIMITS.tolist()), strict=True))
+    return [made[limit] + chosen.beside for limit in limits.tolist()]
 
 
 @pytest.mark.parametrize("name", TOKENS)
@@ -74,11 +84,14 @@ def test_the_contract(name: str) -> None:
 
     def check(visual: VisualTokens, prompt: PromptContext, limits: jax.Array = LIMITS) -> Any:
         made = run(chosen, visual, prompt, limits)
-        assert made.count.tolist() == limits.tolist()
-        for row, count in zip(np.asarray(made.indices), limits.tolist(), strict=True):
+        assert made.count.tolist() == counts(chosen, name, limits)
+        seats = np.asarray(chosen.seats(made, visual.valid) if chosen.merges else made.indices)
+        for row, count in zip(seats, made.count.tolist(), strict=True):
             own = row[:count].tolist()
             assert len(set(own)) == count and min(own) >= 0 and max(own) < N
             assert set(row[count:].tolist()) <= {N}
+        assert (made.rows is not None) == bool(chosen.merges)
+        assert made.rows is None or jnp.isfinite(made.rows).all()
         return made
 
     batch = check(*inputs(0))
@@ -91,6 +104,8 @@ def test_the_contract(name: str) -> None:
         turned = jnp.asarray([row, *range(row), *range(row + 1, B)])
         own = check(*jax.tree.map(lambda x: x[turned], (visual, prompt)), LIMITS[turned])  # noqa: B023
         assert own.indices[0].tolist() == batch.indices[row].tolist()
+        if chosen.merges:
+            np.testing.assert_allclose(own.rows[0], batch.rows[row], rtol=1e-5, atol=1e-6)
     # Other images, other numbers: nothing is compiled again.
     numbers = jax.tree.map(lambda leaf: leaf * 0.9 if isinstance(leaf, float) else leaf, chosen)
     fresh = inputs(7)
@@ -99,7 +114,7 @@ def test_the_contract(name: str) -> None:
     assert not compiles
     # bfloat16 tokens keep as many.
     made = run(chosen, *inputs(0, jnp.bfloat16), LIMITS)
-    assert made.count.tolist() == LIMITS.tolist()
+    assert made.count.tolist() == counts(chosen, name, LIMITS)
 
 
 @pytest.mark.parametrize("name", TOKENS)
@@ -111,7 +126,8 @@ def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
         broken = replace(broken, saliency=visual.saliency.at[2, 4].set(jnp.inf))
     made = runner(chosen)(chosen, broken, prompt, LIMITS)
     failed = [1, 2] if "saliency" in chosen.needs else [1]
-    expected = [0 if row in failed else n for row, n in enumerate(LIMITS.tolist())]
+    own = counts(chosen, name, LIMITS)
+    expected = [0 if row in failed else n for row, n in enumerate(own)]
     assert made.count.tolist() == expected
     whole = runner(chosen)(chosen, visual, prompt, LIMITS)
     assert made.indices[0].tolist() == whole.indices[0].tolist()
@@ -160,12 +176,29 @@ class NotADataclass(Method):
     pass
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Wordy(Method):
+    how: str = "well"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MergesNothing(Method):
+    merges = "features"
+
+    def scores(self, image: Any, prompt: Any) -> jax.Array:
+        return image.embeddings[:, 0]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (Typo(), "saliancy"),
         (Upstairs(), "stage"),
         (Idle(), "decides nothing"),
+        (Wordy(), "static"),
+        (MergesNothing(), "merges"),
         (NotRegistered(), "pytree"),
         (NotADataclass(), "frozen dataclass"),
         (Typo, "an instance"),

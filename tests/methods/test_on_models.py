@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
-from resprune_jax.methods import get_method, method_class
+from resprune_jax.methods import PromptContext, VisualTokens, get_method, method_class
 from resprune_jax.models import LVLM, load_model
+from resprune_jax.models.families.registry import module_class
 from tests.checkpoints.llava import tiny_llava
 from tests.checkpoints.llava_next import tiny_next
 from tests.checkpoints.onevision import tiny_onevision
@@ -27,6 +29,8 @@ FAMILIES = {
 }
 CLASS_TOKEN = ("llava", "next")
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}}
+AT_MOST = {"pooling"}
+"""What makes as many rows as its rule allows, at most the budget."""
 QUESTIONS = ["What colour is the dog?", "Is there a red car near the tree?"]
 
 
@@ -50,14 +54,18 @@ def test_every_method(family: str, photographs: Any) -> None:
         call: dict[str, Any] = {"method": name, "method_settings": REQUIRED.get(name, {})}
         needs = get_method(name, REQUIRED.get(name)).needs
         if "saliency" in needs and family not in CLASS_TOKEN and name != "resprune":
-            with pytest.raises(CallError, match=f"{cls.__name__} reads saliency"):
+            with pytest.raises(CallError, match=f"{cls.__name__} reads .*saliency"):
                 lvlm.select(images, QUESTIONS, keep=5, **call)
             continue
         made = lvlm.select(images, QUESTIONS, keep=[5, 0.25], **call)
         ran.append(name)
         assert made.errors == [None, None]
         total = made.visual_tokens[1]
-        assert made.kept == [5, round(0.25 * total)], name
+        budgets = [5, round(0.25 * total)]
+        if name in AT_MOST:
+            assert all(0 < own <= most for own, most in zip(made.kept, budgets, strict=True)), name
+        else:
+            assert made.kept == budgets, name
         assert made.mask.sum(axis=1).tolist() == made.kept
         # In another batch, the same; what is compiled is the same too.
         other = lvlm.select(images[::-1], QUESTIONS[::-1], keep=[0.25, 9], **call)
@@ -66,3 +74,37 @@ def test_every_method(family: str, photographs: Any) -> None:
     print(f"{family}: {len(ran)} methods ran: {', '.join(ran)}")
     assert {"random", "uniform", "divprune", "resprune"} <= set(ran)
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
+
+
+@pytest.mark.parametrize("name", ["pooling", "visionzip"])
+def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
+    """The same rows, given as if the tower had made them, get the same scores."""
+    lvlm = model("llava")
+    images = list(photographs[:3])
+    method = get_method(name)
+    whole = lvlm.encode(images, needs=method.needs)
+    prompt = PromptContext(np.zeros((4, 1, 1), np.float32), np.zeros((4, 1), bool))
+    made = method.select(whole.visual, prompt, 9, limit=np.asarray([9, 4, 9, 9]))
+    rows = np.asarray(made.rows)
+    if method.merges == "features":
+        made_of = module_class(lvlm.config)
+        shape = nnx.eval_shape(lambda: made_of(lvlm.config, rngs=nnx.Rngs(0), dtype=lvlm.dtype))
+        rows = nnx.merge(nnx.graphdef(shape), lvlm.state).projector(rows)
+    own = VisualTokens(rows, np.arange(9) < np.asarray(made.count)[:, None])
+    questions = [*QUESTIONS, "How many?"]
+    logits, valid = lvlm.logits(images, questions, method=name, keep=[9, 4, None])
+    expected, there = lvlm.logits(own, [*questions, questions[0]], method="none")
+    for row in (0, 1):
+        ours = np.asarray(logits[row])[np.asarray(valid[row])]
+        theirs = np.asarray(expected[row])[np.asarray(there[row])]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    # A row without a budget keeps its tokens as they are, beside those that merge.
+    full, there = lvlm.logits(images, questions, method="none")
+    ours, theirs = np.asarray(logits[2])[np.asarray(valid[2])], np.asarray(full[2])[there[2]]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    # Each image of a prompt by itself.
+    both = [[images[0], images[1]]]
+    asked = lvlm.select(both, ["Which is red?"], method=name, keep=4, budget="per_image")
+    assert asked.kept == [8]
+    with pytest.raises(CallError, match="image by image"):
+        lvlm.select(both, ["Which is red?"], method=name, keep=4)

@@ -88,7 +88,7 @@ def torch_images(images: Sequence[TiledImage]) -> dict[str, torch.Tensor]:
 def encode(graph: Any, state: Any, pixels: Any, tables: AnyresTables) -> Any:
     """VisualTokens with all optional parts."""
     model = nnx.merge(graph, state)
-    return model.encode_images(pixels, tables, saliency=True, features=True)
+    return model.encode_images(pixels, tables, saliency=True, needs=frozenset({"features"}))
 
 
 @partial(jax.jit, static_argnums=0)

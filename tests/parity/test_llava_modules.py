@@ -105,7 +105,8 @@ def reference_logits(model: Any, ids: np.ndarray, valid: np.ndarray, pixels: np.
 @partial(jax.jit, static_argnums=0)
 def encode(graph: Any, state: Any, pixels: jax.Array) -> Any:
     """VisualTokens with all optional parts."""
-    return nnx.merge(graph, state).encode_images(pixels, saliency=True, features=True)
+    model, needs = nnx.merge(graph, state), frozenset({"features"})
+    return model.encode_images(pixels, saliency=True, needs=needs)
 
 
 def inputs(graph: Any, state: Any, ids: jax.Array, pixels: jax.Array) -> jax.Array:

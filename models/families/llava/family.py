@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from resprune_jax import costs
+from resprune_jax.methods.inputs import CLASS_TOKEN
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -46,7 +47,7 @@ class LlavaFamily(Family):
     @property
     def gives(self) -> frozenset[str]:
         """See `Family.gives`: the attention of the class token where there is one."""
-        return super().gives | ({"saliency"} if self.config.vision.class_token else set())
+        return super().gives | (CLASS_TOKEN if self.config.vision.class_token else set())
 
     @property
     def defaults(self) -> Mapping[str, Any]:

@@ -6,16 +6,18 @@ take the dtype of the parameters in that state.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.methods.base import VisualTokens
+from resprune_jax.methods.inputs import CLASS_TOKEN, VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.layers import ACTIVATIONS
 from resprune_jax.models.families.llava.config import LlavaConfig
+from resprune_jax.models.towers.clip import ClipVision
 from resprune_jax.models.towers.siglip import make_tower
 
 
@@ -75,7 +77,11 @@ class Llava(CausalLM):
         return self.vision_tower(inputs["pixels"], saliency=True)
 
     def encode_images(
-        self, pixels: jax.Array, *, saliency: bool = False, features: bool = False
+        self,
+        pixels: jax.Array,
+        *,
+        saliency: bool = False,
+        needs: frozenset[str] = frozenset(),
     ) -> VisualTokens:
         """Turn images into visual tokens.
 
@@ -83,7 +89,8 @@ class Llava(CausalLM):
             pixels: (B, 3, H, W), normalised by the checkpoint's processor.
             saliency: also give the CLS attention (`VisualTokens.saliency`), where the tower has a
                 class token.
-            features: also give the vision tower's output (`VisualTokens.features`).
+            needs: those of `inputs.ON_REQUEST` that are to be given too; those of a class token
+                where the tower has one.
 
         Returns:
             N = grid^2 tokens an image, in raster order, all valid; coords are (row, column) in
@@ -92,7 +99,14 @@ class Llava(CausalLM):
         Raises:
             CallError: pixels of another shape than the tower's.
         """
-        encoded, row = self.vision_tower(pixels, saliency=saliency)
+        more: dict[str, Any] = {}
+        row: jax.Array | None
+        if needs & CLASS_TOKEN and isinstance(self.vision_tower, ClipVision):
+            encoded, row, of_class, keys = self.vision_tower.look(pixels)
+            spread = jnp.broadcast_to(of_class[:, None], encoded.shape)
+            more = {"class_features": spread, "encoder_keys": keys}
+        else:
+            encoded, row = self.vision_tower(pixels, saliency=saliency)
         with jax.named_scope("projector"):
             embeddings = self.multi_modal_projector(encoded)
         batch, count = embeddings.shape[:2]
@@ -101,9 +115,10 @@ class Llava(CausalLM):
         return VisualTokens(
             embeddings=embeddings,
             valid=jnp.ones((batch, count), bool),
-            features=encoded if features else None,
+            features=encoded if "features" in needs else None,
             saliency=row,
             coords=jnp.broadcast_to(coords, (batch, count, 2)),
+            **{name: part for name, part in more.items() if name in needs},
         )
 
     def visual_tokens(
@@ -118,7 +133,7 @@ class Llava(CausalLM):
         Returns:
             B rows of R * N tokens.
         """
-        visual = self.encode_images(inputs["pixels"], saliency=True, features="features" in needs)
+        visual = self.encode_images(inputs["pixels"], saliency=True, needs=needs)
         if (rows := inputs.get("rows")) is None:
             return visual
 

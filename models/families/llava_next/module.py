@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
-from resprune_jax.methods.base import NEWLINE, VisualTokens
+from resprune_jax.methods.inputs import CLASS_TOKEN, NEWLINE, VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.families.llava.module import Projector
 from resprune_jax.models.families.llava_next.anyres import AnyresTables
@@ -61,7 +61,7 @@ class LlavaNext(CausalLM):
         tables: AnyresTables,
         *,
         saliency: bool = False,
-        features: bool = False,
+        needs: frozenset[str] = frozenset(),
     ) -> VisualTokens:
         """Turn tiles into packed visual tokens.
 
@@ -75,8 +75,8 @@ class LlavaNext(CausalLM):
             saliency: also give the CLS attention (`VisualTokens.saliency`): that of each tile's own
                 class token, as it is, so that scores of different tiles are compared raw. Newlines
                 and padding have 0.
-            features: also give the vision tower's output (`VisualTokens.features`), 0 for newlines
-                and padding.
+            needs: those of `inputs.ON_REQUEST` that are to be given too, each 0 for newlines and
+                padding.
 
         Returns:
             B rows of N tokens: the base tile's patches, then the tile plane's rows with a newline
@@ -92,13 +92,23 @@ class LlavaNext(CausalLM):
                 "pixels and tables from one call of stack_tiles"
             )
         tiles = pixels.reshape(-1, *pixels.shape[2:])  # [B * T, 3, H, W]
-        encoded, scores = self.vision_tower(tiles, saliency=saliency)  # [B * T, P, v], [B * T, P]
+        given: dict[str, Any] = {}
+        scores: jax.Array | None  # [B * T, P]
+        if needs & CLASS_TOKEN:
+            encoded, scores, of_class, keys = self.vision_tower.look(tiles)
+            spread = jnp.broadcast_to(of_class[:, None], encoded.shape)
+            given = {"class_features": spread, "encoder_keys": keys}
+        else:
+            encoded, scores = self.vision_tower(tiles, saliency=saliency)  # [B * T, P, v]
 
         index = jnp.asarray(tables.index)  # [B, N]
         kind = jnp.asarray(tables.kind)
         with jax.named_scope("packing"):
             packed = _gather(encoded, index)  # [B, N, v]
             row = None if scores is None else _gather(scores, index)  # [B, N]
+            more: dict[str, Any] = {
+                name: _gather(part, index) for name, part in given.items() if name in needs
+            }
         with jax.named_scope("projector"):
             # Behind the gather: unpadding leaves fewer tokens than there are patches.
             embeddings = self.multi_modal_projector(packed)  # [B, N, d]
@@ -108,19 +118,18 @@ class LlavaNext(CausalLM):
         return VisualTokens(
             embeddings=jnp.where(valid[..., None], embeddings, 0),
             valid=valid,
-            features=packed if features else None,
+            features=packed if "features" in needs else None,
             saliency=row,
             coords=jnp.asarray(tables.coords),
             kind=kind,
+            **more,
         )
 
     def visual_tokens(
         self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
     ) -> VisualTokens:
         """`encode_images` of what `stack_tiles` gives, "pixels" and "tables", with saliency."""
-        return self.encode_images(
-            inputs["pixels"], inputs["tables"], saliency=True, features="features" in needs
-        )
+        return self.encode_images(inputs["pixels"], inputs["tables"], saliency=True, needs=needs)
 
 
 def _gather(values: jax.Array, index: jax.Array) -> jax.Array:

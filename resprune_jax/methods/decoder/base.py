@@ -57,8 +57,6 @@ class DecoderMethod(Method):
     stage = "decoder"
     positions: ClassVar[Literal["original", "reindex"]] = "original"
     """Position ids behind a drop: the tokens' own, or 0, 1, ... again in every segment."""
-    merges = False
-    """Whether new tokens enter for those that go, see `merged`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work when it is written down."""

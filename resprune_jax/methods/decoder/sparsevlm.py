@@ -26,7 +26,7 @@ class SparseVlm(Raters):
 
     needs = frozenset({"text_attention"})
     positions = "reindex"
-    merges = True
+    merges = "states"
     source = "Gumpest/SparseVLMs @ 734d900 (v1.5), arXiv 2410.04417"
     lists: ClassVar[Mapping[int, tuple[int, ...]]] = {
         192: (300, 200, 110),

@@ -89,7 +89,7 @@ def test_each_segment_has_a_cache_that_decoding_updates_in_place(
     options = CallOptions(keep=5, method="fastv", method_settings=settings, max_new_tokens=6)
     call = lvlm._prepare(photographs[0], QUESTIONS[0], options, new_tokens=6)
     words = int(call.plan.valid.sum()) - NUM_VISUAL_TOKENS
-    made = lvlm.drop(call, lvlm.assemble(call, lvlm.choose(call)[1]), slots=64)
+    made = lvlm.drop(call, lvlm.assemble(call, lvlm.choose(call)), slots=64)
     logits, _, caches, positions, _ = made
     assert [(cache.start, cache.stop) for cache in caches] == [(0, 1), (1, 3)]
     filled = [int(np.asarray(cache.valid).sum()) for cache in caches]

@@ -62,10 +62,10 @@ def test_only_the_blocks_that_run_are_parameters(model: Llava) -> None:
 
 def test_images_become_tokens_with_places(model: Llava) -> None:
     pixels = jax.random.normal(jax.random.key(2), (2, 3, 29, 29))
-    encode = partial(jax.jit, static_argnames=("saliency", "features"))(
+    encode = partial(jax.jit, static_argnames=("saliency", "needs"))(
         lambda state, x, **what: nnx.merge(nnx.graphdef(model), state).encode_images(x, **what)
     )
-    tokens = encode(nnx.state(model), pixels, saliency=True, features=True)
+    tokens = encode(nnx.state(model), pixels, saliency=True, needs=frozenset({"features"}))
     assert tokens.embeddings.shape == (2, 16, 16) and tokens.features.shape == (2, 16, 16)
     assert tokens.valid.all() and tokens.kind is None
     expected = [[row, column] for row in range(4) for column in range(4)]
@@ -157,7 +157,7 @@ def test_activations_take_the_dtype_of_the_state(dtype: str, tied: bool) -> None
     @jax.jit
     def run(state: Any) -> tuple[Any, ...]:
         model = nnx.merge(graph, state)
-        visual = model.encode_images(pixels, saliency=True, features=True)
+        visual = model.encode_images(pixels, saliency=True, needs=frozenset({"features"}))
         hidden, cache = model.prefill(model.embed(ids), POSITIONS, VALID, 10)
         return visual, hidden, cache, model.project_logits(hidden)
 

@@ -1,0 +1,165 @@
+"""What merging methods make of their tokens, against the same oracles as keep lists are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resprune_jax.methods import Method, PromptContext, VisualTokens, get_method
+from tests.methods.oracles.baselines.pooling import pooling
+from tests.methods.oracles.encoder.visionzip import split, visionzip
+from tests.methods.oracles.result import Kept
+
+PROBLEMS, ROWS = 200, 8
+N, D, V, HEADS, H, K = 30, 6, 10, 3, 4, 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One image without padding: a grid of tokens in raster order."""
+
+    grid: tuple[int, int]
+    embeddings: np.ndarray
+    features: np.ndarray
+    saliency: np.ndarray
+    heads: np.ndarray  # [n, HEADS, H]
+    own: np.ndarray  # [V], the class token
+    keep: int
+
+
+def problem(seed: int) -> Problem:
+    """Of any shape that fits, and of any budget up to all tokens."""
+    rng = np.random.default_rng(seed)
+    shapes = [(r, c) for r in range(1, 9) for c in range(1, 9) if 10 <= r * c <= N]
+    grid = shapes[rng.integers(len(shapes))]
+    n = grid[0] * grid[1]
+    parts = (
+        rng.normal(size=(n, D)), rng.normal(size=(n, V)) + rng.normal(size=V),
+        rng.random(n) / n, rng.normal(size=(n, HEADS, H)), rng.normal(size=V),
+    )  # fmt: skip
+    narrow = (np.asarray(x, np.float32) for x in parts)
+    return Problem(grid, *narrow, keep=int(rng.integers(1, min(n, K) + 1)))
+
+
+def zipped(p: Problem, combine: str) -> Kept:
+    dominant, contextual = split(p.keep)
+    return visionzip(
+        features=p.features, cls_feature=p.own, saliency=p.saliency, keys=p.heads,
+        dominant=dominant, contextual=contextual, combine=combine,
+    )  # fmt: skip
+
+
+CASES: dict[str, tuple[Method, Callable[[Problem], Kept]]] = {
+    "pooling": (
+        get_method("pooling"), lambda p: pooling(embeddings=p.embeddings, grid=p.grid, keep=p.keep)
+    ),
+    "pooling partition": (
+        get_method("pooling", bins="partition"),
+        lambda p: pooling(embeddings=p.embeddings, grid=p.grid, keep=p.keep, bins="partition"),
+    ),
+    "visionzip": (get_method("visionzip"), lambda p: zipped(p, "sum")),
+    "visionzip mean": (get_method("visionzip", combine="mean"), lambda p: zipped(p, "mean")),
+}  # fmt: skip
+
+
+def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Array]:
+    """Problems side by side; padding is NaN, and lies between the tokens too."""
+    rng = np.random.default_rng(problems[0].keep)
+    places = [np.sort(rng.permutation(N)[: len(p.embeddings)]) for p in problems]
+
+    def spread(values: Callable[[Problem], np.ndarray], *rest: int) -> jax.Array:
+        table = np.full((len(problems), N, *rest), np.nan, np.float32)
+        for row, (place, p) in enumerate(zip(places, problems, strict=True)):
+            table[row, place] = values(p)
+        return jnp.asarray(table)
+
+    valid = np.zeros((len(problems), N), bool)
+    for row, place in enumerate(places):
+        valid[row, place] = True
+    visual = VisualTokens(
+        spread(lambda p: p.embeddings, D), jnp.asarray(valid),
+        features=spread(lambda p: p.features, V), saliency=spread(lambda p: p.saliency),
+        coords=spread(lambda p: np.argwhere(np.ones(p.grid)), 2),
+        class_features=spread(lambda p: np.broadcast_to(p.own, (len(p.features), V)), V),
+        encoder_keys=spread(lambda p: p.heads.mean(axis=1), H),
+    )  # fmt: skip
+    nothing = PromptContext(jnp.zeros((len(problems), 1, D)), jnp.zeros((len(problems), 1), bool))
+    return visual, nothing, jnp.asarray([p.keep for p in problems], jnp.int32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_rows_are_the_oracles(case: str) -> None:
+    method, oracle = CASES[case]
+    run = jax.jit(lambda visual, prompt, limit: method.select(visual, prompt, K, limit=limit))
+    compared, worst = 0, 0.0
+    for start in range(0, PROBLEMS, ROWS):
+        problems = [problem(seed) for seed in range(start, start + ROWS)]
+        visual, prompt, limits = batch(problems)
+        made = run(visual, prompt, limits)
+        valid = np.asarray(visual.valid)
+        seats = np.asarray(method.seats(made, visual.valid))
+        for row, p in enumerate(problems):
+            wanted, count = oracle(p), int(made.count[row])
+            assert wanted.merged is not None and made.rows is not None
+            assert count == len(wanted.merged) <= p.keep + method.beside
+            own = np.asarray(made.rows)[row]
+            scale = np.abs(wanted.merged).max()
+            worst = max(worst, float(np.abs(own[:count] - wanted.merged).max() / scale))
+            assert not own[count:].any()
+            rank = [*(np.cumsum(valid[row]) - 1).tolist(), -1]
+            named = [rank[i] for i in np.asarray(made.indices)[row, :count]]
+            if method.sequence == "listed":
+                assert named == wanted.indices, (start + row, named, wanted.indices)
+            at = seats[row, :count]
+            assert (np.diff(at) > 0).all() and valid[row, at].all(), (start + row, at)
+            assert (seats[row, count:] == N).all()
+            compared += count
+    print(f"{case}: {compared} rows compared, worst {worst:.1e} of the largest entry")
+    assert worst < 1e-5
+
+
+def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
+    """Each of these is one operator, one place or one axis away from the rule."""
+    faults: dict[str, tuple[str, str]] = {
+        "contextual = (10 * limit + 32)": ("visionzip", "contextual = (10 * limit + 31)"),
+        "rank < dominant - 1": ("visionzip", "rank < dominant"),
+        "jnp.where(there, -image.saliency": ("visionzip", "jnp.where(there, image.saliency"),
+        "(number < contextual)": ("visionzip", "(number <= contextual)"),
+        "-jnp.inf), axis=1)": ("visionzip", "-jnp.inf), axis=0)"),
+        "group = wide + total / jnp.maximum(count, 1)": ("visionzip", "group = wide + total"),
+        "jnp.sum(others) // jnp.maximum(contextual, 1)": (
+            "visionzip", "jnp.sum(there) // jnp.maximum(contextual, 1)"
+        ),
+        "wide = jnp.minimum(columns, limit // high)": (
+            "pooling", "wide = jnp.minimum(columns, limit // high + 1)"
+        ),
+        "jnp.maximum(own / other, other / own)": ("pooling", "own / other"),
+        "end = -(-(part + 1) * length // count)": ("pooling", "end = (part + 1) * length // count"),
+        "number // wide), (columns": ("pooling", "number % high), (columns"),
+        "total / jnp.maximum(held, 1)": ("pooling", "total / jnp.maximum(held - 1, 1)"),
+    }  # fmt: skip
+    seen = []
+    for text, (name, instead) in faults.items():
+        case = CASES[name]
+        source = _source(case[0])
+        assert source.count(text) == 1, text
+        module: dict[str, Any] = {"__name__": f"planted_{name}"}
+        exec(compile(source.replace(text, instead), name, "exec"), module)
+        planted = module[type(case[0]).__name__]()
+        monkeypatch.setitem(CASES, name, (planted, case[1]))
+        with pytest.raises(AssertionError):
+            test_merged_rows_are_the_oracles(name)
+        monkeypatch.setitem(CASES, name, case)
+        seen.append(text)
+    print(f"{len(seen)} of {len(faults)} planted faults were seen")
+
+
+def _source(method: Method) -> str:
+    import inspect
+    import sys
+
+    return inspect.getsource(sys.modules[type(method).__module__])
