@@ -17,6 +17,7 @@ from resprune_jax.models.images.video import read_video
 from resprune_jax.prompts import NounExtractor
 
 
+@pytest.mark.deep  # `make test-core` runs it everywhere
 def test_the_command_answers_rows_about_pictures(tmp_path: Path) -> None:
     """In a process of its own, with the model that ships: most questions are answered rightly."""
     rows = []

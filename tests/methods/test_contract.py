@@ -49,9 +49,8 @@ def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptCon
     return visual, PromptContext(text, jnp.ones((B, M), bool))
 
 
-def runner(chosen: Method) -> Any:
-    """Jitted, the method an argument, so that its numbers are traced."""
-    return jax.jit(lambda m, v, p, limit: m.select(v, p, K, limit=limit))
+# The method is an argument, so that its numbers are traced.
+run = jax.jit(lambda method, visual, prompt, limit: method.select(visual, prompt, K, limit=limit))
 
 
 def alike(kind: str, seed: int) -> tuple[VisualTokens, PromptContext]:
@@ -80,7 +79,6 @@ def counts(chosen: Method, name: str, limits: jax.Array) -> list[int]:
 def test_the_contract(name: str) -> None:
     chosen = method(name)
     assert frozenset(chosen.needs) <= NEEDS
-    run = runner(chosen)
 
     def check(visual: VisualTokens, prompt: PromptContext, limits: jax.Array = LIMITS) -> Any:
         made = run(chosen, visual, prompt, limits)
@@ -124,19 +122,18 @@ def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
     broken = replace(visual, embeddings=visual.embeddings.at[1, 2, 0].set(jnp.nan))
     if "saliency" in chosen.needs:
         broken = replace(broken, saliency=visual.saliency.at[2, 4].set(jnp.inf))
-    made = runner(chosen)(chosen, broken, prompt, LIMITS)
+    made = run(chosen, broken, prompt, LIMITS)
     failed = [1, 2] if "saliency" in chosen.needs else [1]
     own = counts(chosen, name, LIMITS)
     expected = [0 if row in failed else n for row, n in enumerate(own)]
     assert made.count.tolist() == expected
-    whole = runner(chosen)(chosen, visual, prompt, LIMITS)
+    whole = run(chosen, visual, prompt, LIMITS)
     assert made.indices[0].tolist() == whole.indices[0].tolist()
 
 
 def test_random_draws_by_row_and_seed() -> None:
     visual, prompt = inputs(0)
     full = jnp.full(B, K, jnp.int32)
-    run = runner(get_method("random"))
     alike_rows = run(get_method("random", rng_seed=5), visual, prompt, full).indices
     own = run(get_method("random", rng_seed=np.arange(B)), visual, prompt, full).indices
     assert len({tuple(row) for row in alike_rows.tolist()}) == 1
@@ -249,7 +246,7 @@ def test_a_method_in_a_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text(OWN)
     chosen = get_method(f"{path}:Quietest", {"power": 2.0})
     visual, prompt = inputs(0)
-    made = runner(chosen)(chosen, visual, prompt, LIMITS)
+    made = run(chosen, visual, prompt, LIMITS)
     assert visual.saliency is not None
     expected = np.argsort(np.asarray(visual.saliency)[0])[:8].tolist()
     assert made.indices[0].tolist() == expected

@@ -63,7 +63,14 @@ def cases(s: Scene) -> dict[str, tuple[Rule, dict[str, Any], list[Any]]]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["paper", "distance", "covered", "falling"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "paper",
+        "covered",
+        *(pytest.param(n, marks=pytest.mark.deep) for n in ("distance", "falling")),
+    ],
+)
 def test_picks_are_those_of_a_loop_that_asks_token_by_token(name: str, engine: str) -> None:
     decided = 0
     for seed in range(12):

@@ -349,4 +349,4 @@ def prepare_all() -> None:
     extractor()
 
 
-FUZZERS = [Fuzzer(NAME, run, cases=3_000, quick=150, prepare=prepare_all)]
+FUZZERS = [Fuzzer(NAME, run, cases=3_000, quick=90, prepare=prepare_all)]

@@ -219,4 +219,4 @@ def trace(module: Any, state: Any, inputs: Any) -> None:
     jax.eval_shape(scores, state, inputs)
 
 
-FUZZERS = [Fuzzer(NAME, run, cases=10_000, quick=100, prepare=prepare)]
+FUZZERS = [Fuzzer(NAME, run, cases=10_000, quick=70, prepare=prepare)]

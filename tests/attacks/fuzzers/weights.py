@@ -181,4 +181,4 @@ def _load(folder: Path, family: str) -> None:
     load_parameters(folder, base(family).module, dtype=dtype)
 
 
-FUZZERS = [Fuzzer(NAME, run, cases=10_000, quick=360, prepare=prepare)]
+FUZZERS = [Fuzzer(NAME, run, cases=10_000, quick=500, prepare=prepare)]

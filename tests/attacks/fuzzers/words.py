@@ -294,4 +294,4 @@ _KNOWN = (
     *("folder", "loop", "pipe"),
 )
 
-FUZZERS = [Fuzzer(NAME, run, cases=500, quick=120, prepare=prepare)]
+FUZZERS = [Fuzzer(NAME, run, cases=500, quick=80, prepare=prepare)]

@@ -49,6 +49,7 @@ def bench(out: Path, *words: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.deep
 def test_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

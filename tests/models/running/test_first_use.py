@@ -41,7 +41,7 @@ def test_alpha_may_be_one_for_each_prompt(lvlm: LVLM, photographs: Any) -> None:
             lvlm.generate(images, QUESTIONS, alpha=[0.5] * count, **call)
 
 
-@pytest.mark.parametrize("counts", [(2, 1), (3,)])
+@pytest.mark.parametrize("counts", [(2, 1), pytest.param((3,), marks=pytest.mark.deep)])
 def test_several_questions_about_each_image(
     lvlm: LVLM, photographs: Any, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +86,9 @@ def test_prompts_that_fit_no_image_are_refused(
             ask(photographs[:2], prompts)
 
 
-@pytest.mark.parametrize("keep", [5, [4, None, 0.5], None])
+@pytest.mark.parametrize(
+    "keep", [[4, None, 0.5], *(pytest.param(k, marks=pytest.mark.deep) for k in (5, None))]
+)
 def test_select_says_what_generate_would_keep(lvlm: LVLM, photographs: Any, keep: Any) -> None:
     images = photographs[:3]
     made = lvlm.generate(images, QUESTIONS, keep=keep, max_new_tokens=1)

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.models.running import mesh_answers
 
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.deep
 def test_answers_do_not_depend_on_the_mesh(checkpoint: Path) -> None:
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",

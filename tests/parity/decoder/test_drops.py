@@ -29,6 +29,8 @@ HEAD = 16
 """Width of a head of the tiny checkpoint."""
 
 Drops = Callable[[int], list[Drop]]
+QUICK = ("fastv", "sparsevlm")
+"""One that keeps positions and one that merges and counts anew: for `make test`."""
 CASES: dict[str, tuple[dict[str, Any], Drops]] = {
     "fastv": ({"method": "fastv", "keep": KEEP}, methods.fastv_drops),
     "dart": (
@@ -120,7 +122,10 @@ def compare(
         assert made.tokens[row].tolist() == tokens
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [case if case in QUICK else pytest.param(case, marks=pytest.mark.deep) for case in CASES],
+)
 def test_logits_tokens_and_cache_are_the_references(
     case: str, checkpoint: Path, reference: Any, lvlm: LVLM, photographs: list[Image.Image],
     monkeypatch: pytest.MonkeyPatch,
