@@ -49,11 +49,16 @@ class EvalOptions:
         "full", "blank", "resprune", "alpha0", "random", "oracle",
     )  # fmt: skip
     """What to ask with: full, which is always among them, blank, oracle, alpha0, or any pruning
-    method by name (resprune methods), with settings as agilepruner:average=9,most=0.3."""
+    method by name (resprune methods), with settings as agilepruner:average=9,most=0.3; all stands
+    for every one that the model can run without settings."""
     ratios: Annotated[tuple[str, ...], _arg("RATIO")] = ("1/3", "2/9", "1/9")
     """Shares of the visual tokens that pruning methods keep."""
+    draws: Annotated[int, _arg("N")] = 1
+    """How often random tokens are drawn; their figures are the mean."""
     rng_seed: Annotated[int, _arg("N")] = 0
     """Seed of random tokens and of the intervals."""
+    resume: Annotated[Path | None, _arg("FOLDER", "none")] = None
+    """Keep here what each method said, and ask only those that are not there yet."""
     output: Annotated[Path | None, _arg("OUT.json", "none")] = None
     """Write the figures to this file."""
     figure: Annotated[Path | None, _arg("OUT.png", "none")] = None
@@ -86,6 +91,7 @@ def run(options: EvalOptions) -> int:
         raise CallError(
             f"--questions {options.questions}: every scene has {EACH}, give a multiple of {EACH}"
         )
+    check_number("--draws", options.draws, 1, 100)
     check_number("--rng-seed", options.rng_seed, 0, 2**32 - 1)
     ratios_of(options.ratios)
     for path, name, suffixes in (
@@ -156,17 +162,35 @@ def read_figures(path: Path) -> dict[str, Any]:
 def measured(options: EvalOptions) -> dict[str, Any]:
     """Measure as the options say."""
     use_compilation_cache()
-    from resprune_jax.experiments.pocket.evaluation.measure import measure, preset_of, settings
+    from resprune_jax.experiments.pocket.evaluation.measure import (
+        measure,
+        of_the_model,
+        preset_of,
+        settings,
+    )
+    from resprune_jax.experiments.pocket.evaluation.parts import in_parts
     from resprune_jax.experiments.pocket.evaluation.summary import summary
     from resprune_jax.experiments.pocket.scenes.frozen import balanced_set
     from resprune_jax.models.load import load_model
 
-    chosen = settings(options.methods, ratios_of(options.ratios))
+    methods = list(options.methods)
+    left_out: dict[str, str] = {}
     lvlm = load_model(options.model, dtype="float32")
+    if "all" in methods:
+        can, left_out = of_the_model(lvlm)
+        methods = [name for name in methods if name != "all"]
+        methods += [name for name in can if name not in methods]
+    chosen = settings(methods, ratios_of(options.ratios), options.draws)
     preset = preset_of(lvlm)
     items = list(islice(balanced_set(preset, options.split), options.questions // EACH))
     total = len(chosen) * sum(len(questions) for _, questions in items)
     with progress("questions", total) as step:
-        said = measure(lvlm, items, chosen, rng_seed=options.rng_seed, step=step)
+        if options.resume is None:
+            said = measure(lvlm, items, chosen, rng_seed=options.rng_seed, step=step)
+        else:
+            said = in_parts(
+                options.resume, lvlm, items, chosen, rng_seed=options.rng_seed, step=step
+            )
     name = Path(model_name(options.model)).name
-    return summary(lvlm, said, model=name, split=options.split, rng_seed=options.rng_seed)
+    made = summary(lvlm, said, model=name, split=options.split, rng_seed=options.rng_seed)
+    return made | {"left_out": left_out}

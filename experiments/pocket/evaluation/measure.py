@@ -29,6 +29,7 @@ from resprune_jax.experiments.pocket.scenes.words import SHAPES
 from resprune_jax.methods import Method, get_method
 from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.api import LVLM
+from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Generation
 from resprune_jax.models.running.plan import noun_tokens, read_prompts
@@ -56,21 +57,31 @@ _NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to answer; `ratio` is None where every token stays."""
+    """One way to answer; `ratio` is None where every token stays.
+
+    Where random tokens are drawn several times, `draw` counts from 0.
+    """
 
     method: str
     ratio: Fraction | None = None
+    draw: int = 0
 
     @property
     def name(self) -> str:
-        """For tables and files: "full", "resprune 2/9"."""
-        return self.method if self.ratio is None else f"{self.method} {self.ratio}"
+        """For tables and files: "full", "resprune 2/9", "random 2/9 draw 1"."""
+        own = self.method if self.ratio is None else f"{self.method} {self.ratio}"
+        return f"{own} draw {self.draw}" if self.draw else own
 
 
 def settings(
-    methods: Sequence[str] = METHODS, ratios: Sequence[Fraction] = RATIOS
+    methods: Sequence[str] = METHODS, ratios: Sequence[Fraction] = RATIOS, draws: int = 1
 ) -> list[Setting]:
     """The settings of some methods; "full" is always among them, as what others are held against.
+
+    Args:
+        methods: their names.
+        ratios: of the tokens that they keep.
+        draws: how often random tokens are drawn.
 
     Raises:
         CallError: an unknown method, or a ratio outside (0, 1).
@@ -83,7 +94,35 @@ def settings(
         raise CallError(f"ratio {bad[0]} is not between 0 and 1")
     whole = [Setting(name) for name in WHOLE if name in methods or name == "full"]
     pruned = [name for name in PRUNED if name in methods] + list(dict.fromkeys(others))
-    return whole + [Setting(name, ratio) for ratio in ratios for name in pruned]
+    return whole + [
+        Setting(name, ratio, draw)
+        for ratio in ratios
+        for name in pruned
+        for draw in range(draws if name == "random" else 1)
+    ]
+
+
+def of_the_model(lvlm: LVLM) -> tuple[list[str], dict[str, str]]:
+    """Every method that can be asked with, and why the others cannot.
+
+    Args:
+        lvlm: the model.
+
+    Returns:
+        (names, reasons by name): a method needs what a model does not have, or a setting that has
+        no default.
+    """
+    names, reasons = list(METHODS), {}
+    for name in pruning.METHODS:
+        if name in METHODS:
+            continue
+        try:
+            lvlm.method_of(CallOptions(method=name, keep=1 / 3))
+        except CallError as error:
+            reasons[name] = str(error)
+        else:
+            names.append(name)
+    return names, reasons
 
 
 def pruning_method(written: str) -> Method:
@@ -106,7 +145,11 @@ class Measured:
     Attributes:
         items: scenes and questions.
         texts: by setting's name, the answer to every question, scene by scene.
-        kept: by setting's name, (Q,) visual tokens that entered the LLM.
+        kept: by setting's name, (Q,) visual tokens that entered the LLM, or that were left behind
+            its last drop.
+        averages: by setting's name, (Q,) visual tokens on average over the LLM's layers.
+        times: by setting's name, milliseconds a question for "select" and "prefill", the median
+            over batches in which nothing was compiled.
         aucs: (Q,) how well text relevance finds the patches of what the question's nouns name; NaN
             where they name nothing in the scene.
         settings: the settings asked, "full" first.
@@ -117,6 +160,8 @@ class Measured:
     items: list[Item]
     texts: dict[str, list[str]]
     kept: dict[str, np.ndarray]
+    averages: dict[str, np.ndarray]
+    times: dict[str, dict[str, float]]
     aucs: np.ndarray
     settings: list[Setting]
     noun_backend: str
@@ -208,7 +253,7 @@ def answer(
         options["method"] = pruning_method(setting.method)
     elif setting.method in ("random", "oracle"):
         orders = [
-            random_order(scene, number, rng_seed)
+            random_order(scene, number, rng_seed + setting.draw)
             if setting.method == "random"
             else oracle_order(scene, question, number, rng_seed)
             for scene, number, question in asked
@@ -294,6 +339,8 @@ def measure(
     blank = lvlm.encode(np.full((side, side, 3), _GREY, np.uint8), needs=needs)
     texts: dict[str, list[str]] = {setting.name: [] for setting in chosen}
     kept: dict[str, list[int]] = {setting.name: [] for setting in chosen}
+    averages: dict[str, list[float]] = {setting.name: [] for setting in chosen}
+    laps: dict[str, list[dict[str, float]]] = {setting.name: [] for setting in chosen}
     aucs: list[float] = []
     size = min(_TOGETHER, len(items))
     for start in range(0, len(items), size):
@@ -311,9 +358,21 @@ def measure(
             made = answer(lvlm, seen, asked, setting, rng_seed)
             texts[setting.name] += made.texts[:real]
             kept[setting.name] += made.kept[:real]
+            averages[setting.name] += [cost.average for cost in made.costs[:real] if cost]
+            if not made.timings["compile"]:
+                laps[setting.name].append(made.timings)
             if step is not None:
                 step(real)
+    times = {
+        name: {
+            part: 1000 * float(np.median([lap[part] for lap in own])) / (size * len(items[0][1]))
+            for part in ("select", "prefill")
+        }
+        for name, own in laps.items()
+        if own
+    }
     return Measured(
-        list(items), texts, {name: np.array(row) for name, row in kept.items()}, np.array(aucs),
+        list(items), texts, {name: np.array(row) for name, row in kept.items()},
+        {name: np.array(row) for name, row in averages.items()}, times, np.array(aucs),
         list(chosen), lvlm.extractor().backend, time.perf_counter() - begin,
     )  # fmt: skip

@@ -40,16 +40,19 @@ class _Questions:
         """Of all and of each family; see `share` for the intervals."""
         table = {}
         for name, group in self.groups.items():
-            hits = np.bincount(self.scenes, right & group)
+            hits = np.bincount(self.scenes, np.where(group, right, 0.0))
             asked = np.bincount(self.scenes, group)
-            counts = {"right": int(hits.sum()), "asked": int(asked.sum())}
+            counts = {"right": round(float(hits.sum())), "asked": int(asked.sum())}
             table[name] = counts | _rounded(share(hits, asked))
         return table
 
     def kind_counts(self, right: np.ndarray) -> dict[str, list[int]]:
         """Right answers and questions of every kind."""
         return {
-            str(kind): [int(right[self.kinds == kind].sum()), int((self.kinds == kind).sum())]
+            str(kind): [
+                round(float(right[self.kinds == kind].sum())),
+                int((self.kinds == kind).sum()),
+            ]
             for kind in np.unique(self.kinds)
         }
 
@@ -89,9 +92,15 @@ def summary(
     """
     questions = _Questions(measured, rng_seed)
     total = lvlm.config.num_visual_tokens
-    right = {setting.name: measured.right(setting.name) for setting in measured.settings}
+    drawn: dict[str, list[np.ndarray]] = {}
+    for setting in measured.settings:
+        first = Setting(setting.method, setting.ratio).name
+        drawn.setdefault(first, []).append(measured.right(setting.name))
+    right = {name: np.mean(answers, axis=0) for name, answers in drawn.items()}
     rows = []
     for setting in measured.settings:
+        if setting.draw:
+            continue  # its answers are in the mean of all draws
         own = right[setting.name]
         row: Figures = {
             "name": setting.name,
@@ -99,6 +108,11 @@ def summary(
             "ratio": None if setting.ratio is None else str(setting.ratio),
             "budget": total if setting.ratio is None else count(float(setting.ratio), total),
             "kept": round(float(measured.kept[setting.name].mean()), 2),
+            "average": round(float(measured.averages[setting.name].mean()), 2),
+            "times": {
+                part: round(ms, 4) for part, ms in measured.times.get(setting.name, {}).items()
+            },
+            "draws": len(drawn[setting.name]),
             "accuracy": questions.accuracy(own),
             "kinds": questions.kind_counts(own),
         }
@@ -107,7 +121,7 @@ def summary(
         rows.append(row)
     comparisons = []
     for ratio in dict.fromkeys(setting.ratio for setting in measured.settings if setting.ratio):
-        named = [s.method for s in measured.settings if s.ratio == ratio]
+        named = [s.method for s in measured.settings if s.ratio == ratio and not s.draw]
         beside = [(name, "random") for name in named if name not in METHODS]
         for one, other in (*PAIRS, *beside):
             ours, theirs = (right.get(Setting(name, ratio).name) for name in (one, other))
@@ -136,7 +150,7 @@ def summary(
         "slice": {
             "scenes": min(SLICE, len(measured.items)),
             "questions": int(head.sum()),
-            "right": {name: int(own[head].sum()) for name, own in right.items()},
+            "right": {name: int(answers[0][head].sum()) for name, answers in drawn.items()},
         },
     }
 

@@ -37,16 +37,30 @@ def label(method: str) -> str:
 
 
 def accuracy_table(figures: Figures) -> tuple[Row, list[Row]]:
-    """A row a setting: tokens, accuracy of all questions with its interval, what it lost."""
-    head = ("tokens", "which", "kept", "accuracy, %", "lost, points")
+    """A row a setting: tokens, accuracy of all questions with its interval, what it lost.
+
+    "kept" counts the tokens behind the last drop; "average" those of the LLM's layers, where some
+    method drops inside it. Times are milliseconds a question in a batch, where they were measured.
+    """
+    settings = figures["settings"]
+    inside = any(one.get("average", one["kept"]) != one["kept"] for one in settings)
+    timed = any(one.get("times") for one in settings)
+    head: Row = ("tokens", "which", "kept", *(("average",) if inside else ()), "accuracy, %")
+    head += ("lost, points", *(("method, ms", "prefill, ms") if timed else ()))
     rows: list[Row] = []
-    for setting in figures["settings"]:
-        share = setting["ratio"] or "all"
-        lost = points(setting["lost"]["overall"]) if "lost" in setting else ""
-        rows.append(
-            (share, label(setting["method"]), f"{setting['kept']:.1f}",
-             percent(setting["accuracy"]["overall"]), lost)
-        )  # fmt: skip
+    for one in settings:
+        which, draws = label(one["method"]), one.get("draws", 1)
+        if draws > 1:
+            which += f" (mean of {draws} draws)"
+        row: Row = (one["ratio"] or "all", which, f"{one['kept']:.1f}")
+        if inside:
+            row += (f"{one['average']:.1f}",)
+        row += (percent(one["accuracy"]["overall"]),)
+        row += (points(one["lost"]["overall"]) if "lost" in one else "",)
+        if timed:
+            own = one.get("times", {})
+            row += tuple(f"{own[part]:.2f}" if own else "" for part in ("select", "prefill"))
+        rows.append(row)
     return head, rows
 
 
@@ -149,6 +163,11 @@ def goal_table(figures: Figures) -> tuple[Row, list[Row]]:
     return ("goal", "measured", "met"), rows
 
 
+def left_out_table(figures: Figures) -> tuple[Row, list[Row]]:
+    """A row a method that could not be asked with, and why."""
+    return ("not applicable", "why"), list(figures.get("left_out", {}).items())
+
+
 def _tables(figures: Figures) -> list[tuple[str, tuple[Row, list[Row]]]]:
     made = [
         ("Goals", goal_table(figures)),
@@ -159,6 +178,7 @@ def _tables(figures: Figures) -> list[tuple[str, tuple[Row, list[Row]]]]:
             kind_table(figures),
         ),
         ("Gains, of all questions", comparison_table(figures)),
+        ("Left out", left_out_table(figures)),
         ("Text relevance: does it find the patches of what a question names?", auc_table(figures)),
     ]
     return [(title, table) for title, table in made if table[1]]

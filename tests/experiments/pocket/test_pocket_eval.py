@@ -379,6 +379,46 @@ def test_the_command(folder, tmp_path, capsys, no_cache):
     assert capsys.readouterr().out == markdown(figures)
 
 
+@pytest.mark.deep
+def test_all_methods_in_parts_and_several_draws(folder, tmp_path, capsys, no_cache):
+    out, parts = tmp_path / "f.json", tmp_path / "parts"
+    words = ["pocket", "eval", "--model", str(folder), "--questions", "5", "--ratios", "2/9"]
+    words += ["--resume", str(parts), "--output", str(out), "--draws", "3"]
+    assert cli.main([*words, "--methods", "random", "fastv:k=1"]) == 0
+    first = json.loads(out.read_text())
+    rows = {row["name"]: row for row in first["settings"]}
+    assert (
+        list(rows) == ["full", "random 2/9", "fastv:k=1 2/9"] and rows["random 2/9"]["draws"] == 3
+    )
+    # Inside the LLM the layers in front of the drop saw all.
+    assert rows["fastv:k=1 2/9"]["kept"] == 32 < rows["fastv:k=1 2/9"]["average"] < N
+    texts = json.loads((parts / "random.json").read_text())["texts"]
+    assert list(texts) == ["random 2/9", "random 2/9 draw 1", "random 2/9 draw 2"]
+    assert len({tuple(said) for said in texts.values()}) > 1
+    # What is there is not asked again: it may be changed, and the change is believed.
+    changed = json.loads((parts / "fastv_k=1.json").read_text())
+    changed["kept"]["fastv:k=1 2/9"] = [7] * 5
+    (parts / "fastv_k=1.json").write_text(json.dumps(changed))
+    assert cli.main([*words, "--methods", "random", "fastv:k=1", "uniform"]) == 0
+    again = {row["name"]: row for row in json.loads(out.read_text())["settings"]}
+    assert again["fastv:k=1 2/9"]["kept"] == 7 and "uniform 2/9" in again
+    assert again["random 2/9"] == rows["random 2/9"]
+    assert "| random tokens (mean of 3 draws) |" in markdown(json.loads(out.read_text()))
+    capsys.readouterr()
+    assert cli.main([*words, "--methods", "random", "--rng-seed", "1"]) == 2
+    assert "measured with other rng_seed" in capsys.readouterr().err
+    (parts / "fastv_k=1.json").write_text("{")
+    assert cli.main([*words, "--methods", "fastv:k=1"]) == 1
+    assert "remove it" in capsys.readouterr().err
+
+
+def test_what_a_model_cannot_run_is_named(lvlm):
+    names, reasons = measure.of_the_model(lvlm)
+    assert {"full", "oracle", "uniform", "scope", "fastv", "visionzip"} <= set(names)
+    assert "agilepruner" in reasons and "average" in reasons["agilepruner"]
+    assert set(names).isdisjoint(reasons)
+
+
 def test_a_results_file_that_is_none(tmp_path, capsys):
     for text, word in (("{", "JSON"), ("[]", "has no"), ('{"settings": []}', "comparisons")):
         (tmp_path / "r.json").write_text(text)
