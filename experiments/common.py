@@ -281,17 +281,23 @@ def user_cache_dir() -> Path | None:
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 
+def import_models() -> None:
+    """Import JAX and the models, as every command that computes does first.
+
+    An interrupt that is raised while extension modules start up can crash the interpreter: it is
+    heard behind the imports.
+    """
+    with stopping.whole():
+        importlib.import_module("resprune_jax.models.load")
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs of the commands (never set by importing the library).
 
     JAX_COMPILATION_CACHE_DIR, where it is set, names another folder, or none when it is empty.
     """
-    # An interrupt that is raised while extension modules start up can crash the interpreter: it is
-    # heard behind the imports, those of the models too.
-    with stopping.whole():
-        import jax
-
-        importlib.import_module("resprune_jax.models.load")
+    import_models()
+    import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:

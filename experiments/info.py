@@ -14,6 +14,7 @@ from resprune_jax.experiments.common import (
     Keep,
     ModelOptions,
     console,
+    import_models,
     model_name,
     parse_keep,
 )
@@ -231,6 +232,7 @@ def run(options: InfoOptions) -> int:
     budgets = tuple(parse_keep(text) for text in options.keep) or PAPER_BUDGETS
     sizes = tuple(parse_size(text) for text in options.size)
 
+    import_models()
     from resprune_jax.models.checkpoint.hub import resolve_checkpoint
     from resprune_jax.models.checkpoint.reading import resolve_dtype
     from resprune_jax.models.families.registry import checkpoint_config, family_class

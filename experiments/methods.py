@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from resprune_jax.choices import METHODS
-from resprune_jax.experiments.common import console
+from resprune_jax.experiments.common import console, import_models
 
 if TYPE_CHECKING:
     from resprune_jax.methods import Method
@@ -75,6 +75,7 @@ def _needs(cls: "type[Method]") -> frozenset[str]:
 
 def run(options: MethodsOptions) -> int:
     """Print one method or all of them."""
+    import_models()
     if options.name is not None:
         one = described(options.name)
         if options.json:

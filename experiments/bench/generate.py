@@ -26,7 +26,7 @@ from resprune_jax.experiments.bench.timing import (
     peak_growth,
     taken,
 )
-from resprune_jax.experiments.common import check_number, check_target, make_folder
+from resprune_jax.experiments.common import check_number, check_target, import_models, make_folder
 
 ModelName = Literal["small", "llava-1.5-7b"]
 
@@ -102,6 +102,7 @@ def run(options: GenerateOptions) -> int:
         CallError: an option that cannot work.
         RunError: a measurement in which something was compiled.
     """
+    import_models()
     from resprune_jax.experiments.bench import generate_report as shown
     from resprune_jax.experiments.bench.markdown import generate_markdown
     from resprune_jax.experiments.bench.model import model_config

@@ -23,7 +23,7 @@ from resprune_jax.experiments.bench.problems import (
 )
 from resprune_jax.experiments.bench.rows import Row, TokenDType, measure
 from resprune_jax.experiments.bench.timing import leave_memory_to_torch, machine, note, speeds
-from resprune_jax.experiments.common import check_number, check_target, make_folder
+from resprune_jax.experiments.common import check_number, check_target, import_models, make_folder
 
 VERSION = 1
 """Of the JSON file's layout."""
@@ -110,6 +110,7 @@ def run(options: SelectionOptions) -> int:
         CallError: an option that cannot work.
         RunError: a measurement in which something was compiled.
     """
+    import_models()
     from resprune_jax.experiments.bench import report as bench_report
     from resprune_jax.experiments.bench.markdown import selection_markdown
 

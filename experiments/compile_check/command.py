@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from resprune_jax.errors import CallError
-from resprune_jax.experiments.common import check_number, console
+from resprune_jax.experiments.common import check_number, console, import_models
 from resprune_jax.experiments.compile_check.compiler import (
     HBM,
     Row,
@@ -118,6 +118,7 @@ def run(options: TpuCheckOptions) -> int:
         RunError: libtpu cannot start.
     """
     check(options)
+    import_models()
     rows = []
     for row in rows_of(options):
         rows.append(row)
