@@ -12,6 +12,7 @@ from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError, shown
 
 from .base import Method, check_method
+from .settings import read_settings
 
 GROUP = "resprune_jax.methods"
 """The entry points by which an installed package offers methods: a name, and module:Class."""
@@ -98,6 +99,7 @@ def get_method(
     if unknown := sorted(given.keys() - known.keys()):
         have = f"it has {', '.join(sorted(known))}" if known else "it has none"
         raise CallError(f"{cls.__name__} has no setting {', '.join(unknown)}; {have}")
+    given = read_settings(cls, given)
     if not isinstance(method, str):
         return replace(method, **given) if given else method
     unset = (MISSING, MISSING)

@@ -20,7 +20,9 @@ class Random(Method):
             each; a row draws the same in any batch and at any padding.
     """
 
-    rng_seed: int | jax.Array | np.ndarray = field(default=0, metadata={"per_row": True})
+    rng_seed: int | jax.Array | np.ndarray = field(
+        default=0, metadata={"per_row": True, "range": (0, 2**32 - 1)}
+    )
 
     def scores(self, image: VisualTokens, prompt: PromptContext) -> jax.Array:
         """A number for each place, whatever lies there."""

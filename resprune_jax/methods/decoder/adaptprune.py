@@ -1,6 +1,6 @@
 """AdaptPrune: one drop in front of layer K by several cues, attention thinned out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,11 @@ class AdaptPrune(SingleDrop):
         key_sigma: of 1 - cos.
     """
 
-    prior_sigma: float = 12.0
-    half: float = 12.0
-    radius: float = 5.0
-    space_sigma: float = 1.5
-    key_sigma: float = 0.05
+    prior_sigma: float = field(default=12.0, metadata={"range": (1e-3, 1e6)})
+    half: float = field(default=12.0, metadata={"range": (1e-3, 1e6)})
+    radius: float = field(default=5.0, metadata={"range": (0, 1e6)})
+    space_sigma: float = field(default=1.5, metadata={"range": (1e-3, 1e6)})
+    key_sigma: float = field(default=0.05, metadata={"range": (1e-3, 1e6)})
 
     needs = frozenset({"attention", "bare_keys", "coords"})
     source = "bzluan/AdaptPrune @ d0842f3, arXiv 2503.08019"

@@ -1,6 +1,6 @@
 """AgilePruner (the paper's AdaPrune row): attention order, thinned by an image's own threshold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,10 @@ class AgilePruner(Method):
         start: the i of the first choice.
     """
 
-    average: float
-    most: float
-    step: float = 0.01
-    start: float = 1.0
+    average: float = field(metadata={"range": (1e-3, 1e6)})
+    most: float = field(metadata={"range": (0, 2)})
+    step: float = field(default=0.01, metadata={"range": (0, 2)})
+    start: float = field(default=1.0, metadata={"range": (0, 1e6)})
 
     needs = frozenset({"features", "saliency"})
     source = "cvsp-lab/AgilePruner @ 3df95a3 (page), arXiv 2603.01236"

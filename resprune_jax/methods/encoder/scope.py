@@ -25,9 +25,9 @@ class Scope(Method):
             it is added.
     """
 
-    alpha: float = 1.0
+    alpha: float = field(default=1.0, metadata={"range": (0, 100)})
     combine: Literal["multiply", "add"] = field(default="multiply", metadata={"static": True})
-    heads: int = field(default=16, metadata={"static": True})
+    heads: int = field(default=16, metadata={"static": True, "range": (1, 1024)})
 
     needs = frozenset({"features", "saliency"})
     source = "kinredon/SCOPE @ 6bf7306"

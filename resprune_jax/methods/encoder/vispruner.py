@@ -1,6 +1,6 @@
 """VisPruner: some tokens by attention, the others by dropping what repeats itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class VisPruner(Method):
             0.75 for 64 tokens of MME.
     """
 
-    important: float = 0.5
+    important: float = field(default=0.5, metadata={"range": (0, 1)})
 
     nested = False
     needs = frozenset({"features", "saliency"})

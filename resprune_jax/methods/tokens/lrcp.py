@@ -22,7 +22,7 @@ class Lrcp(Method):
         centred: whether the tokens' mean is taken off first.
     """
 
-    share: float = 0.9
+    share: float = field(default=0.9, metadata={"range": (0, 1)})
     centred: bool = field(default=False, metadata={"static": True})
 
     source = "arXiv 2605.15621, as described in the abstract"

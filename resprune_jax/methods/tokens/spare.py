@@ -24,7 +24,7 @@ class Spare(Method):
         engine: how the loop runs; the picks do not depend on it.
     """
 
-    exponent: float = 1.0
+    exponent: float = field(default=1.0, metadata={"range": (0, 100)})
     engine: str = field(default="auto", metadata={"static": True})
 
     needs = frozenset({"text"})

@@ -9,6 +9,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from resprune_jax import prepare, select
+from resprune_jax.choices import METHODS
 from resprune_jax.errors import shown
-from resprune_jax.methods import ResPrune, VisualTokens
+from resprune_jax.methods import ResPrune, VisualTokens, get_method, method_class
 from resprune_jax.models import LVLM, CallOptions, load_model
 from resprune_jax.prompts import NounExtractor
 from tests.attacks.harness import WRONG, Fault, Fuzzer, draw
@@ -120,6 +122,7 @@ def attack_small(rng: np.random.Generator) -> None:
     names = {"aggregate": NO_NAME, "nonnegative": NO_NAME, "seed_rule": NO_NAME, "engine": NO_NAME}
     alphas = [*NO_NUMBER, *NEVER_NONE, lambda: 1e39, lambda: [1.0, math.inf]]
     alphas = [x for x in alphas if not _opaque(x()) and np.shape(_plain(x())) != (7,)]
+    chosen, field = _a_number(rng)
     targets: dict[str, Callable[[Any], object]] = {
         "prepare": lambda v: prepare(v),
         "prepare valid": lambda v: prepare(tokens, v),
@@ -130,6 +133,7 @@ def attack_small(rng: np.random.Generator) -> None:
         "setting": lambda v: ResPrune(**{list(names)[rng.integers(4)]: v}),
         "tagger": lambda v: NounExtractor(v),
         "extract": lambda v: extractor().extract(v),
+        "method setting": lambda v: get_method(chosen, {**NEEDED.get(chosen, {}), field: v}),
         "load": lambda v: load_model(v),
         "revision": lambda v: load_model(small_folder(), revision=v),
         "token": lambda v: load_model(small_folder(), token=v),
@@ -142,7 +146,8 @@ def attack_small(rng: np.random.Generator) -> None:
         "prepare saliency": [*ODD, lambda: np.zeros(N + 1), lambda: "x", lambda: 1.0],
         "prefix": [*NO_COUNT, *NEVER_NONE, lambda: K + 1],
         "mask": [*scalars(NO_COUNT), *NEVER_NONE],
-        "alpha": alphas, "setting": NO_NAME, "tagger": NO_NAME, "extract": texts,
+        "alpha": alphas, "setting": NO_NAME, "method setting": _NEVER_A_SETTING,
+        "tagger": NO_NAME, "extract": texts,
         "load": [*texts, lambda: "", lambda: Path("nowhere/at/all"), lambda: "a/b/c/d"],
         "revision": [x for x in NO_NAME if x() is not None],
         "token": [x for x in texts if x() is not None],
@@ -153,6 +158,25 @@ def attack_small(rng: np.random.Generator) -> None:
     name = list(targets)[rng.integers(len(targets))]
     value = pick(odd[name])
     must_refuse(f"{name} {shown(value)}", lambda: targets[name](value))
+
+
+NEEDED = {"agilepruner": {"average": 3.0, "most": 0.5}}
+_NEVER_A_SETTING: list[Odd] = [
+    *(odd for odd in [*NO_NUMBER, *NEVER_NONE] if odd() is not None and shown(odd()) not in
+      ("0", "-1", "1", "np.float32(-2.0)", "[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]")),
+    lambda: math.nan, lambda: -math.inf, lambda: 10**400, lambda: "0.5", lambda: {"a": 1},
+]  # fmt: skip
+
+
+def _a_number(rng: np.random.Generator) -> tuple[str, str]:
+    """A method and one of its settings that is a single number."""
+    every = [
+        (name, own.name)
+        for name in METHODS
+        for own in fields(method_class(name))
+        if own.type in ("float", "int", float, int) and not own.metadata.get("per_row")
+    ]
+    return every[rng.integers(len(every))]
 
 
 def _opaque(value: Any) -> bool:
