@@ -123,7 +123,7 @@ class Preparer(Runner):
                 " out"
             )
         positions = options.positions or self.family.positions
-        if method.merges and method.sequence == "listed" and positions == "original":
+        if method.makes_rows and method.sequence == "listed" and positions == "original":
             raise CallError(
                 f"{name} lists its rows in an order of their own, so positions are counted through"
                 f" behind it: positions=original, {self.family.name}'s own or the call's, is not"
@@ -213,7 +213,7 @@ class Preparer(Runner):
             keep if media[row] else None
             for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
         ]
-        before = method is not None and method.merges and not isinstance(method, DecoderMethod)
+        before = method is not None and method.makes_rows
         shared = options.budget != "per_image"
         for row, keep in zip(rows, each, strict=True):
             if before and shared and keep is not None and len(media[row]) > 1:

@@ -229,7 +229,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
                 embeddings, seats, own
             )
 
-        merged = visual.embeddings if method.merges else None
+        merged = visual.embeddings if method.makes_rows else None
         if owner is None:
             selection, chosen, broken = choose_among(real & ~always, limit)
             if merged is not None:

@@ -105,6 +105,11 @@ class Method:
         """See the class."""
         return 0
 
+    @property
+    def makes_rows(self) -> bool:
+        """Whether its `merge` makes what enters the LLM."""
+        return self.merges in ("features", "embeddings")
+
     nested = True
     text: ClassVar[TextSource] = "nouns"
     measures_energy = False
@@ -195,7 +200,7 @@ class Method:
             offered = jnp.sum(image.valid, dtype=jnp.int32)
             limit = jnp.clip(limit, 0, jnp.minimum(keep, offered))
             merged = None
-            if method.merges:
+            if method.makes_rows:
                 made = method.merge(image, prompt, keep, limit)
                 order, merged = jnp.asarray(made.order, jnp.int32), made.rows
                 there = jnp.minimum(made.count, keep)
@@ -320,7 +325,7 @@ def check_method(method: Any) -> None:
     rules = ("scores", "order", "merge", "select")
     if all(getattr(type(method), rule) is getattr(Method, rule) for rule in rules):
         raise CallError(f"{name} decides nothing: write its scores, its order, or its merge")
-    before = method.merges in ("features", "embeddings")
+    before = method.makes_rows
     if before != (type(method).merge is not Method.merge) or (before and method.stage == "decoder"):
         raise CallError(
             f"{name}.merges is {method.merges!r}: with features or embeddings it has a merge,"

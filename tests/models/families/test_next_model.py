@@ -175,7 +175,7 @@ TABLES = make_tables([[size] for size in SIZES], CONFIG)
 def encode(state: Any, pixels: jax.Array) -> Any:
     """VisualTokens of pictures of `SIZES`, with all optional parts."""
     model = nnx.merge(build()[0], state)
-    return model.encode_images(pixels, TABLES, saliency=True, features=True)
+    return model.encode_images(pixels, TABLES, saliency=True, needs=frozenset({"features"}))
 
 
 PIXELS = np.random.default_rng(0).normal(size=(3, 5, 3, 56, 56)).astype(np.float32)
