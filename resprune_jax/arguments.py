@@ -194,11 +194,11 @@ def settings_by_name(given: Any) -> dict[str, Any]:
                 "method settings are a mapping, or texts such as combine=add, each name once; got"
                 f" {shown(each)}"
             )
-        found[name] = _read_setting(value)
+        found[name] = read_setting(value)
     return found
 
 
-def _read_setting(text: str) -> Any:
+def read_setting(text: str) -> Any:
     """A number, true, false or none where it is one, else the text itself."""
     for kind in (int, float):
         try:

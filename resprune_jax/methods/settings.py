@@ -9,7 +9,7 @@ from typing import Any, Literal, Union
 import jax
 import numpy as np
 
-from resprune_jax.arguments import array_of, numbers, whole
+from resprune_jax.arguments import array_of, numbers, read_setting, whole
 from resprune_jax.errors import CallError, shown
 
 WHOLE = (-(2**31), 2**32 - 1)
@@ -20,7 +20,7 @@ def read_settings(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     """Settings of a method in the types that its fields are annotated with.
 
     A field of the type `float` takes a finite number, `int` a whole one, a `Literal` one of its
-    texts, `bool` a truth, `tuple[int, ...]` a row of whole numbers, `... | None` also None.
+    texts, `bool` a truth, `tuple[int, ...]` a row of whole numbers or a text such as 8,16,24, `... | None` also None.
     `field(metadata={"range": (low, high)})` bounds numbers, ends included; with `"per_row"` there
     may be one for each row. Arrays of JAX pass as they are, and annotations of any other kind too.
 
@@ -55,6 +55,8 @@ def _read(own: Field[Any], hint: Any, value: Any) -> Any:
         inside = float if float in typing.get_args(row) else int
         if inside not in typing.get_args(row):
             return value
+        if isinstance(value, str):  # as on a command line: 8,16,24
+            value = [read_setting(one.strip()) for one in value.split(",")]
         if not isinstance(value, list | tuple | np.ndarray) or not len(value):
             raise CallError(f"{own.name} is a row of numbers, got {shown(value)}")
         return tuple(_number(own, inside, one) for one in value)

@@ -222,7 +222,7 @@ def test_what_is_no_method_is_refused(given: Any, said: str) -> None:
         ("vispruner", {"important": 1.5}, "from 0 to 1"),
         ("lrcp", {"centred": "maybe"}, "true or false"),
         ("pooling", {"bins": "square"}, "adaptive, partition"),
-        ("pdrop", {"layers": "8"}, "a row of numbers"),
+        ("pdrop", {"layers": b"8"}, "a row of numbers"),
         ("pdrop", {"layers": (2, "x")}, "layers must be a whole number"),
         ("resprune", {"relevance_sign": [1, -1]}, "relevance_sign"),
         ("random", {"rng_seed": [0.5, 1]}, "rng_seed"),

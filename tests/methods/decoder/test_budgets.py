@@ -133,11 +133,11 @@ def test_costs_of_a_schedule_are_the_oracles() -> None:
     ("name", "given", "says"),
     [
         ("fastv", {"keep_average": 0}, "keep_average is a count"),
-        ("fastv", {"keep_average": "many"}, "keep_average is a count"),
+        ("fastv", {"keep_average": "many"}, "keep_average must be a finite number"),
         ("fastv", {"k": 0}, "k"),
         ("dart", {"image_pivots": 0}, "image_pivots"),
         ("pdrop", {"layers": (8, 8)}, "ascend"),
-        ("pdrop", {"layers": "8,x"}, "layers are numbers"),
+        ("pdrop", {"layers": "8,x"}, "layers must be a whole number"),
         ("pdrop", {"fractions": (0.5, 0.6, 0.1)}, "fractions fall"),
         ("pdrop", {"fractions": (0.5, 0.2)}, "one for each of 3"),
         ("pdrop", {"fractions": (0.5, 0.2, 0.1), "keep_average": 100}, "drop one"),
