@@ -20,7 +20,8 @@ def read_settings(cls: type[Any], given: dict[str, Any]) -> dict[str, Any]:
     """Settings of a method in the types that its fields are annotated with.
 
     A field of the type `float` takes a finite number, `int` a whole one, a `Literal` one of its
-    texts, `bool` a truth, `tuple[int, ...]` a row of whole numbers or a text such as 8,16,24, `... | None` also None.
+    texts, `bool` a truth, `tuple[int, ...]` a row of whole numbers or a text such as 8,16,24,
+    `... | None` also None.
     `field(metadata={"range": (low, high)})` bounds numbers, ends included; with `"per_row"` there
     may be one for each row. Arrays of JAX pass as they are, and annotations of any other kind too.
 
