@@ -22,6 +22,7 @@ from resprune_jax.errors import CallError, ResPruneError, printable
 from resprune_jax.experiments import compare, demo, info, methods, stopping, streams, words
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.bench import generate as bench_generate
+from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check import command as tpu_check
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(demo.DemoOptions, demo.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),
+    "bench rules": Command(bench_rules.RulesOptions, bench_rules.run),
     "bench generate": Command(bench_generate.GenerateOptions, bench_generate.run),
     "pocket train": Command(train.TrainOptions, train.run),
     "pocket eval": Command(evaluate.EvalOptions, evaluate.run),
