@@ -9,6 +9,7 @@ from resprune_jax.choices import METHODS
 from .base import (
     NEWLINE,
     PATCH,
+    Merged,
     Method,
     PromptContext,
     VisualTokens,
@@ -29,6 +30,7 @@ __all__ = [
     "DecoderMethod",
     "Drop",
     "LayerView",
+    "Merged",
     "Method",
     "PromptContext",
     "ResPrune",

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from resprune_jax.choices import METHODS
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
 from resprune_jax.experiments.pocket.scenes.scene import render
+from resprune_jax.methods import PromptContext, VisualTokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +26,7 @@ def files() -> dict[str, str]:
     """The programs of the document by the names in their first lines."""
     text = (ROOT / "docs" / "your_own.md").read_text("utf-8")
     blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert all(len(code.strip().splitlines()) < 40 for _, code in blocks)
     return dict(blocks)
 
@@ -68,6 +70,27 @@ def test_the_method_answers_on_the_command_line(
         assert said in capsys.readouterr().err
     assert cli.main([*words, "--tolerance", "0.1"]) == 2
     assert "does not measure" in capsys.readouterr().err
+
+
+def test_the_method_that_merges(files: dict[str, str]) -> None:
+    method = names(files["gather.py"])["Gather"]()
+    tokens, _ = scene()
+    valid = np.ones((2, 48), bool)
+    valid[:, 40:] = False
+    visual = VisualTokens(jnp.asarray(tokens), jnp.asarray(valid))
+    nothing = PromptContext(jnp.zeros((2, 1, 16)), jnp.zeros((2, 1), bool))
+    made = jax.jit(lambda v, p: method.select(v, p, 8, limit=jnp.asarray([8, 3])))(visual, nothing)
+    assert made.count.tolist() == [8, 3]
+    for row, count in enumerate((8, 3)):
+        x = tokens[row, :40] / np.linalg.norm(tokens[row, :40], axis=1, keepdims=True)
+        kept = np.asarray(made.indices)[row, :count]
+        assert (
+            kept.tolist() == np.argsort(-np.linalg.norm(tokens[row, :40], axis=1))[:count].tolist()
+        )
+        home = (x @ x[kept].T).argmax(axis=1)
+        for slot in range(count):
+            mean = tokens[row, :40][home == slot].mean(axis=0)
+            np.testing.assert_allclose(made.rows[row, slot], mean, rtol=1e-5, atol=1e-5)
 
 
 def test_the_rule(files: dict[str, str]) -> None:
