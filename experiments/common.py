@@ -39,6 +39,16 @@ class Command:
 
 Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR_OR_ID")]
 
+ClipCheckpoint = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="DIR_OR_ID",
+        help_behavior_hint="(default: none)",
+        help="The CLIP that the model's vision tower is from, such as"
+        " openai/clip-vit-large-patch14-336, for methods that read its texts (trim, cdpruner).",
+    ),
+]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions:

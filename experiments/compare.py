@@ -12,6 +12,7 @@ from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.answer.options import PICTURES
 from resprune_jax.experiments.common import (
+    ClipCheckpoint,
     DType,
     ModelOptions,
     check_file,
@@ -52,6 +53,7 @@ class CompareOptions(ModelOptions):
     """The most tokens to generate."""
     dtype: Annotated[DType | None, shown("{float32,bfloat16,float16}", "the checkpoint's")] = None
     """Number format of the weights."""
+    clip: ClipCheckpoint = None
     json: bool = False
     """Print JSON in place of a table."""
 
@@ -106,7 +108,9 @@ def run(options: CompareOptions) -> int:
     use_compilation_cache()
     from resprune_jax.models.load import load_model
 
-    lvlm = load_model(options.model, revision=options.revision, dtype=options.dtype)
+    lvlm = load_model(
+        options.model, revision=options.revision, dtype=options.dtype, clip=options.clip
+    )
     rows = compare(lvlm, options, methods, keep)
     if options.output is not None:
         _draw(lvlm, options, rows)
@@ -126,7 +130,7 @@ def compare(
     does not have, or that cannot meet the budget, is a row with the reason. Inside the LLM choosing
     is a part of prefill.
     """
-    from resprune_jax.methods.inputs import LAYER_NEEDS
+    from resprune_jax.methods.inputs import CLIP, LAYER_NEEDS, ON_REQUEST
 
     runs: dict[str, Any] = {}
     refused: dict[str, str] = {}
@@ -134,12 +138,13 @@ def compare(
         call = {"method": method, "keep": keep}
         if name == "resprune":  # by name it has this family's settings
             call["method"] = name
-        missing = sorted(set(method.needs) - lvlm.family.gives - LAYER_NEEDS - {"text", "kind"})
+        missing = sorted(set(method.needs) - lvlm.gives - LAYER_NEEDS)
         if missing and name != "resprune":
-            refused[name] = f"reads {', '.join(missing)}, which this model does not have"
+            way = ": give a --clip" if set(missing) <= CLIP and lvlm.family.takes_clip else ""
+            refused[name] = f"reads {', '.join(missing)}, which this model does not have{way}"
         else:
             runs[name] = call
-    needs = {part for name in runs for part in methods[name].needs if part == "features"}
+    needs = {part for name in runs for part in methods[name].needs & ON_REQUEST}
     encoded = lvlm.encode(options.image, needs=needs)
     rows = []
     with progress("calls", (len(runs) + 1) * (options.repeats + 1)) as step:

@@ -41,6 +41,7 @@ def described(name: str) -> dict[str, Any]:
         "stage": _plain(cls, "stage"),
         "needs": sorted(_needs(cls)),
         "text": cls.text if "text" in _needs(cls) else None,
+        "clip_text": cls.clip_text or None,
         "nested": cls.nested,
         "energy": cls.measures_energy,
         "source": cls.source,
@@ -102,7 +103,8 @@ def run(options: MethodsOptions) -> int:
 
 
 def _reads(one: dict[str, Any]) -> str:
-    named = [f"text ({one['text']})" if part == "text" else part for part in one["needs"]]
+    of = {"text": one["text"], "clip_text": one["clip_text"]}
+    named = [f"{part} ({of[part]})" if of.get(part) else part for part in one["needs"]]
     return ", ".join(named) or "tokens alone"
 
 
@@ -124,7 +126,10 @@ def markdown(every: list[dict[str, Any]]) -> str:
         "and the average over the layers for several; the setting `keep_average` is that average",
         "for any method there, and every result has both (`Generation.costs`). What a method reads",
         "and a model does not have is refused by name: without a class token (Qwen, SigLIP) there",
-        "is no saliency. A method of your own: [your_own.md](your_own.md).",
+        "is no saliency. `trim` and `cdpruner` read CLIP's texts: LLaVA-1.5 and LLaVA-NeXT can be",
+        "given the CLIP that their vision tower is from, `load_model(model,",
+        'clip="openai/clip-vit-large-patch14-336")` or `--clip`. A method of your own:',
+        "[your_own.md](your_own.md).",
         "",
         "Inside the LLM the layers in front of a drop work on all tokens, those behind it on",
         "what is left, each segment with its own KV cache; no layer runs twice. Layer numbers",

@@ -25,6 +25,7 @@ from resprune_jax.models.families.registry import (
 )
 from resprune_jax.models.prompts.chat import PromptEncoder
 from resprune_jax.models.prompts.generation_file import read_generation_settings
+from resprune_jax.models.running.clip import Clip
 
 logger = logging.getLogger("resprune_jax")
 
@@ -51,7 +52,9 @@ def short_errors(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     return call
 
 
-def check_arguments(path_or_hub_id: object, revision: object, token: object, mesh: object) -> None:
+def check_arguments(
+    path_or_hub_id: object, revision: object, token: object, mesh: object, clip: object = None
+) -> None:
     """Refuse what is no path, name or mesh before anything is looked for.
 
     Raises:
@@ -61,6 +64,11 @@ def check_arguments(path_or_hub_id: object, revision: object, token: object, mes
         raise CallError(
             "the model is a folder, a Hugging Face Hub id, or pocket for the one that comes with"
             f" this package; got {shown(path_or_hub_id)}"
+        )
+    if clip is not None and not (isinstance(clip, str | os.PathLike) and str(clip).strip()):
+        raise CallError(
+            "clip is a folder or a Hub id such as openai/clip-vit-large-patch14-336, or None; got"
+            f" {shown(clip)}"
         )
     for name, value in (("revision", revision), ("token", token)):
         if value is not None and (not isinstance(value, str) or not value.strip()):
@@ -81,6 +89,7 @@ def load_model(
     dtype: DTypeLike | None = None,
     mesh: jax.sharding.Mesh | None = None,
     chat_template: str | Path | None = None,
+    clip: str | Path | None = None,
 ) -> LVLM:
     """Load a checkpoint of a supported family (Hugging Face format; docs/families.md).
 
@@ -94,6 +103,9 @@ def load_model(
         mesh: shard the parameters over these devices (axes "data" and "model", `sharding.py`).
         chat_template: a Jinja chat template, or the `Path` of its file, in place of the
             checkpoint's: for checkpoints that came without theirs.
+        clip: the CLIP that the model's vision tower is from, such as
+            "openai/clip-vit-large-patch14-336", for methods that read its texts (`trim`,
+            `cdpruner`): a folder or a Hub id, with safetensors. Its vision tower is not read.
 
     Returns:
         The model, its parameters on the devices.
@@ -103,7 +115,7 @@ def load_model(
             `generation_config.json` that asks for what is not done here.
         RunError: a checkpoint that is broken; one error names everything that is wrong with it.
     """
-    check_arguments(path_or_hub_id, revision, token, mesh)
+    check_arguments(path_or_hub_id, revision, token, mesh, clip)
     parts: list[Any] = []
 
     def judge(folder: Path) -> None:
@@ -111,10 +123,12 @@ def load_model(
         config = read_model_config(read_config(folder))
         encoder = PromptEncoder.from_checkpoint(folder, config, chat_template=chat_template)
         settings = read_generation_settings(folder, config.text.vocab_size, read_config(folder))
-        parts[:] = make_family(config, folder), encoder, settings
+        family = make_family(config, folder)
+        own = None if clip is None else Clip.from_checkpoint(clip, family, token=token)
+        parts[:] = family, encoder, settings, own
 
     folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token, judge=judge)
-    family, encoder, settings = parts
+    family, encoder, settings, own = parts
     raw, config = checkpoint_config(folder)
     family.config = config
     chosen = resolve_dtype(dtype, folder, raw)
@@ -123,5 +137,6 @@ def load_model(
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
     state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)
     return LVLM(
-        family, state, path=folder, encoder=encoder, settings=settings, dtype=chosen, mesh=mesh
-    )
+        family, state, path=folder, encoder=encoder, settings=settings, dtype=chosen, mesh=mesh,
+        clip=own,
+    )  # fmt: skip

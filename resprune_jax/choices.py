@@ -15,6 +15,10 @@ mean visual token, nearest to the centre of the image."""
 TextSource = Literal["nouns", "prompt"]
 """What conditions the choice: the question's nouns, or every word (Setting-1 of Table IV)."""
 
+ClipText = Literal["", "prompt", "question"]
+"""What CLIP's text tower reads for a method: nothing; the whole prompt, a space in place of images,
+cut at 77 tokens; or the question without its line on short answers, in parts of 77 tokens."""
+
 OcrLine = Literal["strip", "keep"]
 """What happens to TextVQA's line of reference OCR tokens; the paper does not say."""
 
@@ -28,9 +32,11 @@ METHODS = {
     "fastervlm": "encoder.fastervlm:FasterVLM",
     "vispruner": "encoder.vispruner:VisPruner",
     "visionzip": "encoder.visionzip:VisionZip",
+    "trim": "encoder.trim:Trim",
     "scope": "encoder.scope:Scope",
     "agilepruner": "encoder.agilepruner:AgilePruner",
     "divprune": "tokens.divprune:DivPrune",
+    "cdpruner": "tokens.cdpruner:Cdpruner",
     "cdpruner-llm": "tokens.cdpruner:CdprunerLlm",
     "resprune": "tokens.resprune:ResPrune",
     "spare": "tokens.spare:Spare",

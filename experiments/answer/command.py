@@ -174,6 +174,7 @@ def _load(options: AnswerOptions) -> Any:
         revision=options.revision,
         dtype=options.dtype,
         chat_template=options.template,
+        clip=options.clip,
     )
 
 

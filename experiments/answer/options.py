@@ -14,6 +14,7 @@ from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     ChatOptions,
+    ClipCheckpoint,
     DType,
     Keep,
     call_options,
@@ -99,6 +100,7 @@ class AnswerOptions(CallOptions, QuestionOptions):
         DType | None, shown(f"{{{','.join(get_args(DType))}}}", "the checkpoint's")
     ] = None
     """Number format of the weights."""
+    clip: ClipCheckpoint = None
 
     overlay: Annotated[Path | None, shown("OUT.png")] = None
     """Draw the images with their kept tokens clear and the others hatched; for one prompt."""
@@ -228,4 +230,6 @@ def settings_of(options: AnswerOptions) -> dict[str, Any]:
     if options.template is not None:
         content = options.template.read_bytes()
         chosen["template"] = f"sha256 {hashlib.sha256(content).hexdigest()}"
+    if options.clip is not None:
+        chosen["clip"] = model_name(options.clip)
     return {"model": model_name(options.model), **chosen}

@@ -20,6 +20,7 @@ from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.images.files import ImageLike
 from resprune_jax.models.images.video import Sampling, VideoLike
 from resprune_jax.models.prompts.options import ImageAspect
+from resprune_jax.models.towers.config import ClipConfig
 
 Media = Literal["image", "video"]
 
@@ -178,6 +179,11 @@ class Family(ABC):
     def gives(self) -> frozenset[str]:
         """The optional parts of `VisualTokens` that this model has; see `Method.needs`."""
         return frozenset({"features", "coords"})
+
+    @property
+    def takes_clip(self) -> bool:
+        """Whether its vision tower is CLIP's, so that a CLIP's head reads its features."""
+        return isinstance(self.config.vision, ClipConfig)
 
     @property
     def defaults(self) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from resprune_jax.costs import BudgetRow, DecoderShape, schedule_row
 from resprune_jax.methods import Method, VisualTokens
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.prompts.options import CallOptions, Positions
+from resprune_jax.models.running.clip import ClipTexts
 from resprune_jax.models.running.plan import Plan, Prompts
 from resprune_jax.models.running.schedule import Schedule
 from resprune_jax.selection import Selection
@@ -99,6 +100,7 @@ class Call:
         positions: how position ids are counted: as the options say, or as the family does.
         method: what chooses the tokens; `None` keeps them all.
         schedule: where the method drops tokens inside the decoder; `None`: it does not.
+        clip: the texts that CLIP reads for the method; `None`: it reads none.
     """
 
     prompts: Prompts
@@ -108,6 +110,7 @@ class Call:
     positions: Positions
     method: Method | None
     schedule: Schedule | None = None
+    clip: ClipTexts | None = None
 
 
 @dataclass(frozen=True)

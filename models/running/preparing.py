@@ -12,12 +12,13 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError, shown
 from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
 from resprune_jax.methods.decoder.base import DecoderMethod
-from resprune_jax.methods.inputs import LAYER_NEEDS, ON_REQUEST
+from resprune_jax.methods.inputs import CLIP, LAYER_NEEDS, ON_REQUEST
 from resprune_jax.models.families.base import Family, Layouts, Picture, Pictures
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
 from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.prompts.options import CallOptions
+from resprune_jax.models.running.clip import Clip
 from resprune_jax.models.running.encoded import (
     Encoded,
     Images,
@@ -66,10 +67,12 @@ class Preparer(Runner):
         mesh: jax.sharding.Mesh | None = None,
         settings: GenerationSettings | None = None,
         extractor: NounExtractor | None = None,
+        clip: Clip | None = None,
     ) -> None:
         super().__init__(
-            family, state, eos_ids=encoder.eos_ids, dtype=dtype, settings=settings, mesh=mesh
-        )
+            family, state, eos_ids=encoder.eos_ids, dtype=dtype, settings=settings, mesh=mesh,
+            clip=clip,
+        )  # fmt: skip
         self.path = path
         self.encoder = encoder
         # By tagger as it was asked for; each takes seconds to load.
@@ -150,6 +153,10 @@ class Preparer(Runner):
                 f"{name} reads text, the question's nouns, which are not looked for where tokens"
                 " leave inside the decoder: the prompt holds all text behind the images"
             )
+        if "clip_text" in method.needs:
+            raise CallError(
+                f"{name} reads clip_text, which is not made where tokens leave inside the decoder"
+            )
         if options.budget == "per_image":
             raise CallError(
                 f"{name} drops tokens inside the decoder, where the images of a prompt share its"
@@ -176,6 +183,12 @@ class Preparer(Runner):
                 f"the settings of {name} say how many tokens stay, and keep was given too: drop one"
             )
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """What a method's `needs` may name here, beside parts of the decoder's layers."""
+        clip = frozenset() if self.clip is None else CLIP
+        return self.family.gives | {"text", "kind"} | clip
+
     def _check_needs(
         self, needs: Collection[str], who: str, instead: Mapping[str, str] | None = None
     ) -> None:
@@ -184,9 +197,14 @@ class Preparer(Runner):
         Raises:
             CallError: what is missing.
         """
-        gives = self.family.gives | {"text", "kind"}
+        gives = self.gives
         if missing := sorted(set(needs) - gives - LAYER_NEEDS):
             hint = (instead or {}).get(missing[0], f"it gives {', '.join(sorted(gives))}")
+            if set(missing) <= CLIP and self.family.takes_clip:
+                hint = (
+                    "give the CLIP that its vision tower is from, load_model(..., clip="
+                    '"openai/clip-vit-large-patch14-336") or --clip, a folder or a Hub id'
+                )
             raise CallError(
                 f"{who} reads {', '.join(missing)}, which {self.family.name} does not have here:"
                 f" {hint}"
@@ -318,4 +336,9 @@ class Preparer(Runner):
         elif method is not None:
             method = for_rows(method, plan.size, len(plan.rows))
         settings = self.settings.resolve(options)
-        return Call(prompts, plan, visual, settings, positions, method, schedule)
+        clip = None
+        if method is not None and method.clip_text:
+            assert self.clip is not None
+            marks = [text for _, text in self.encoder.placeholders.values()]
+            clip = self.clip.read(prompts.encoded, method.clip_text, marks, size=len(plan.rows))
+        return Call(prompts, plan, visual, settings, positions, method, schedule, clip)

@@ -137,13 +137,14 @@ class Programs:
         encode: (state, inputs of the family, *, needs) -> VisualTokens, with those of `ON_REQUEST`
             that are named.
         prune: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), full (B,), limit (B,),
-            tolerance (), method, owner, *, keep, newline) -> (Selection, kept (B, N), broken (),
-            embeddings (B, N, d) of the rows where tokens were merged, else None).
+            tolerance (), method, owner, clip, *, keep, newline) -> (Selection, kept (B, N),
+            broken (), embeddings (B, N, d) of the rows where tokens were merged, else None).
             With `owner` (B, N) int32, the image of each token, limits are (B, R), one for each
             image, and the selections (B, R, ...). Broken says that the method's keep list is none:
-            beyond the limit, with a token twice or one that was not offered.
-        weigh: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), method) -> the text
-            relevance (B, N) float32 that the method gates with.
+            beyond the limit, with a token twice or one that was not offered. `clip` is what
+            `Clip.texts` gave, or None.
+        weigh: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), method, clip) -> the
+            text relevance (B, N) float32 that the method gates with.
         assemble: (state, ids, visual_index, valid, rows, embeddings, kept, rope, *, length,
             positions) -> what `assemble` gives, for `prefill` and `score`.
         prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
@@ -196,13 +197,14 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         tolerance: jax.Array,
         method: Method,
         owner: jax.Array | None = None,
+        clip: tuple[jax.Array, jax.Array] | None = None,
         *,
         keep: int,
         newline: Newline = "candidate",
     ) -> tuple[Selection, jax.Array, jax.Array, jax.Array | None]:
         visual = jax.tree.map(lambda x: x[rows], visual)
         lvlm = model(state)
-        prompt = PromptContext(lvlm.embed(noun_ids), noun_valid)
+        prompt = PromptContext(lvlm.embed(noun_ids), noun_valid, *(clip or ()))
         real = visual.valid
         always = jnp.zeros_like(real)
         if newline == "always" and visual.kind is not None:
@@ -261,9 +263,11 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         noun_ids: jax.Array,
         noun_valid: jax.Array,
         method: Any,
+        clip: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         visual = jax.tree.map(lambda x: x[rows], visual)
-        return method.relevance(visual, PromptContext(model(state).embed(noun_ids), noun_valid))
+        words = model(state).embed(noun_ids)
+        return method.relevance(visual, PromptContext(words, noun_valid, *(clip or ())))
 
     @partial(jax.jit, static_argnames=("length", "positions"))
     def lay_out(

@@ -16,6 +16,7 @@ from resprune_jax.models.checkpoint.sharding import batch_sharding
 from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.generation_file import GenerationSettings
+from resprune_jax.models.running.clip import Clip
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Call, Chosen, Outcome
 from resprune_jax.models.running.processors import Rules, make_rules
@@ -32,6 +33,7 @@ class Runner:
         settings: what the checkpoint says of its answers.
         dtype: of the parameters.
         mesh: the device mesh, or None.
+        clip: the CLIP whose tower this is, for methods that read it, or None.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Runner:
         dtype: DTypeLike,
         settings: GenerationSettings | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        clip: Clip | None = None,
     ) -> None:
         self.family = family
         self.state = state
@@ -50,6 +53,7 @@ class Runner:
         self.settings = GenerationSettings() if settings is None else settings
         self.dtype = jnp.dtype(dtype)
         self.mesh = mesh
+        self.clip = clip
 
     @property
     def config(self) -> Any:
@@ -73,7 +77,17 @@ class Runner:
             batched = pictures.batched
             inputs = jax.tree.map(lambda x: self._put(x)[0] if batched else x, inputs)
         # What costs nothing is not named: methods that differ in that share a program.
-        visual = self.programs.encode(self.state, inputs, needs=needs & ON_REQUEST)
+        parts = needs & ON_REQUEST
+        if "clip_patches" not in parts:
+            visual = self.programs.encode(self.state, inputs, needs=parts)
+            return Encoded(visual, pictures.layouts)
+        assert self.clip is not None
+        visual = self.programs.encode(
+            self.state, inputs, needs=(parts - {"clip_patches"}) | {"features"}
+        )
+        made = self.clip.patches(visual)
+        features = visual.features if "features" in parts else None
+        visual = dataclasses.replace(visual, clip_patches=made, features=features)
         return Encoded(visual, pictures.layouts)
 
     def run(
@@ -157,7 +171,8 @@ class Runner:
         selection, kept, broken, merged = self.programs.prune(
             self.state, visual,
             *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
-            call.method, owner, keep=plan.picks, newline=call.options.newline,
+            call.method, owner, self._clip_texts(call), keep=plan.picks,
+            newline=call.options.newline,
         )  # fmt: skip
         _refuse_broken(broken, call)
         return Chosen(kept, selection, merged)
@@ -187,11 +202,21 @@ class Runner:
     def relevance(self, call: Call) -> jax.Array | None:
         """The text relevance of each row's visual tokens (B, N); None where nothing reads it."""
         plan, method = call.plan, call.method
-        if method is None or "text" not in method.needs or not hasattr(method, "relevance"):
+        if method is None or not method.needs & {"text", "clip_text"}:
+            return None
+        if not hasattr(method, "relevance"):
             return None
         return self.programs.weigh(
-            self.state, call.visual, *self._put(plan.rows, plan.noun_ids, plan.noun_valid), method
-        )
+            self.state, call.visual, *self._put(plan.rows, plan.noun_ids, plan.noun_valid), method,
+            self._clip_texts(call),
+        )  # fmt: skip
+
+    def _clip_texts(self, call: Call) -> tuple[jax.Array, jax.Array] | None:
+        """CLIP's embeddings of the texts that the method reads, and which there are."""
+        if call.clip is None:
+            return None
+        assert self.clip is not None
+        return self.clip.texts(call.clip)
 
     def assemble(self, call: Call, chosen: Chosen) -> Any:
         """The pruned prompts as the decoder takes them."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resprune_jax.choices import TextSource
+from resprune_jax.choices import ClipText, TextSource
 from resprune_jax.errors import CallError, shown
 from resprune_jax.selection import Selection
 
@@ -79,6 +79,7 @@ class Method:
         stage: where the tokens leave.
         needs: optional inputs that it reads, from `inputs.NEEDS`; what is named is there.
         text: what it reads of a question where the call leaves that open, a `TextSource`.
+        clip_text: what CLIP reads where `needs` names "clip_text", see `ClipText`.
         nested: whether a smaller budget keeps the first tokens of a larger one, in order of choice.
         measures_energy: whether its selections hold residual energies, which `tolerance` reads.
         merges: what the rows of its `merge` are; "" for a method that leaves tokens as they are.
@@ -112,6 +113,7 @@ class Method:
 
     nested = True
     text: ClassVar[TextSource] = "nouns"
+    clip_text: ClassVar[ClipText] = ""
     measures_energy = False
     merges: ClassVar[Merges] = ""
     sequence: ClassVar[Sequence] = "image"
@@ -179,7 +181,7 @@ class Method:
             visual: B rows.
             prompt: likewise.
             keep: static, the most tokens a row.
-            limit: (B,) int32, each row's own budget; default `keep`.
+            limit: (B,) int32, each row's own budget; default `keep` without what is `beside` it.
             tolerance: () or (B,), the share of residual energy to stop at, for methods that measure
                 it.
 
@@ -188,7 +190,8 @@ class Method:
         """
         size, most = visual.valid.shape
         keep = min(keep, most)
-        limit = jnp.full(size, keep, jnp.int32) if limit is None else limit
+        if limit is None:
+            limit = jnp.full(size, max(keep - self.beside, 0), jnp.int32)
         rows = _settings_of_rows(self)
         parts = frozenset(self.needs) & _NUMBERS
 
@@ -212,6 +215,7 @@ class Method:
                 who = type(self).__name__
                 raise CallError(f"the order of {who} has shape {order.shape}, expected ({keep},)")
             read = [getattr(image, part) for part in ("embeddings", *sorted(parts))]
+            read.append(prompt.clip_text)
             fine = [jnp.all(jnp.isfinite(values)) for values in read if values is not None]
             failed = ~jnp.all(jnp.stack(fine)) | (order[0] == FAILED)
             count = jnp.where(failed, 0, jnp.minimum(limit, there))
@@ -242,7 +246,7 @@ class Method:
         return jnp.where(inside, places, most).astype(jnp.int32)
 
 
-_NUMBERS = frozenset({"features", "saliency", "class_features", "encoder_keys"})
+_NUMBERS = frozenset({"features", "saliency", "class_features", "encoder_keys", "clip_patches"})
 """Parts of which one that is not finite fails its row, where a method reads it."""
 
 
@@ -275,8 +279,10 @@ def without_padding(
     cleared: dict[str, Any] = {
         name: clear(x, image.valid) for name, x in given.items() if x is not None
     }
-    text = clear(prompt.text, prompt.text_valid)
-    return replace(image, **cleared), replace(prompt, text=text)
+    prompt = replace(prompt, text=clear(prompt.text, prompt.text_valid))
+    if prompt.clip_text is not None and prompt.clip_text_valid is not None:
+        prompt = replace(prompt, clip_text=clear(prompt.clip_text, prompt.clip_text_valid))
+    return replace(image, **cleared), prompt
 
 
 def check_method(method: Any) -> None:
@@ -315,6 +321,13 @@ def check_method(method: Any) -> None:
         raise CallError(
             f"{name}.needs names {', '.join(inside)}, which only a method inside the decoder sees:"
             f" write a subclass of DecoderMethod (stage decoder, not {method.stage})"
+        )
+    if bool(method.clip_text) != ("clip_text" in method.needs) or (
+        method.clip_text not in get_args(ClipText)
+    ):
+        raise CallError(
+            f"{name}.clip_text is {shown(method.clip_text)}: where needs names clip_text it is"
+            f" {' or '.join(get_args(ClipText)[1:])}, else empty"
         )
     if method.merges not in get_args(Merges) or method.sequence not in get_args(Sequence):
         raise CallError(

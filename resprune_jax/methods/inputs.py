@@ -8,14 +8,25 @@ import jax
 PATCH, NEWLINE = 0, 1
 """Values of `VisualTokens.kind`."""
 
-OPTIONAL = ("features", "saliency", "coords", "kind", "class_features", "encoder_keys")
+OPTIONAL = (
+    "features",
+    "saliency",
+    "coords",
+    "kind",
+    "class_features",
+    "encoder_keys",
+    "clip_patches",
+)
 """The fields of `VisualTokens` that can be absent."""
 
-ON_REQUEST = frozenset({"features", "class_features", "encoder_keys"})
+ON_REQUEST = frozenset({"features", "class_features", "encoder_keys", "clip_patches"})
 """Those of them that are only made for a method that reads them; the rest costs next to nothing."""
 
 CLASS_TOKEN = frozenset({"saliency", "class_features", "encoder_keys"})
 """Those that a vision tower with a class token gives."""
+
+CLIP = frozenset({"clip_patches", "clip_text"})
+"""What a model has to which a CLIP was given, see `load_model`."""
 
 LAYER_NEEDS = frozenset(
     {
@@ -30,9 +41,9 @@ LAYER_NEEDS = frozenset(
 )
 """What a method that drops inside the decoder may name beside: fields of `LayerView`."""
 
-NEEDS = frozenset({*OPTIONAL, *LAYER_NEEDS, "text"})
+NEEDS = frozenset({*OPTIONAL, *LAYER_NEEDS, *CLIP, "text"})
 """What a method's `needs` may name: fields of `VisualTokens`, of `LayerView`, and the question's
-text."""
+text, as the LLM or as CLIP embeds it."""
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +104,8 @@ class VisualTokens:
             tile.
         encoder_keys: (B, N, h) float32, the token's key in the block that feeds the projector, mean
             over heads.
+        clip_patches: (B, N, c) float32, W_vis LN_post(features): each patch in the space of CLIP's
+            texts; 0 for newlines.
         layer: where tokens leave inside the decoder, what it shows there; `embeddings` are the
             states of the tokens then.
     """
@@ -105,6 +118,7 @@ class VisualTokens:
     kind: jax.Array | None = None
     class_features: jax.Array | None = None
     encoder_keys: jax.Array | None = None
+    clip_patches: jax.Array | None = None
     layer: LayerView | None = None
 
 
@@ -117,10 +131,15 @@ class PromptContext:
         text: (B, M, d), rows of the LLM's input embedding table, one for each noun token; inside
             the decoder, the states of all text tokens behind the last visual one.
         text_valid: (B, M) bool, False for padding; a row without any valid entry has no noun.
+        clip_text: (B, M', c) float32, CLIP's embeddings of the texts that the method's `clip_text`
+            says; None for a method that does not read them.
+        clip_text_valid: (B, M') bool, likewise, False for padding.
     """
 
     text: jax.Array
     text_valid: jax.Array
+    clip_text: jax.Array | None = None
+    clip_text_valid: jax.Array | None = None
 
 
 def patches(image: VisualTokens) -> jax.Array:

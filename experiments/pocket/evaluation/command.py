@@ -16,6 +16,7 @@ import tyro
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.common import (
     Checkpoint,
+    ClipCheckpoint,
     check_file,
     check_number,
     check_target,
@@ -41,6 +42,7 @@ class EvalOptions:
 
     model: Checkpoint = "pocket"
     """Checkpoint folder, Hub id, or pocket for the one that comes with the package."""
+    clip: ClipCheckpoint = None
     split: Literal["test", "validation"] = "test"
     """Scenes of the frozen test set, or others of the same kind, to choose settings by."""
     questions: Annotated[int, _arg("N")] = MOST
@@ -175,7 +177,7 @@ def measured(options: EvalOptions) -> dict[str, Any]:
 
     methods = list(options.methods)
     left_out: dict[str, str] = {}
-    lvlm = load_model(options.model, dtype="float32")
+    lvlm = load_model(options.model, dtype="float32", clip=options.clip)
     if "all" in methods:
         can, left_out = of_the_model(lvlm)
         methods = [name for name in methods if name != "all"]

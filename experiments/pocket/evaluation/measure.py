@@ -211,7 +211,7 @@ def remembering(lvlm: LVLM) -> LVLM:
     """The same model with a `RememberingExtractor`."""
     return LVLM(
         lvlm.family, lvlm.state, path=lvlm.path, encoder=lvlm.encoder, dtype=lvlm.dtype,
-        mesh=lvlm.mesh, extractor=RememberingExtractor(lvlm.extractor()),
+        mesh=lvlm.mesh, extractor=RememberingExtractor(lvlm.extractor()), clip=lvlm.clip,
     )  # fmt: skip
 
 
