@@ -89,6 +89,22 @@ def lvlm(checkpoint: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def clip_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random CLIP whose vision tower is as wide as the LLaVA's."""
+    from tests.checkpoints.clip import tiny_clip
+
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def with_clip(checkpoint: Path, clip_checkpoint: Path) -> Any:
+    """The small LLaVA with it."""
+    from resprune_jax.models import load_model
+
+    return load_model(checkpoint, dtype="float32", clip=clip_checkpoint)
+
+
+@pytest.fixture(scope="session")
 def photographs() -> list[Image.Image]:
     """Images of several sizes whose patches differ: smooth colours, stripes and noise."""
     rng = np.random.default_rng(0)

@@ -4,6 +4,8 @@ Keep lists must be equal. Where rounding decides (two tokens whose scores differ
 float32 tells apart) a problem decides nothing; random problems have no such pair.
 """
 
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,13 @@ from tests.methods.oracles.encoder.fastervlm import fastervlm
 from tests.methods.oracles.encoder.vispruner import vispruner
 from tests.methods.oracles.result import Kept
 from tests.methods.oracles.tokens.agilepruner import agilepruner
-from tests.methods.oracles.tokens.cdpruner import exponential, greedy_map, raw_relevance, scaled
+from tests.methods.oracles.tokens.cdpruner import (
+    cdpruner,
+    exponential,
+    greedy_map,
+    raw_relevance,
+    scaled,
+)
 from tests.methods.oracles.tokens.divprune import divprune
 from tests.methods.oracles.tokens.lrcp import lrcp
 from tests.methods.oracles.tokens.relevance import relevance
@@ -29,7 +37,7 @@ from tests.methods.oracles.tokens.spare import spare
 from tests.methods.oracles.tokens.svdprune import svdprune
 
 PROBLEMS = 200
-N, D, V, M, HEADS, K = 30, 12, 10, 4, 16, 9
+N, D, V, M, HEADS, C, K = 30, 12, 10, 4, 16, 8, 9
 ROWS = 8
 """Rows of a batch."""
 
@@ -42,6 +50,8 @@ class Problem:
     features: np.ndarray
     saliency: np.ndarray
     text: np.ndarray
+    clip: np.ndarray  # [n, C]
+    clip_text: np.ndarray  # [1 to 3, C]
     keep: int
 
 
@@ -55,7 +65,10 @@ def problem(seed: int) -> Problem:
     features = rng.normal(size=(n, V)) + 2 * rng.normal(size=V)
     saliency = rng.random(n) / n
     text = rng.normal(size=(int(rng.integers(1, M + 1)), D)) + parts[0]
-    narrow = (np.asarray(x, np.float32) for x in (embeddings, features, saliency, text))
+    clip = rng.normal(size=(n, C)) - rng.normal(size=C)
+    clip_text = rng.normal(size=(int(rng.integers(1, 4)), C))
+    parts = (embeddings, features, saliency, text, clip, clip_text)
+    narrow = (np.asarray(x, np.float32) for x in parts)
     return Problem(*narrow, keep=int(rng.integers(1, K + 1)))
 
 
@@ -65,6 +78,16 @@ Oracle = Callable[[Problem], Kept]
 def llm_cdpruner(p: Problem) -> Kept:
     relevance = scaled(raw_relevance(p.embeddings, p.text, 1))
     return Kept(greedy_map(p.embeddings, relevance, p.keep))
+
+
+def clip_cdpruner(p: Problem, theta: float | None = None) -> Kept:
+    return cdpruner(
+        embeddings=p.embeddings, clip_patch=p.clip, clip_text=p.clip_text, keep=p.keep, theta=theta
+    )
+
+
+def towards_cdpruner(p: Problem) -> Kept:
+    return Kept(greedy_map(p.embeddings, scaled(raw_relevance(p.clip, p.clip_text, 1)), p.keep))
 
 
 def weighted_cdpruner(p: Problem) -> Kept:
@@ -120,6 +143,9 @@ CASES: dict[str, tuple[Method, Oracle]] = {
     "divprune": (
         get_method("divprune"), lambda p: divprune(embeddings=p.embeddings, keep=p.keep)
     ),
+    "cdpruner": (get_method("cdpruner"), clip_cdpruner),
+    "cdpruner theta": (get_method("cdpruner", theta=0.6), lambda p: clip_cdpruner(p, theta=0.6)),
+    "cdpruner towards": (get_method("cdpruner", sign=1.0), towards_cdpruner),
     "cdpruner-llm": (get_method("cdpruner-llm"), llm_cdpruner),
     "cdpruner-llm away": (get_method("cdpruner-llm", sign=-1.0, theta=0.4), weighted_cdpruner),
     "resprune": (
@@ -172,10 +198,13 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
         text[row, : len(p.text)], words[row, : len(p.text)] = p.text, True
     visual = VisualTokens(
         spread("embeddings", D), jnp.asarray(valid), features=spread("features", V),
-        saliency=spread("saliency"),
+        saliency=spread("saliency"), clip_patches=spread("clip", C),
     )  # fmt: skip
     limits = jnp.asarray([p.keep for p in problems], jnp.int32)
-    return visual, PromptContext(jnp.asarray(text), jnp.asarray(words)), limits
+    parts, heard = np.full((size, 4, C), np.nan, np.float32), np.zeros((size, 4), bool)
+    for row, p in enumerate(problems):
+        parts[row, : len(p.clip_text)], heard[row, : len(p.clip_text)] = p.clip_text, True
+    return visual, PromptContext(*map(jnp.asarray, (text, words, parts, heard))), limits
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -196,3 +225,26 @@ def test_keep_lists_are_the_oracles(case: str, record_property: Any) -> None:
             if kept != sorted(oracle(p).indices):
                 wrong.append((start + row, kept, sorted(oracle(p).indices)))
     assert not wrong, f"{len(wrong)} of {PROBLEMS}: {wrong[:3]}"
+
+
+def test_a_fault_in_cdpruner_is_seen(monkeypatch: Any) -> None:
+    """Each of these is one operator, one place or one axis away from the rule."""
+    faults = {
+        "minmax(self.sign * mean_cosine(visual.clip": "minmax(-self.sign * mean_cosine(visual.clip",
+        "unit(visual.embeddings) * weight": "visual.embeddings * weight",
+        "weight[..., None],": "jnp.sqrt(weight[..., None]),",
+        "low = jnp.min(values, axis=-1,": "low = jnp.min(values, axis=0,",
+        "limit=limit,": "limit=limit - 1,",
+        "every, axis=-1, where=words": "every, axis=-1, where=words | True",
+    }
+    method, oracle = CASES["cdpruner"]
+    source = inspect.getsource(sys.modules[type(method).__module__])
+    monkeypatch.setattr(sys.modules[__name__], "PROBLEMS", 2 * ROWS)
+    for text, instead in faults.items():
+        assert source.count(text) == 1, text
+        module: dict[str, Any] = {"__name__": "planted"}
+        exec(compile(source.replace(text, instead), "planted", "exec"), module)
+        monkeypatch.setitem(CASES, "cdpruner", (module["Cdpruner"](), oracle))
+        with pytest.raises(AssertionError):
+            test_keep_lists_are_the_oracles("cdpruner", None)
+    print(f"{len(faults)} of {len(faults)} planted faults were seen")

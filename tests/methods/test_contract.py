@@ -22,7 +22,7 @@ from resprune_jax.methods import (
 from resprune_jax.methods.inputs import NEEDS
 from tests.compiles import backend_compiles
 
-B, N, D, V, M, H, K = 4, 20, 8, 6, 3, 4, 8
+B, N, D, V, M, H, C, K = 4, 20, 8, 6, 3, 4, 5, 8
 LIMITS = jnp.asarray([8, 3, 5, 1], jnp.int32)
 ROWS = {"pooling": [8, 3, 5, 1]}
 """What a method makes of these budgets on a grid of 4 x 5, where it is not the budget itself."""
@@ -46,11 +46,19 @@ def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptCon
         coords=jnp.asarray(np.broadcast_to(np.argwhere(np.ones((4, 5))), (B, N, 2)), jnp.float32),
     )
     text = jnp.asarray(rng.normal(size=(B, M, D)), dtype)
-    return visual, PromptContext(text, jnp.ones((B, M), bool))
+    clip = jnp.asarray(rng.normal(size=(B, 2, C)), jnp.float32)
+    prompt = PromptContext(text, jnp.ones((B, M), bool), clip, jnp.ones((B, 2), bool))
+    return replace(
+        visual, clip_patches=jnp.asarray(rng.normal(size=(B, N, C)), jnp.float32)
+    ), prompt
 
 
 # The method is an argument, so that its numbers are traced.
-run = jax.jit(lambda method, visual, prompt, limit: method.select(visual, prompt, K, limit=limit))
+run = jax.jit(
+    lambda method, visual, prompt, limit: method.select(
+        visual, prompt, K + method.beside, limit=limit
+    )
+)
 
 
 def alike(kind: str, seed: int) -> tuple[VisualTokens, PromptContext]:
@@ -66,7 +74,7 @@ def alike(kind: str, seed: int) -> tuple[VisualTokens, PromptContext]:
     return replace(visual, **changes), prompt
 
 
-_PARTS = ("embeddings", "features", "saliency", "class_features", "encoder_keys")
+_PARTS = ("embeddings", "features", "saliency", "class_features", "encoder_keys", "clip_patches")
 
 
 def counts(chosen: Method, name: str, limits: jax.Array) -> list[int]:
@@ -122,12 +130,18 @@ def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
     broken = replace(visual, embeddings=visual.embeddings.at[1, 2, 0].set(jnp.nan))
     if "saliency" in chosen.needs:
         broken = replace(broken, saliency=visual.saliency.at[2, 4].set(jnp.inf))
-    made = run(chosen, broken, prompt, LIMITS)
     failed = [1, 2] if "saliency" in chosen.needs else [1]
+    if "clip_text" in chosen.needs:
+        assert visual.clip_patches is not None and prompt.clip_text is not None
+        patch = visual.clip_patches.at[3, 5, 1].set(jnp.nan)
+        text = prompt.clip_text.at[2, 0, 0].set(jnp.inf)
+        broken, failed = replace(broken, clip_patches=patch), [1, 2, 3]
+        prompt = replace(prompt, clip_text=text)
+    made = run(chosen, broken, prompt, LIMITS)
     own = counts(chosen, name, LIMITS)
     expected = [0 if row in failed else n for row, n in enumerate(own)]
     assert made.count.tolist() == expected
-    whole = run(chosen, visual, prompt, LIMITS)
+    whole = run(chosen, *inputs(3), LIMITS)
     assert made.indices[0].tolist() == whole.indices[0].tolist()
 
 
@@ -156,6 +170,30 @@ class Typo(Method):
 @dataclass(frozen=True)
 class Upstairs(Method):
     stage = "upstairs"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Speechless(Method):
+    """Reads CLIP's text, and does not say which."""
+
+    needs = frozenset({"clip_text"})
+
+    def scores(self, image: Any, prompt: Any) -> jax.Array:
+        return image.embeddings @ prompt.text[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Talkative(Speechless):
+    clip_text = "everything"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Unasked(Speechless):
+    clip_text = "prompt"
+    needs = frozenset({"clip_patches"})
 
 
 @jax.tree_util.register_dataclass
@@ -194,6 +232,9 @@ class MergesNothing(Method):
         (Typo(), "saliancy"),
         (Upstairs(), "stage"),
         (Idle(), "decides nothing"),
+        (Speechless(), "clip_text is '': where needs names clip_text it is prompt or question"),
+        (Talkative(), "clip_text is 'everything'"),
+        (Unasked(), "clip_text is 'prompt'"),
         (Wordy(), "static"),
         (MergesNothing(), "merges"),
         (NotRegistered(), "pytree"),

@@ -1,7 +1,9 @@
 """What merging methods make of their tokens, against the same oracles as keep lists are."""
 
+import inspect
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -11,11 +13,13 @@ import pytest
 
 from resprune_jax.methods import Method, PromptContext, VisualTokens, get_method
 from tests.methods.oracles.baselines.pooling import pooling
+from tests.methods.oracles.encoder.ranking import outliers
+from tests.methods.oracles.encoder.trim import trim, trim_scores
 from tests.methods.oracles.encoder.visionzip import split, visionzip
 from tests.methods.oracles.result import Kept
 
 PROBLEMS, ROWS = 200, 8
-N, D, V, HEADS, H, K = 30, 6, 10, 3, 4, 20
+N, D, V, HEADS, H, C, K = 30, 6, 10, 3, 4, 7, 20
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Problem:
     saliency: np.ndarray
     heads: np.ndarray  # [n, HEADS, H]
     own: np.ndarray  # [V], the class token
+    clip: np.ndarray  # [n, C]
+    text: np.ndarray  # [1, C]
     keep: int
 
 
@@ -40,6 +46,7 @@ def problem(seed: int) -> Problem:
     parts = (
         rng.normal(size=(n, D)), rng.normal(size=(n, V)) + rng.normal(size=V),
         rng.random(n) / n, rng.normal(size=(n, HEADS, H)), rng.normal(size=V),
+        rng.normal(size=(n, C)) * np.exp(rng.normal()), rng.normal(size=(1, C)),
     )  # fmt: skip
     narrow = (np.asarray(x, np.float32) for x in parts)
     return Problem(grid, *narrow, keep=int(rng.integers(1, min(n, K) + 1)))
@@ -53,6 +60,22 @@ def zipped(p: Problem, combine: str) -> Kept:
     )  # fmt: skip
 
 
+def trimmed(p: Problem, *, sign: int = -1, keep: int | None = None) -> Kept:
+    return trim(
+        features=p.features,
+        clip_patch=p.clip,
+        clip_text=p.text,
+        keep=p.keep if keep is None else keep,
+        sign=sign,
+    )
+
+
+def adaptively_trimmed(p: Problem) -> Kept:
+    """The number of outliers, at most the budget, which the oracle does not know."""
+    most = outliers(trim_scores(clip_patch=p.clip, clip_text=p.text))
+    return trimmed(p, keep=min(most, p.keep))
+
+
 CASES: dict[str, tuple[Method, Callable[[Problem], Kept]]] = {
     "pooling": (
         get_method("pooling"), lambda p: pooling(embeddings=p.embeddings, grid=p.grid, keep=p.keep)
@@ -63,6 +86,9 @@ CASES: dict[str, tuple[Method, Callable[[Problem], Kept]]] = {
     ),
     "visionzip": (get_method("visionzip"), lambda p: zipped(p, "sum")),
     "visionzip mean": (get_method("visionzip", combine="mean"), lambda p: zipped(p, "mean")),
+    "trim": (get_method("trim"), trimmed),
+    "trim towards": (get_method("trim", sign=1.0), lambda p: trimmed(p, sign=1)),
+    "trim adaptive": (get_method("trim", adaptive=True), adaptively_trimmed),
 }  # fmt: skip
 
 
@@ -86,15 +112,21 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
         coords=spread(lambda p: np.argwhere(np.ones(p.grid)), 2),
         class_features=spread(lambda p: np.broadcast_to(p.own, (len(p.features), V)), V),
         encoder_keys=spread(lambda p: p.heads.mean(axis=1), H),
+        clip_patches=spread(lambda p: p.clip, C),
     )  # fmt: skip
-    nothing = PromptContext(jnp.zeros((len(problems), 1, D)), jnp.zeros((len(problems), 1), bool))
-    return visual, nothing, jnp.asarray([p.keep for p in problems], jnp.int32)
+    size = len(problems)
+    text = jnp.asarray(np.stack([p.text for p in problems]))
+    prompt = PromptContext(
+        jnp.zeros((size, 1, D)), jnp.zeros((size, 1), bool), text, jnp.ones((size, 1), bool)
+    )
+    return visual, prompt, jnp.asarray([p.keep for p in problems], jnp.int32)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_merged_rows_are_the_oracles(case: str) -> None:
     method, oracle = CASES[case]
-    run = jax.jit(lambda visual, prompt, limit: method.select(visual, prompt, K, limit=limit))
+    most = K + method.beside
+    run = jax.jit(lambda visual, prompt, limit: method.select(visual, prompt, most, limit=limit))
     compared, worst = 0, 0.0
     for start in range(0, PROBLEMS, ROWS):
         problems = [problem(seed) for seed in range(start, start + ROWS)]
@@ -134,6 +166,19 @@ def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
         "jnp.sum(others) // jnp.maximum(contextual, 1)": (
             "visionzip", "jnp.sum(there) // jnp.maximum(contextual, 1)"
         ),
+        "self.sign * jnp.matmul(own, text[0]": ("trim", "-self.sign * jnp.matmul(own, text[0]"),
+        "(rank < count)": ("trim", "(rank <= count)"),
+        "where(there, -product": ("trim", "where(there, product"),
+        "jnp.cumsum(kept) - 1, keep": ("trim", "jnp.cumsum(kept), keep"),
+        "dropped = there & ~kept": ("trim", "dropped = there"),
+        "jnp.sum(wide, axis=0, where=dropped[:, None])": (
+            "trim", "jnp.sum(wide, axis=1, where=dropped[:, None]).mean()"
+        ),
+        "count + (left > 0)": ("trim", "count"),
+        "sum(valid) - 1": ("trim adaptive", "sum(valid)"),
+        "1.5 * (third - first)": ("trim adaptive", "1.5 * (third + first)"),
+        "quantile(0.25), quantile(0.75)": ("trim adaptive", "quantile(0.25), quantile(0.7)"),
+        "jnp.where(valid, scores, jnp.inf)": ("trim adaptive", "scores"),
         "wide = jnp.minimum(columns, limit // high)": (
             "pooling", "wide = jnp.minimum(columns, limit // high + 1)"
         ),
@@ -143,13 +188,15 @@ def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
         "total / jnp.maximum(held, 1)": ("pooling", "total / jnp.maximum(held - 1, 1)"),
     }  # fmt: skip
     seen = []
+    monkeypatch.setattr(sys.modules[__name__], "PROBLEMS", 2 * ROWS)
     for text, (name, instead) in faults.items():
         case = CASES[name]
         source = _source(case[0])
         assert source.count(text) == 1, text
         module: dict[str, Any] = {"__name__": f"planted_{name}"}
         exec(compile(source.replace(text, instead), name, "exec"), module)
-        planted = module[type(case[0]).__name__]()
+        own = {each.name: getattr(case[0], each.name) for each in fields(case[0])}
+        planted = module[type(case[0]).__name__](**own)
         monkeypatch.setitem(CASES, name, (planted, case[1]))
         with pytest.raises(AssertionError):
             test_merged_rows_are_the_oracles(name)
@@ -159,7 +206,4 @@ def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
 
 
 def _source(method: Method) -> str:
-    import inspect
-    import sys
-
     return inspect.getsource(sys.modules[type(method).__module__])

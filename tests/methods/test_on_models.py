@@ -14,6 +14,7 @@ from resprune_jax.errors import CallError
 from resprune_jax.methods import PromptContext, VisualTokens, get_method, method_class
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.families.registry import module_class
+from tests.checkpoints.clip import tiny_clip
 from tests.checkpoints.llava import tiny_llava
 from tests.checkpoints.llava_next import tiny_next
 from tests.checkpoints.onevision import tiny_onevision
@@ -28,6 +29,8 @@ FAMILIES = {
     "onevision": tiny_onevision,
 }
 CLASS_TOKEN = ("llava", "next")
+CLIP_TOWER = CLASS_TOKEN
+"""Those that are given a CLIP."""
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}}
 AT_MOST = {"pooling"}
 """What makes as many rows as its rule allows, at most the budget."""
@@ -36,7 +39,9 @@ QUESTIONS = ["What colour is the dog?", "Is there a red car near the tree?"]
 
 @cache
 def model(family: str) -> LVLM:
-    return load_model(FAMILIES[family](Path(mkdtemp()) / family), dtype="float32")
+    folder = Path(mkdtemp())
+    clip = tiny_clip(folder / "clip") if family in CLIP_TOWER else None
+    return load_model(FAMILIES[family](folder / family), dtype="float32", clip=clip)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,12 @@ def test_every_method(family: str, photographs: Any) -> None:
             continue
         # As somebody writes it: by name. ResPrune alone has settings of each family.
         call: dict[str, Any] = {"method": name, "method_settings": REQUIRED.get(name, {})}
-        needs = get_method(name, REQUIRED.get(name)).needs
+        method = get_method(name, REQUIRED.get(name))
+        needs = method.needs
+        if "clip_text" in needs and family not in CLIP_TOWER:
+            with pytest.raises(CallError, match=f"{cls.__name__} reads .*clip_text"):
+                lvlm.select(images, QUESTIONS, keep=5, **call)
+            continue
         if "saliency" in needs and family not in CLASS_TOKEN and name != "resprune":
             with pytest.raises(CallError, match=f"{cls.__name__} reads .*saliency"):
                 lvlm.select(images, QUESTIONS, keep=5, **call)
@@ -61,7 +71,7 @@ def test_every_method(family: str, photographs: Any) -> None:
         ran.append(name)
         assert made.errors == [None, None]
         total = made.visual_tokens[1]
-        budgets = [5, round(0.25 * total)]
+        budgets = [5 + method.beside, round(0.25 * total) + method.beside]
         if name in AT_MOST:
             assert all(0 < own <= most for own, most in zip(made.kept, budgets, strict=True)), name
         else:
@@ -74,24 +84,33 @@ def test_every_method(family: str, photographs: Any) -> None:
     print(f"{family}: {len(ran)} methods ran: {', '.join(ran)}")
     assert {"random", "uniform", "divprune", "resprune"} <= set(ran)
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
+    assert {"trim", "cdpruner"} & set(ran) == (
+        {"trim", "cdpruner"} if family in CLIP_TOWER else set()
+    )
 
 
-@pytest.mark.parametrize("name", ["pooling", "visionzip"])
+@pytest.mark.parametrize("name", ["pooling", "visionzip", "trim"])
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     """The same rows, given as if the tower had made them, get the same scores."""
     lvlm = model("llava")
     images = list(photographs[:3])
     method = get_method(name)
-    whole = lvlm.encode(images, needs=method.needs)
-    prompt = PromptContext(np.zeros((4, 1, 1), np.float32), np.zeros((4, 1), bool))
-    made = method.select(whole.visual, prompt, 9, limit=np.asarray([9, 4, 9, 9]))
+    questions = [*QUESTIONS, "How many?"]
+    whole = lvlm.encode(images, needs=method.needs - {"clip_text"})
+    texts: Any = ()
+    if method.clip_text:
+        assert lvlm.clip is not None
+        asked = [lvlm.encoder.encode(question) for question in questions]
+        texts = lvlm.clip.texts(lvlm.clip.read(asked, method.clip_text, ["<image>"], size=4))
+    prompt = PromptContext(np.zeros((4, 1, 1), np.float32), np.zeros((4, 1), bool), *texts)
+    most = 9 + method.beside
+    made = method.select(whole.visual, prompt, most, limit=np.asarray([9, 4, 9, 9]))
     rows = np.asarray(made.rows)
     if method.merges == "features":
         made_of = module_class(lvlm.config)
         shape = nnx.eval_shape(lambda: made_of(lvlm.config, rngs=nnx.Rngs(0), dtype=lvlm.dtype))
         rows = nnx.merge(nnx.graphdef(shape), lvlm.state).projector(rows)
-    own = VisualTokens(rows, np.arange(9) < np.asarray(made.count)[:, None])
-    questions = [*QUESTIONS, "How many?"]
+    own = VisualTokens(rows, np.arange(most) < np.asarray(made.count)[:, None])
     logits, valid = lvlm.logits(images, questions, method=name, keep=[9, 4, None])
     expected, there = lvlm.logits(own, [*questions, questions[0]], method="none")
     for row in (0, 1):
@@ -104,7 +123,7 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     # Each image of a prompt by itself.
     both = [[images[0], images[1]]]
-    asked = lvlm.select(both, ["Which is red?"], method=name, keep=4, budget="per_image")
-    assert asked.kept == [8]
+    each = lvlm.select(both, ["Which is red?"], method=name, keep=4, budget="per_image")
+    assert each.kept == [8 + 2 * method.beside]
     with pytest.raises(CallError, match="image by image"):
         lvlm.select(both, ["Which is red?"], method=name, keep=4)
