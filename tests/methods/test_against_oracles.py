@@ -144,8 +144,11 @@ CASES: dict[str, tuple[Method, Oracle]] = {
         get_method("divprune"), lambda p: divprune(embeddings=p.embeddings, keep=p.keep)
     ),
     "cdpruner": (get_method("cdpruner"), clip_cdpruner),
-    "cdpruner theta": (get_method("cdpruner", theta=0.6), lambda p: clip_cdpruner(p, theta=0.6)),
-    "cdpruner towards": (get_method("cdpruner", sign=1.0), towards_cdpruner),
+    "cdpruner theta": (
+        get_method("cdpruner", theta=0.6, engine="feature"),
+        lambda p: clip_cdpruner(p, theta=0.6),
+    ),
+    "cdpruner towards": (get_method("cdpruner", sign=1.0, engine="feature"), towards_cdpruner),
     "cdpruner-llm": (get_method("cdpruner-llm"), llm_cdpruner),
     "cdpruner-llm away": (get_method("cdpruner-llm", sign=-1.0, theta=0.4), weighted_cdpruner),
     "resprune": (
@@ -244,7 +247,7 @@ def test_a_fault_in_cdpruner_is_seen(monkeypatch: Any) -> None:
         assert source.count(text) == 1, text
         module: dict[str, Any] = {"__name__": "planted"}
         exec(compile(source.replace(text, instead), "planted", "exec"), module)
-        monkeypatch.setitem(CASES, "cdpruner", (module["Cdpruner"](), oracle))
+        monkeypatch.setitem(CASES, "cdpruner", (module["Cdpruner"](engine="feature"), oracle))
         with pytest.raises(AssertionError):
             test_keep_lists_are_the_oracles("cdpruner", None)
     print(f"{len(faults)} of {len(faults)} planted faults were seen")
