@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
+from resprune_jax.methods import VisualTokens
 from resprune_jax.methods.encoder.trim import Trim
 from resprune_jax.methods.tokens.cdpruner import Cdpruner
 from resprune_jax.models import load_model
@@ -76,6 +77,15 @@ def test_what_methods_read(
     error = worst(visual.clip_patches, theirs)
     print(f"patches: {error:.1e} of a deviation of {theirs.std():.2f}")
     assert error <= BOUND
+
+    # Faint patches, where the norm's epsilon counts; newlines and padding are 0.
+    faint = np.random.default_rng(0).normal(size=(1, 5, 48)).astype(np.float32) * 0.01
+    own = VisualTokens(faint, np.arange(5)[None] < 4, faint, kind=np.asarray([[0, 1, 0, 0, 0]]))
+    made = np.asarray(with_clip.clip.patches(own))
+    with torch.no_grad():
+        normed = clip.vision_model.post_layernorm(torch.tensor(faint))
+        theirs = clip.visual_projection(normed).numpy()
+    assert not made[0, [1, 4]].any() and worst(made[0, [0, 2, 3]], theirs[0, [0, 2, 3]]) <= BOUND
 
     tail = "\nAnswer the question using a single word or phrase."
     questions = ["How many dogs?" + tail, "Is it red? " + "The dog near the bicycle. " * 30]
