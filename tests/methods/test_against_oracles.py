@@ -230,6 +230,7 @@ def test_keep_lists_are_the_oracles(case: str, record_property: Any) -> None:
     assert not wrong, f"{len(wrong)} of {PROBLEMS}: {wrong[:3]}"
 
 
+@pytest.mark.deep
 def test_a_fault_in_cdpruner_is_seen(monkeypatch: Any) -> None:
     """Each of these is one operator, one place or one axis away from the rule."""
     faults = {

@@ -154,6 +154,7 @@ def test_merged_rows_are_the_oracles(case: str) -> None:
     assert worst < 1e-5
 
 
+@pytest.mark.deep
 def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
     """Each of these is one operator, one place or one axis away from the rule."""
     faults: dict[str, tuple[str, str]] = {

@@ -43,7 +43,8 @@ def in_parts(
     except OSError as error:
         raise CallError(f"--resume {folder}: {error.strerror}") from None
     own = {
-        "weights": weights_digest(lvlm), "contents": digest(list(items)).contents,
+        "weights": weights_digest(lvlm), "clip": None if lvlm.clip is None else lvlm.clip.path.name,
+        "contents": digest(list(items)).contents,
         "rng_seed": rng_seed,
     }  # fmt: skip
     asked = sum(len(questions) for _, questions in items)
