@@ -8,14 +8,28 @@ import jax
 PATCH, NEWLINE = 0, 1
 """Values of `VisualTokens.kind`."""
 
-OPTIONAL = ("features", "saliency", "coords", "kind", "class_features", "encoder_keys")
+OPTIONAL = (
+    "features",
+    "saliency",
+    "coords",
+    "kind",
+    "class_features",
+    "encoder_keys",
+    "early_saliency",
+    "next_saliency",
+    "next_keys",
+    "tile",
+)
 """The fields of `VisualTokens` that can be absent."""
 
-ON_REQUEST = frozenset({"features", "class_features", "encoder_keys"})
+ON_REQUEST = frozenset(OPTIONAL) - {"saliency", "coords", "kind"}
 """Those of them that are only made for a method that reads them; the rest costs next to nothing."""
 
-CLASS_TOKEN = frozenset({"saliency", "class_features", "encoder_keys"})
-"""Those that a vision tower with a class token gives."""
+BEHIND = frozenset({"next_saliency", "next_keys"})
+"""Those of the tower's block behind the last one that runs."""
+
+CLASS_TOKEN = BEHIND | {"saliency", "class_features", "encoder_keys", "early_saliency"}
+"""Those that a vision tower with a class token gives, `BEHIND` where it has such a block."""
 
 LAYER_NEEDS = frozenset(
     {
@@ -93,6 +107,12 @@ class VisualTokens:
             tile.
         encoder_keys: (B, N, h) float32, the token's key in the block that feeds the projector, mean
             over heads.
+        early_saliency: (B, N) float32, as `saliency`, of the vision tower's first block.
+        next_saliency: (B, N) float32, CLS-to-patch attention in the block behind the one that feeds
+            the projector, its heads not split: softmax(q k / sqrt(v)) over CLS and patches.
+        next_keys: (B, N, v) float32, the token's key in that block.
+        tile: (B, N, 3) int32, the tile that each token is of, 0 for the whole picture, from 1 on in
+            raster order, -1 for newlines; then the rows and columns of tiles that its picture has.
         layer: where tokens leave inside the decoder, what it shows there; `embeddings` are the
             states of the tokens then.
     """
@@ -105,6 +125,10 @@ class VisualTokens:
     kind: jax.Array | None = None
     class_features: jax.Array | None = None
     encoder_keys: jax.Array | None = None
+    early_saliency: jax.Array | None = None
+    next_saliency: jax.Array | None = None
+    next_keys: jax.Array | None = None
+    tile: jax.Array | None = None
     layer: LayerView | None = None
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
-from resprune_jax.methods import PromptContext, VisualTokens, get_method, method_class
+from resprune_jax.methods import PromptContext, VisualTokens, get_method, inputs, method_class
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.families.registry import module_class
 from tests.checkpoints.llava import tiny_llava
@@ -29,7 +29,7 @@ FAMILIES = {
 }
 CLASS_TOKEN = ("llava", "next")
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}}
-AT_MOST = {"pooling"}
+AT_MOST = {"pooling", "prumerge+", "hired"}
 """What makes as many rows as its rule allows, at most the budget."""
 QUESTIONS = ["What colour is the dog?", "Is there a red car near the tree?"]
 
@@ -53,8 +53,9 @@ def test_every_method(family: str, photographs: Any) -> None:
         # As somebody writes it: by name. ResPrune alone has settings of each family.
         call: dict[str, Any] = {"method": name, "method_settings": REQUIRED.get(name, {})}
         needs = get_method(name, REQUIRED.get(name)).needs
-        if "saliency" in needs and family not in CLASS_TOKEN and name != "resprune":
-            with pytest.raises(CallError, match=f"{cls.__name__} reads .*saliency"):
+        shown = needs & inputs.CLASS_TOKEN
+        if shown and family not in CLASS_TOKEN and name != "resprune":
+            with pytest.raises(CallError, match=f"{cls.__name__} reads .*{max(shown)}"):
                 lvlm.select(images, QUESTIONS, keep=5, **call)
             continue
         made = lvlm.select(images, QUESTIONS, keep=[5, 0.25], **call)
@@ -76,7 +77,7 @@ def test_every_method(family: str, photographs: Any) -> None:
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
 
 
-@pytest.mark.parametrize("name", ["pooling", "visionzip"])
+@pytest.mark.parametrize("name", ["pooling", "visionzip", "prumerge"])
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     """The same rows, given as if the tower had made them, get the same scores."""
     lvlm = model("llava")

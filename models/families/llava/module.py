@@ -102,15 +102,15 @@ class Llava(CausalLM):
         more: dict[str, Any] = {}
         row: jax.Array | None
         if needs & CLASS_TOKEN and isinstance(self.vision_tower, ClipVision):
-            encoded, row, of_class, keys = self.vision_tower.look(pixels)
-            spread = jnp.broadcast_to(of_class[:, None], encoded.shape)
-            more = {"class_features": spread, "encoder_keys": keys}
+            seen = self.vision_tower.look(pixels)
+            encoded, row, more = seen.features, seen.saliency, seen.parts()
         else:
             encoded, row = self.vision_tower(pixels, saliency=saliency)
         with jax.named_scope("projector"):
             embeddings = self.multi_modal_projector(encoded)
         batch, count = embeddings.shape[:2]
         rows, columns = jnp.divmod(jnp.arange(count), self.config.vision.grid)
+        more["tile"] = jnp.zeros((batch, count, 3), jnp.int32)  # all of one, and no others
         coords = jnp.stack([rows, columns], axis=-1).astype(jnp.float32)  # [N, 2]
         return VisualTokens(
             embeddings=embeddings,
