@@ -29,6 +29,7 @@ METHODS = {
     "vispruner": "encoder.vispruner:VisPruner",
     "visionzip": "encoder.visionzip:VisionZip",
     "hired": "encoder.hired:Hired",
+    "tome": "encoder.tome:Tome",
     "prumerge": "encoder.prumerge:PruMerge",
     "prumerge+": "encoder.prumerge:PruMergePlus",
     "scope": "encoder.scope:Scope",

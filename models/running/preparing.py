@@ -176,6 +176,21 @@ class Preparer(Runner):
                 f"the settings of {name} say how many tokens stay, and keep was given too: drop one"
             )
 
+    def _check_least(self, method: Method, plans: list[Planned], each: list[Keep]) -> None:
+        """Refuse budgets below what a method can make of the images.
+
+        Raises:
+            CallError: the budget, and the smallest one.
+        """
+        blocks = getattr(self.config, "num_vision_blocks", 0)
+        for plan, keep in zip(plans, each, strict=True):
+            least = sum(method.least(tokens, blocks) for tokens in plan.images)
+            if keep is not None and plan.kept < least:
+                raise CallError(
+                    f"{type(method).__name__} cannot leave {plan.kept} of {sum(plan.images)} visual"
+                    f" tokens in {blocks} blocks of the vision tower: keep at least {least}"
+                )
+
     def _check_needs(
         self, needs: Collection[str], who: str, instead: Mapping[str, str] | None = None
     ) -> None:
@@ -264,6 +279,8 @@ class Preparer(Runner):
         check_ceiling(read, layouts, ceiling, self.settings.source)
         own = [layouts[row] for row in rows]
         plans = planned(own, entering, options, beside)
+        if method is not None:
+            self._check_least(method, plans, each)
         if isinstance(method, DecoderMethod):
             totals = [sum(plan.images) for plan in plans]
             drops = drops_of(method, totals, each, self.config.text.num_layers)

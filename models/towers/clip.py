@@ -91,13 +91,20 @@ class TowerView(NamedTuple):
     class_features: jax.Array  # [B, v], the class token where `features` are
     keys: jax.Array  # [B, N, h] float32, see `Attended`, of the same block
     early_saliency: jax.Array  # [B, N] float32, see `Attended`, of the first block
+    entering: jax.Array  # [B, 1 + N, v], into the first block, the class token in front
     next_saliency: jax.Array | None  # [B, N] float32, see `ClipNextBlock`; None if there is none
     next_keys: jax.Array | None  # [B, N, v] float32, likewise
 
     def parts(self) -> dict[str, jax.Array]:
         """Those for each patch that only some methods read, as `VisualTokens` names them."""
+
+        def spread(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x[:, None], self.features.shape)
+
         made = {
-            "class_features": jnp.broadcast_to(self.class_features[:, None], self.features.shape),
+            "class_features": spread(self.class_features),
+            "entering": self.entering[:, 1:],
+            "class_entering": spread(self.entering[:, 0]),
             "encoder_keys": self.keys,
             "early_saliency": self.early_saliency,
             "next_saliency": self.next_saliency,
@@ -142,6 +149,25 @@ class ClipAttention(nnx.Module):
         keys = jnp.mean(k[:, 1:].astype(jnp.float32), axis=2)
         return mixed, Attended(jnp.mean(rows[:, :, 0, 1:], axis=1), keys)
 
+    def biased(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Attend with a number added to all scores of each key.
+
+        Args:
+            x: (S, v), normalised, of one picture.
+            bias: (S,) float32, -inf for what is not there.
+
+        Returns:
+            (S, v), and the keys (S, H, hd).
+        """
+        q, k, v = (
+            part(x).reshape(len(x), self.num_heads, -1)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scores = jnp.einsum("shd,thd->hst", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5 + bias, axis=-1).astype(v.dtype)
+        mixed = jnp.einsum("hst,thd->shd", weights, v, preferred_element_type=jnp.float32)
+        return self.out_proj(mixed.astype(x.dtype).reshape(x.shape)), k
+
 
 class ClipMlp(nnx.Module):
     """Two layers with the tower's activation between."""
@@ -173,7 +199,15 @@ class ClipBlock(nnx.Module):
         """Run the block; arguments and results as in `ClipAttention`, x not normalised."""
         mixed, attended = self.self_attn(self.layer_norm1(x), saliency=saliency)
         x = x + mixed
-        return x + self.mlp(self.layer_norm2(x)), attended
+        return x + self.feed(x), attended
+
+    def attend(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `VisionBlock.attend`."""
+        return self.self_attn.biased(self.layer_norm1(x), bias)
+
+    def feed(self, x: jax.Array) -> jax.Array:
+        """See `VisionBlock.feed`; (..., v) to the same shape."""
+        return self.mlp(self.layer_norm2(x))
 
 
 class ClipNextAttention(nnx.Module):
@@ -314,11 +348,12 @@ class ClipVision(nnx.Module):
         """As calling the tower, with all that it shows beside the features."""
         last = self.encoder.num_blocks - 1
         with jax.named_scope("vision_tower"):
-            x, found = self.encoder(self.enter(pixels), shown=(0, last))
+            entering = self.enter(pixels)
+            x, found = self.encoder(entering, shown=(0, last))
             behind = self.encoder.next_block
             asked = (None, None) if behind is None else behind(x)
-        first, own = found[0], found[last]
-        return TowerView(x[:, 1:], own.saliency, x[:, 0], own.keys, first.saliency, *asked)
+        early, own = found[0].saliency, found[last]
+        return TowerView(x[:, 1:], own.saliency, x[:, 0], own.keys, early, entering, *asked)
 
     def encode(
         self, pixels: jax.Array, *, saliency: bool = False

@@ -167,6 +167,15 @@ class Method:
         """
         raise NotImplementedError(f"{type(self).__name__} merges, and has no merge")
 
+    def least(self, tokens: int, blocks: int) -> int:
+        """The fewest rows that it can make of an image.
+
+        Args:
+            tokens: of the image.
+            blocks: of the vision tower, those that run.
+        """
+        return 0
+
     def select(
         self,
         visual: VisualTokens,

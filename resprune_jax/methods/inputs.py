@@ -1,7 +1,7 @@
 """What a pruning method may read: visual tokens and the question, in static shapes."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import jax
 
@@ -19,6 +19,8 @@ OPTIONAL = (
     "next_saliency",
     "next_keys",
     "tile",
+    "entering",
+    "class_entering",
 )
 """The fields of `VisualTokens` that can be absent."""
 
@@ -28,8 +30,12 @@ ON_REQUEST = frozenset(OPTIONAL) - {"saliency", "coords", "kind"}
 BEHIND = frozenset({"next_saliency", "next_keys"})
 """Those of the tower's block behind the last one that runs."""
 
-CLASS_TOKEN = BEHIND | {"saliency", "class_features", "encoder_keys", "early_saliency"}
-"""Those that a vision tower with a class token gives, `BEHIND` where it has such a block."""
+INSIDE = frozenset({"entering", "class_entering"})
+"""Those for methods that run the tower's blocks themselves."""
+
+CLASS_TOKEN = BEHIND | INSIDE | {"saliency", "class_features", "encoder_keys", "early_saliency"}
+"""Those that a vision tower with a class token gives, `BEHIND` where it has such a block, `INSIDE`
+where a picture is one tile."""
 
 LAYER_NEEDS = frozenset(
     {
@@ -88,6 +94,17 @@ class LayerView:
     bare_keys: jax.Array | None = None
 
 
+class VisionBlock(Protocol):
+    """A block of a vision tower in its two halves, for one picture of S tokens, CLS first."""
+
+    def attend(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What attention adds to (S, v), (S,) float32 added to all scores of each key; and the keys
+        (S, H, h)."""
+
+    def feed(self, x: jax.Array) -> jax.Array:
+        """What the MLP adds to (S, v)."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VisualTokens:
@@ -113,6 +130,10 @@ class VisualTokens:
         next_keys: (B, N, v) float32, the token's key in that block.
         tile: (B, N, 3) int32, the tile that each token is of, 0 for the whole picture, from 1 on in
             raster order, -1 for newlines; then the rows and columns of tiles that its picture has.
+        entering: (B, N, v), the token as it enters the vision tower's first block.
+        class_entering: (B, N, v), likewise the class token of each token's own tile.
+        blocks: the vision tower's blocks that run; there while a method that reads `entering`
+            chooses.
         layer: where tokens leave inside the decoder, what it shows there; `embeddings` are the
             states of the tokens then.
     """
@@ -129,6 +150,9 @@ class VisualTokens:
     next_saliency: jax.Array | None = None
     next_keys: jax.Array | None = None
     tile: jax.Array | None = None
+    entering: jax.Array | None = None
+    class_entering: jax.Array | None = None
+    blocks: tuple[VisionBlock, ...] | None = field(default=None, metadata={"static": True})
     layer: LayerView | None = None
 
 

@@ -21,6 +21,7 @@ from resprune_jax.methods import (
 )
 from resprune_jax.methods.inputs import NEEDS, OPTIONAL
 from tests.compiles import backend_compiles
+from tests.methods.toy_tower import tower
 
 B, N, D, V, M, H, K = 4, 20, 8, 6, 3, 4, 8
 LIMITS = jnp.asarray([8, 3, 5, 1], jnp.int32)
@@ -29,6 +30,7 @@ ROWS = {"pooling": [8, 3, 5, 1]}
 AT_MOST = {"prumerge+"}
 """What makes as many rows as the image has it, at most the budget."""
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}, "resprune": {"seed_rule": "max_norm"}}
+TOWER = tower(V, 5)
 TOKENS = [name for name in METHODS if method_class(name).stage != "decoder"]
 
 
@@ -49,14 +51,20 @@ def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptCon
         next_saliency=jnp.asarray(rng.random((B, N)), jnp.float32),
         next_keys=jnp.asarray(rng.normal(size=(B, N, V)), jnp.float32),
         tile=jnp.zeros((B, N, 3), jnp.int32),
+        entering=jnp.asarray(rng.normal(size=(B, N, V)), dtype),
+        class_entering=jnp.asarray(np.repeat(rng.normal(size=(B, 1, V)), N, axis=1), dtype),
+        blocks=TOWER,
         coords=jnp.asarray(np.broadcast_to(np.argwhere(np.ones((4, 5))), (B, N, 2)), jnp.float32),
     )
     text = jnp.asarray(rng.normal(size=(B, M, D)), dtype)
     return visual, PromptContext(text, jnp.ones((B, M), bool))
 
 
-# The method is an argument, so that its numbers are traced.
-run = jax.jit(lambda method, visual, prompt, limit: method.select(visual, prompt, K, limit=limit))
+# The method is an argument, so that its numbers are traced. Compiling is what takes time here.
+run = jax.jit(
+    lambda method, visual, prompt, limit: method.select(visual, prompt, K, limit=limit),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 
 
 def alike(kind: str, seed: int) -> tuple[VisualTokens, PromptContext]:

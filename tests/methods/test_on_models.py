@@ -1,10 +1,12 @@
 """Every method on every family: what runs keeps what was asked, what cannot is refused by name."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -54,7 +56,8 @@ def test_every_method(family: str, photographs: Any) -> None:
         call: dict[str, Any] = {"method": name, "method_settings": REQUIRED.get(name, {})}
         needs = get_method(name, REQUIRED.get(name)).needs
         shown = needs & inputs.CLASS_TOKEN
-        if shown and family not in CLASS_TOKEN and name != "resprune":
+        inside = needs & inputs.INSIDE and family == "next"  # a picture of several tiles
+        if inside or (shown and family not in CLASS_TOKEN and name != "resprune"):
             with pytest.raises(CallError, match=f"{cls.__name__} reads .*{max(shown)}"):
                 lvlm.select(images, QUESTIONS, keep=5, **call)
             continue
@@ -77,7 +80,7 @@ def test_every_method(family: str, photographs: Any) -> None:
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
 
 
-@pytest.mark.parametrize("name", ["pooling", "visionzip", "prumerge"])
+@pytest.mark.parametrize("name", ["pooling", "visionzip", "prumerge", "tome"])
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     """The same rows, given as if the tower had made them, get the same scores."""
     lvlm = model("llava")
@@ -85,12 +88,17 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     method = get_method(name)
     whole = lvlm.encode(images, needs=method.needs)
     prompt = PromptContext(np.zeros((4, 1, 1), np.float32), np.zeros((4, 1), bool))
-    made = method.select(whole.visual, prompt, 9, limit=np.asarray([9, 4, 9, 9]))
-    rows = np.asarray(made.rows)
-    if method.merges == "features":
-        made_of = module_class(lvlm.config)
-        shape = nnx.eval_shape(lambda: made_of(lvlm.config, rngs=nnx.Rngs(0), dtype=lvlm.dtype))
-        rows = nnx.merge(nnx.graphdef(shape), lvlm.state).projector(rows)
+    made_of = module_class(lvlm.config)
+    shape = nnx.eval_shape(lambda: made_of(lvlm.config, rngs=nnx.Rngs(0), dtype=lvlm.dtype))
+
+    @jax.jit
+    def run(state: Any, visual: VisualTokens) -> Any:
+        module = nnx.merge(nnx.graphdef(shape), state)
+        visual = replace(visual, blocks=module.vision_blocks)
+        made = method.select(visual, prompt, 9, limit=np.asarray([9, 4, 9, 9]))
+        return made, module.projector(made.rows) if method.merges == "features" else made.rows
+
+    made, rows = jax.tree.map(np.asarray, run(lvlm.state, whole.visual))
     own = VisualTokens(rows, np.arange(9) < np.asarray(made.count)[:, None])
     questions = [*QUESTIONS, "How many?"]
     logits, valid = lvlm.logits(images, questions, method=name, keep=[9, 4, None])

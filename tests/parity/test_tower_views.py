@@ -1,16 +1,21 @@
 """What the CLIP tower shows to pruning methods, against hooks in transformers' (torch, float32)."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
 
+from resprune_jax.methods import PromptContext, get_method
 from resprune_jax.methods.inputs import CLASS_TOKEN
 from resprune_jax.models.families.llava_next.images import stack_tiles
+from tests.methods.oracles.encoder.schedule import schedule
+from tests.methods.oracles.encoder.tome import tome
 from tests.parity.next_pairs import SIZES, pair, tiled
 from tests.parity.test_llava_modules import Pair, prompts
 from tests.parity.test_llava_modules import pair as llava
@@ -59,6 +64,8 @@ def expected(model: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
         "next_saliency": (powers / powers.sum(axis=1, keepdims=True))[:, 1:],
         "next_keys": caught["k"][:, 1:],
         "encoder_keys": heads[:, 1:],
+        "entering": made.hidden_states[0][:, 1:].numpy(),
+        "class_entering": np.repeat(made.hidden_states[0][:, :1].numpy(), own.shape[1] - 1, axis=1),
         "class_features": np.repeat(own[:, :1], own.shape[1] - 1, axis=1),
     }
 
@@ -79,6 +86,50 @@ def test_what_llavas_tower_shows(llava: Pair) -> None:
     # The attention of another block would be seen.
     for name in ("early_saliency", "next_saliency"):
         assert np.abs(wanted[name] - np.asarray(tokens.saliency)).max() > 1e-4
+
+
+def test_tokens_merge_inside_llavas_tower(llava: Pair) -> None:
+    """ToMe's oracle on the torch blocks gives the rows that the port's blocks give."""
+    keeps = [16, 9, 5, 2]
+    _, _, pixels = prompts([20] * 4)
+    graph, state = llava.port()
+    method, nothing = get_method("tome"), PromptContext(jnp.zeros((4, 1, 1)), jnp.zeros((4, 1)) > 0)
+
+    @jax.jit
+    def run(state: Any, pixels: Any) -> Any:
+        model = nnx.merge(graph, state)
+        visual = model.encode_images(pixels, needs=method.needs)
+        visual = replace(visual, blocks=model.vision_blocks)
+        return method.select(visual, nothing, 16, limit=jnp.asarray(keeps))
+
+    made = run(state, pixels)
+    tower = llava.torch_model.model.vision_tower
+    blocks = next(m for name, m in tower.named_modules() if name.endswith("encoder.layers"))
+    with torch.no_grad():
+        entering = tower(torch.from_numpy(pixels), output_hidden_states=True).hidden_states[0]
+
+    def attention(layer: int, x: np.ndarray, bias: list[float]) -> tuple[np.ndarray, np.ndarray]:
+        own = blocks[layer].self_attn
+        normed = blocks[layer].layer_norm1(torch.from_numpy(x).float())
+        q, k, v = (
+            part(normed).reshape(len(x), own.num_heads, -1)
+            for part in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        scores = torch.einsum("shd,thd->hst", q, k) * q.shape[-1] ** -0.5 + torch.tensor(bias)
+        mixed = torch.einsum("hst,thd->shd", scores.softmax(-1), v).reshape(len(x), -1)
+        return own.out_proj(mixed).numpy(), k.numpy()
+
+    def mlp(layer: int, x: np.ndarray) -> np.ndarray:
+        return blocks[layer].mlp(blocks[layer].layer_norm2(torch.from_numpy(x).float())).numpy()
+
+    running = len(blocks) - 1
+    for row, keep in enumerate(keeps):
+        counts = schedule(tokens=16, keep=keep, layers=running)
+        with torch.no_grad():
+            wanted = tome(tokens=entering[row].numpy(), counts=counts, attention=attention, mlp=mlp)
+        assert made.indices[row, :keep].tolist() == wanted.indices
+        assert made.count[row] == keep and wanted.merged is not None
+        close(f"{keep} of 16, {counts}", made.rows[row, :keep], wanted.merged)
 
 
 def test_what_nexts_tower_shows_of_every_tile() -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.methods.inputs import CLASS_TOKEN, VisualTokens
+from resprune_jax.methods.inputs import CLASS_TOKEN, VisionBlock, VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.layers import ACTIVATIONS
 from resprune_jax.models.families.llava.config import LlavaConfig
@@ -71,6 +71,12 @@ class Llava(CausalLM):
     def projector(self) -> Projector:
         """See `CausalLM.projector`."""
         return self.multi_modal_projector
+
+    @property
+    def vision_blocks(self) -> tuple[VisionBlock, ...] | None:
+        """See `CausalLM.vision_blocks`."""
+        tower = self.vision_tower
+        return tuple(tower.encoder.blocks) if isinstance(tower, ClipVision) else None
 
     def vision_features(self, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
         """See `CausalLM.vision_features`; "pixels" are (T, 3, H, W)."""

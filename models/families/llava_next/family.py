@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resprune_jax.methods.inputs import INSIDE
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -42,7 +43,7 @@ class NextFamily(Family):
     @property
     def gives(self) -> frozenset[str]:
         """See `Family.gives`."""
-        return super().gives | {"tile"} | class_token_parts(self.config)
+        return super().gives | {"tile"} | (class_token_parts(self.config) - INSIDE)
 
     def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""

@@ -6,7 +6,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from resprune_jax.errors import one_of
 from resprune_jax.methods.base import Method
 from resprune_jax.methods.inputs import PromptContext, VisualTokens, patches
 
@@ -30,17 +29,13 @@ class Hired(Method):
             counts; or "quadrants", the part of the picture that each tile shows.
     """
 
-    alpha: float = 0.5
+    alpha: float = field(default=0.5, metadata={"range": (0, 1)})
     regions: Literal["rows", "quadrants"] = field(default="rows", metadata={"static": True})
 
     nested = False
     by_image = True
     needs = frozenset({"saliency", "early_saliency", "tile"})
     source = "hasanar1f/HiRED @ 502d6dd"
-
-    def __post_init__(self) -> None:
-        """Refuse unknown regions."""
-        one_of("regions", self.regions, ("rows", "quadrants"))
 
     def order(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array

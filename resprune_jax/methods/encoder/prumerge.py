@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.methods.base import Merged, Method
 from resprune_jax.methods.inputs import PromptContext, VisualTokens, patches
 from resprune_jax.relevance import cosines
@@ -36,7 +35,7 @@ class PruMerge(Method):
     """
 
     count: Literal["fixed", "adaptive"] = field(default="fixed", metadata={"static": True})
-    neighbours: int = field(default=32, metadata={"static": True})
+    neighbours: int = field(default=32, metadata={"static": True, "range": (0, 4096)})
 
     nested = False
     needs = frozenset({"features", "next_saliency", "next_keys"})
@@ -51,14 +50,6 @@ class PruMerge(Method):
     )
     source = "42Shawn/LLaVA-PruMerge @ 097c041"
     plus: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown count and a number of neighbours that is none."""
-        one_of("count", self.count, ("fixed", "adaptive"))
-        if type(self.neighbours) is not int or self.neighbours < 0:
-            raise CallError(
-                f"neighbours is a whole number, 0 or more, got {shown(self.neighbours)}"
-            )
 
     def merge(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
