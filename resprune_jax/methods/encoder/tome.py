@@ -44,6 +44,7 @@ class Tome(Method):
     inflect: float = field(default=0.0, metadata={"range": (-1, 1)})
     proportional: bool = field(default=True, metadata={"static": True})
 
+    stage = "encoder"
     nested = False
     needs = frozenset({"entering", "class_entering"})
     merges = "features"
