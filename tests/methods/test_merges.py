@@ -163,7 +163,10 @@ def test_merged_rows_are_the_oracles(case: str) -> None:
     print(f"{case}: {compared} rows compared, worst {worst:.1e} of the largest entry")
 
 
-def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
+@pytest.mark.parametrize(
+    "kind", ["visionzip", "pooling", pytest.param("prumerge", marks=pytest.mark.deep)]
+)
+def test_a_fault_in_a_merge_is_seen(kind: str, monkeypatch: Any) -> None:
     """Each of these is one operator, one place or one axis away from the rule."""
     faults: dict[str, tuple[str, str]] = {
         "contextual = (10 * limit + 32)": ("visionzip", "contextual = (10 * limit + 31)"),
@@ -199,6 +202,7 @@ def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
         "total / jnp.maximum(held, 1)": ("pooling", "total / jnp.maximum(held - 1, 1)"),
     }  # fmt: skip
     seen = []
+    faults = {text: own for text, own in faults.items() if own[0].startswith(kind)}
     for text, (name, instead) in faults.items():
         case = CASES[name]
         source = _source(case[0])
@@ -209,7 +213,6 @@ def test_a_fault_in_a_merge_is_seen(monkeypatch: Any) -> None:
         planted = module[type(case[0]).__name__](**settings)
         monkeypatch.setitem(CASES, name, (planted, case[1]))
         with pytest.raises(AssertionError):
-            print(text)
             test_merged_rows_are_the_oracles(name)
         monkeypatch.setitem(CASES, name, case)
         seen.append(text)

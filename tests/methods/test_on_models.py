@@ -80,7 +80,16 @@ def test_every_method(family: str, photographs: Any) -> None:
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
 
 
-@pytest.mark.parametrize("name", ["pooling", "visionzip", "prumerge", "tome"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pooling",
+        "visionzip",
+        "tome",
+        pytest.param("prumerge", marks=pytest.mark.deep),
+        pytest.param("prumerge+", marks=pytest.mark.deep),
+    ],
+)
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     """The same rows, given as if the tower had made them, get the same scores."""
     lvlm = model("llava")
@@ -117,3 +126,25 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     assert asked.kept == [8]
     with pytest.raises(CallError, match="image by image"):
         lvlm.select(both, ["Which is red?"], method=name, keep=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "keep", "said"),
+    [
+        ("hired", 2, 4, 'Hired works image by image, .*budget="per_image"'),
+        ("tome", 2, 4, 'Tome works image by image, .*budget="per_image"'),
+        ("tome", 1, 1, "Tome cannot leave 1 of 16 visual tokens in 3 blocks .*keep at least 2"),
+    ],
+)
+def test_budgets_that_cannot_be(
+    name: str, images: int, keep: int, said: str, photographs: Any
+) -> None:
+    with pytest.raises(CallError, match=said):
+        model("llava").select([list(photographs[:images])], QUESTIONS[:1], method=name, keep=keep)
+
+
+def test_the_pocket_model_has_no_block_behind_its_features(photographs: Any) -> None:
+    lvlm = load_model("pocket")
+    with pytest.raises(CallError, match=r"PruMerge reads next_keys, next_saliency, .*no block"):
+        lvlm.select(photographs[0], QUESTIONS[0], method="prumerge", keep=8)
+    assert "early_saliency" in lvlm.family.gives

@@ -179,6 +179,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.deep
 def test_a_fault_is_seen() -> None:
     """Each of these is one operator, one place or one axis away from the rule."""
     source = inspect.getsource(ours)
