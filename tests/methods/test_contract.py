@@ -60,10 +60,9 @@ def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptCon
     return visual, PromptContext(text, jnp.ones((B, M), bool))
 
 
-# The method is an argument, so that its numbers are traced. Compiling is what takes time here.
+# The method is an argument, so that its numbers are traced.
 run = jax.jit(
     lambda method, visual, prompt, limit: method.select(visual, prompt, K, limit=limit),
-    compiler_options={"xla_backend_optimization_level": 0},
 )
 
 

@@ -94,10 +94,8 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
 
 def compare(method: Any) -> int:
     """How many problems came out with fewer tokens than their budget; all as the oracle has it."""
-    # Compiling is what takes time here.
     run = jax.jit(
         lambda m, visual, prompt, limit: m.select(visual, prompt, KEEP, limit=limit),
-        compiler_options={"xla_backend_optimization_level": 0},
     )
     fewer = 0
     for start in range(0, PROBLEMS, ROWS):
