@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from resprune_jax.choices import METHODS
@@ -122,7 +123,8 @@ def markdown(every: list[dict[str, Any]]) -> str:
         "Each of them runs by name: `resprune answer --method scope --method-settings",
         'combine=add`, or `lvlm.generate(images, prompts, keep=64, method="scope",',
         'method_settings={"combine": "add"})`. `keep` is how many visual tokens enter the LLM;',
-        "kept tokens stand in image order. Inside the LLM it is the count behind a single drop,",
+        "kept tokens stand in image order, unless a method that merges lists its rows in an order",
+        "of its own. Inside the LLM it is the count behind a single drop,",
         "and the average over the layers for several; the setting `keep_average` is that average",
         "for any method there, and every result has both (`Generation.costs`). What a method reads",
         "and a model does not have is refused by name: without a class token (Qwen, SigLIP) there",
@@ -138,22 +140,34 @@ def markdown(every: list[dict[str, Any]]) -> str:
         "`Generation.drops` says in front of which layers tokens left, and how many stayed.",
         "",
         "All but `random` are held against oracles in NumPy, written from the specifications by",
-        "somebody who had not seen the methods: equal keep lists on 200 random problems each",
-        "(`pytest tests/methods/test_against_oracles.py tests/methods/decoder`).",
+        "somebody who had not seen the methods: equal keep lists on 200 random problems each, and",
+        "merged rows to 1e-5 of their largest entry (`pytest tests/methods`).",
         "",
         "| method | tokens leave | reads | a smaller budget is a part of a larger one | source |",
         "|---|---|---|---|---|",
     ]
+    links = anchors([one["name"] for one in every])
     for one in every:
         nested = "yes" if one["nested"] else "no"
         lines.append(
-            f"| [{one['name']}](#{one['name']}) | {_WHERE[one['stage']]} | {_reads(one)} | {nested}"
-            f" | {one['source'] or 'none: a baseline'} |"
+            f"| [{one['name']}](#{links[one['name']]}) | {_WHERE[one['stage']]} | {_reads(one)}"
+            f" | {nested} | {one['source'] or 'none: a baseline'} |"
         )
     for one in every:
         lines += ["", f"## {one['name']}", "", *_prose(one["about"])]
         lines += ["", f"Settings: `{_settings(one)}`."]
     return "\n".join(lines) + "\n"
+
+
+def anchors(titles: list[str]) -> dict[str, str]:
+    """Where a page's headings are linked to: only letters, digits and hyphens, each once."""
+    made: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for title in titles:
+        plain = "".join(letter for letter in title.lower() if letter.isalnum() or letter in "-_")
+        made[title] = f"{plain}-{seen[plain]}" if seen[plain] else plain
+        seen[plain] += 1
+    return made
 
 
 _WHERE = {"encoder": "in the encoder", "tokens": "before the LLM", "decoder": "inside the LLM"}

@@ -55,7 +55,7 @@ class LVLM(Preparer):
             image_aspect: "processor" (what the checkpoint's own processor does) or "pad" (pad to a
                 square with the mean colour, the original pipeline of LLaVA-1.5).
             needs: optional parts of the visual tokens that the methods to come read, beside those
-                that are always there: "features", "clip_patches" and such.
+                that are always there: "features", and the others of `inputs.ON_REQUEST`.
 
         Returns:
             The visual tokens of the B rows.

@@ -242,7 +242,7 @@ def _compile(
             state, visual, *choice, keep=min(inputs.visual_tokens, buckets.length_bucket(keep))
         ).compile()
         compiled.append(select)
-        _, kept, _ = select(state, visual, *choice)
+        _, kept, *_ = select(state, visual, *choice)
     lay_out = run.assemble.lower(
         state, *prompt, visual.embeddings, kept, None, length=length,
         positions=LlavaFamily.positions,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from resprune_jax.methods.inputs import VisionBlock
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.decoder.decoder import Decoder
@@ -27,6 +28,11 @@ class CausalLM(nnx.Module):
     def projector(self) -> Any:
         """The part between the vision tower's features and the language model's width."""
         raise NotImplementedError
+
+    @property
+    def vision_blocks(self) -> tuple[VisionBlock, ...] | None:
+        """The vision tower's blocks that run, where methods can run them (`inputs.INSIDE`)."""
+        return None
 
     def vision_features(self, inputs: Any) -> tuple[jax.Array, jax.Array | None]:
         """The vision tower alone.

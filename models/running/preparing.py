@@ -189,6 +189,21 @@ class Preparer(Runner):
         clip = frozenset() if self.clip is None else CLIP
         return self.family.gives | {"text", "kind"} | clip
 
+    def _check_least(self, method: Method, plans: list[Planned], each: list[Keep]) -> None:
+        """Refuse budgets below what a method can make of the images.
+
+        Raises:
+            CallError: the budget, and the smallest one.
+        """
+        blocks = getattr(self.config, "num_vision_blocks", 0)
+        for plan, keep in zip(plans, each, strict=True):
+            least = sum(method.least(tokens, blocks) for tokens in plan.images)
+            if keep is not None and plan.kept < least:
+                raise CallError(
+                    f"{type(method).__name__} cannot leave {plan.kept} of {sum(plan.images)} visual"
+                    f" tokens in {blocks} blocks of the vision tower: keep at least {least}"
+                )
+
     def _check_needs(
         self, needs: Collection[str], who: str, instead: Mapping[str, str] | None = None
     ) -> None:
@@ -231,12 +246,12 @@ class Preparer(Runner):
             keep if media[row] else None
             for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
         ]
-        before = method is not None and method.makes_rows
+        alone = method is not None and (method.makes_rows or method.by_image)
         shared = options.budget != "per_image"
         for row, keep in zip(rows, each, strict=True):
-            if before and shared and keep is not None and len(media[row]) > 1:
+            if alone and shared and keep is not None and len(media[row]) > 1:
                 raise CallError(
-                    f"{type(method).__name__} merges tokens image by image, and a prompt has"
+                    f"{type(method).__name__} works image by image, and a prompt has"
                     f' {len(media[row])} images that share its budget: give budget="per_image"'
                 )
         options.check_seeds(len(questions))
@@ -282,6 +297,8 @@ class Preparer(Runner):
         check_ceiling(read, layouts, ceiling, self.settings.source)
         own = [layouts[row] for row in rows]
         plans = planned(own, entering, options, beside)
+        if method is not None:
+            self._check_least(method, plans, each)
         if isinstance(method, DecoderMethod):
             totals = [sum(plan.images) for plan in plans]
             drops = drops_of(method, totals, each, self.config.text.num_layers)

@@ -204,6 +204,8 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
     ) -> tuple[Selection, jax.Array, jax.Array, jax.Array | None]:
         visual = jax.tree.map(lambda x: x[rows], visual)
         lvlm = model(state)
+        if "entering" in method.needs:
+            visual = dataclasses.replace(visual, blocks=lvlm.vision_blocks)
         prompt = PromptContext(lvlm.embed(noun_ids), noun_valid, *(clip or ()))
         real = visual.valid
         always = jnp.zeros_like(real)

@@ -1,9 +1,11 @@
 """The CLIP vision tower, up to the block that feeds the projector; its blocks are SigLIP's too.
 
 Attribute names are the checkpoint's (`pre_layrnorm` is spelt so there). Blocks behind the last one
-that runs, and the final norm of the class token, are not parameters of this module.
+that runs, and the final norm of the class token, are not parameters of this module, but for what
+makes the queries and keys of the very next block: PruMerge reads them.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -88,6 +90,27 @@ class TowerView(NamedTuple):
     saliency: jax.Array  # [B, N] float32, see `Attended`, of the last block that runs
     class_features: jax.Array  # [B, v], the class token where `features` are
     keys: jax.Array  # [B, N, h] float32, see `Attended`, of the same block
+    early_saliency: jax.Array  # [B, N] float32, see `Attended`, of the first block
+    entering: jax.Array  # [B, 1 + N, v], into the first block, the class token in front
+    next_saliency: jax.Array | None  # [B, N] float32, see `ClipNextBlock`; None if there is none
+    next_keys: jax.Array | None  # [B, N, v] float32, likewise
+
+    def parts(self) -> dict[str, jax.Array]:
+        """Those for each patch that only some methods read, as `VisualTokens` names them."""
+
+        def spread(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x[:, None], self.features.shape)
+
+        made = {
+            "class_features": spread(self.class_features),
+            "entering": self.entering[:, 1:],
+            "class_entering": spread(self.entering[:, 0]),
+            "encoder_keys": self.keys,
+            "early_saliency": self.early_saliency,
+            "next_saliency": self.next_saliency,
+            "next_keys": self.next_keys,
+        }
+        return {name: part for name, part in made.items() if part is not None}
 
 
 class ClipAttention(nnx.Module):
@@ -126,6 +149,25 @@ class ClipAttention(nnx.Module):
         keys = jnp.mean(k[:, 1:].astype(jnp.float32), axis=2)
         return mixed, Attended(jnp.mean(rows[:, :, 0, 1:], axis=1), keys)
 
+    def biased(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Attend with a number added to all scores of each key.
+
+        Args:
+            x: (S, v), normalised, of one picture.
+            bias: (S,) float32, -inf for what is not there.
+
+        Returns:
+            (S, v), and the keys (S, H, hd).
+        """
+        q, k, v = (
+            part(x).reshape(len(x), self.num_heads, -1)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scores = jnp.einsum("shd,thd->hst", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5 + bias, axis=-1).astype(v.dtype)
+        mixed = jnp.einsum("hst,thd->shd", weights, v, preferred_element_type=jnp.float32)
+        return self.out_proj(mixed.astype(x.dtype).reshape(x.shape)), k
+
 
 class ClipMlp(nnx.Module):
     """Two layers with the tower's activation between."""
@@ -157,28 +199,108 @@ class ClipBlock(nnx.Module):
         """Run the block; arguments and results as in `ClipAttention`, x not normalised."""
         mixed, attended = self.self_attn(self.layer_norm1(x), saliency=saliency)
         x = x + mixed
-        return x + self.mlp(self.layer_norm2(x)), attended
+        return x + self.feed(x), attended
+
+    def attend(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `VisionBlock.attend`."""
+        return self.self_attn.biased(self.layer_norm1(x), bias)
+
+    def feed(self, x: jax.Array) -> jax.Array:
+        """See `VisionBlock.feed`; (..., v) to the same shape."""
+        return self.mlp(self.layer_norm2(x))
+
+
+class ClipNextAttention(nnx.Module):
+    """The queries and keys of a block that does not run."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        width = config.hidden_size
+        self.q_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
+        self.k_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
+
+
+class ClipNextBlock(nnx.Module):
+    """What the class token sees of the patches in a block that does not run."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+        """Make the parameters; `config` gives every size."""
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype=dtype)
+        self.self_attn = ClipNextAttention(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The class token's attention with heads not split, and the keys.
+
+        Args:
+            x: (B, 1 + N, v), the output of the block in front.
+
+        Returns:
+            (B, N) float32, after a softmax at scale 1 / sqrt(v) over all 1 + N keys, the class
+            token's own share dropped; and (B, N, v) float32.
+        """
+        x = self.layer_norm1(x)
+        query = self.self_attn.q_proj(x[:, :1])
+        keys = self.self_attn.k_proj(x)
+        row = attention_rows(query[:, :, None], keys[:, :, None])  # [B, 1, 1, 1 + N]
+        return row[:, 0, 0, 1:], keys[:, 1:].astype(jnp.float32)
 
 
 class ClipEncoder(nnx.Module):
-    """The blocks that run."""
+    """The blocks that run, and what is read of the one behind them."""
 
     def __init__(
-        self, config: VisionConfig, num_blocks: int, *, rngs: nnx.Rngs, dtype: DTypeLike
+        self,
+        config: VisionConfig,
+        num_blocks: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+        next_block: bool = False,
     ) -> None:
-        """Make `num_blocks` blocks; `config` gives every size."""
-        self.layers = nnx.List(
-            [ClipBlock(config, rngs=rngs, dtype=dtype) for _ in range(num_blocks)]
-        )
+        """Make `num_blocks` blocks; `config` gives every size.
 
-    def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, Attended | None]:
-        """Run the blocks one after the other; as in `ClipBlock`, the last one's attention."""
-        attended = None
-        last = len(self.layers) - 1
-        for index, block in enumerate(self.layers):
+        With `next_block`, a `ClipNextBlock` stands behind them, under the checkpoint's number.
+        """
+        blocks: list[nnx.Module] = [
+            ClipBlock(config, rngs=rngs, dtype=dtype) for _ in range(num_blocks)
+        ]
+        if next_block:
+            # Of a stream of its own: what is drawn behind the tower does not depend on it.
+            own = nnx.Rngs(jax.random.fold_in(rngs.params.key[...], num_blocks))
+            blocks.append(ClipNextBlock(config, rngs=own, dtype=dtype))
+        self.layers = nnx.List(blocks)
+        self.num_blocks = num_blocks
+
+    @property
+    def blocks(self) -> list[ClipBlock]:
+        """Those that run."""
+        return [block for block in self.layers if isinstance(block, ClipBlock)]
+
+    @property
+    def next_block(self) -> ClipNextBlock | None:
+        """What stands behind them, if anything does."""
+        last = self.layers[-1]
+        return last if isinstance(last, ClipNextBlock) else None
+
+    def __call__(
+        self, x: jax.Array, *, shown: Collection[int] = ()
+    ) -> tuple[jax.Array, dict[int, Attended]]:
+        """Run the blocks one after the other.
+
+        Args:
+            x: (B, 1 + N, v), into the first.
+            shown: numbers of the blocks whose attention is wanted.
+
+        Returns:
+            (B, 1 + N, v), and what these blocks show.
+        """
+        found = {}
+        for index, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{index}"):
-                x, attended = block(x, saliency=saliency and index == last)
-        return x, attended
+                x, attended = block(x, saliency=index in shown)
+            if attended is not None:
+                found[index] = attended
+        return x, found
 
 
 class ClipVision(nnx.Module):
@@ -198,7 +320,8 @@ class ClipVision(nnx.Module):
         self.config = config
         self.embeddings = ClipEmbeddings(config, rngs=rngs, dtype=dtype)
         self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps, dtype=dtype)
-        self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype)
+        behind = num_blocks < config.num_layers
+        self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype, next_block=behind)
 
     def __call__(
         self, pixels: jax.Array, *, saliency: bool = False
@@ -223,15 +346,25 @@ class ClipVision(nnx.Module):
 
     def look(self, pixels: jax.Array) -> TowerView:
         """As calling the tower, with all that it shows beside the features."""
-        x, attended = self.encode(pixels, saliency=True)
-        assert attended is not None
-        return TowerView(x[:, 1:], attended.saliency, x[:, 0], attended.keys)
+        last = self.encoder.num_blocks - 1
+        with jax.named_scope("vision_tower"):
+            entering = self.enter(pixels)
+            x, found = self.encoder(entering, shown=(0, last))
+            behind = self.encoder.next_block
+            asked = (None, None) if behind is None else behind(x)
+        early, own = found[0].saliency, found[last]
+        return TowerView(x[:, 1:], own.saliency, x[:, 0], own.keys, early, entering, *asked)
 
     def encode(
         self, pixels: jax.Array, *, saliency: bool = False
     ) -> tuple[jax.Array, Attended | None]:
         """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
+        last = self.encoder.num_blocks - 1
         with jax.named_scope("vision_tower"):
-            x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))
-            x = self.pre_layrnorm(x)  # [B, 1 + N, v]
-            return self.encoder(x, saliency=saliency)
+            x, found = self.encoder(self.enter(pixels), shown=(last,) if saliency else ())
+        return x, found.get(last)
+
+    def enter(self, pixels: jax.Array) -> jax.Array:
+        """What enters the first block: (B, C, H, W) to (B, 1 + N, v)."""
+        x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))
+        return self.pre_layrnorm(x)

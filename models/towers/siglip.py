@@ -56,7 +56,7 @@ class SiglipVision(nnx.Module):
             CallError: pixels of another shape.
         """
         with jax.named_scope("vision_tower"):
-            x, _ = self.encoder(self.embeddings(pixels), saliency=False)
+            x, _ = self.encoder(self.embeddings(pixels))
         return x, None
 
 

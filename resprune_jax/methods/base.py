@@ -84,6 +84,8 @@ class Method:
         measures_energy: whether its selections hold residual energies, which `tolerance` reads.
         merges: what the rows of its `merge` are; "" for a method that leaves tokens as they are.
         sequence: where these rows stand. "listed" is for models that count positions through.
+        by_image: whether it shares a budget out inside an image, so that the images of a prompt
+            cannot have one together; methods that merge never can.
         beside: rows that it adds to every budget (TRIM's mean of what was dropped).
         instead: for parts of `needs`, what to do on a model that does not have them.
         source: where the rule is from: the paper, and the repository where its code is followed.
@@ -115,6 +117,7 @@ class Method:
     text: ClassVar[TextSource] = "nouns"
     clip_text: ClassVar[ClipText] = ""
     measures_energy = False
+    by_image = False
     merges: ClassVar[Merges] = ""
     sequence: ClassVar[Sequence] = "image"
     source = ""
@@ -165,6 +168,15 @@ class Method:
             none of the rows that count is without one.
         """
         raise NotImplementedError(f"{type(self).__name__} merges, and has no merge")
+
+    def least(self, tokens: int, blocks: int) -> int:
+        """The fewest rows that it can make of an image.
+
+        Args:
+            tokens: of the image.
+            blocks: of the vision tower, those that run.
+        """
+        return 0
 
     def select(
         self,
@@ -246,7 +258,7 @@ class Method:
         return jnp.where(inside, places, most).astype(jnp.int32)
 
 
-_NUMBERS = frozenset({"features", "saliency", "class_features", "encoder_keys", "clip_patches"})
+_NUMBERS = frozenset(OPTIONAL) - {"coords", "kind", "tile"}
 """Parts of which one that is not finite fails its row, where a method reads it."""
 
 

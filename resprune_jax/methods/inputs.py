@@ -1,7 +1,7 @@
 """What a pruning method may read: visual tokens and the question, in static shapes."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import jax
 
@@ -16,14 +16,27 @@ OPTIONAL = (
     "class_features",
     "encoder_keys",
     "clip_patches",
+    "early_saliency",
+    "next_saliency",
+    "next_keys",
+    "tile",
+    "entering",
+    "class_entering",
 )
 """The fields of `VisualTokens` that can be absent."""
 
-ON_REQUEST = frozenset({"features", "class_features", "encoder_keys", "clip_patches"})
+ON_REQUEST = frozenset(OPTIONAL) - {"saliency", "coords", "kind"}
 """Those of them that are only made for a method that reads them; the rest costs next to nothing."""
 
-CLASS_TOKEN = frozenset({"saliency", "class_features", "encoder_keys"})
-"""Those that a vision tower with a class token gives."""
+BEHIND = frozenset({"next_saliency", "next_keys"})
+"""Those of the tower's block behind the last one that runs."""
+
+INSIDE = frozenset({"entering", "class_entering"})
+"""Those for methods that run the tower's blocks themselves."""
+
+CLASS_TOKEN = BEHIND | INSIDE | {"saliency", "class_features", "encoder_keys", "early_saliency"}
+"""Those that a vision tower with a class token gives, `BEHIND` where it has such a block, `INSIDE`
+where a picture is one tile."""
 
 CLIP = frozenset({"clip_patches", "clip_text"})
 """What a model has to which a CLIP was given, see `load_model`."""
@@ -85,6 +98,17 @@ class LayerView:
     bare_keys: jax.Array | None = None
 
 
+class VisionBlock(Protocol):
+    """A block of a vision tower in its two halves, for one picture of S tokens, CLS first."""
+
+    def attend(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What attention adds to (S, v), (S,) float32 added to all scores of each key; and the keys
+        (S, H, h)."""
+
+    def feed(self, x: jax.Array) -> jax.Array:
+        """What the MLP adds to (S, v)."""
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class VisualTokens:
@@ -106,6 +130,16 @@ class VisualTokens:
             over heads.
         clip_patches: (B, N, c) float32, W_vis LN_post(features): each patch in the space of CLIP's
             texts; 0 for newlines.
+        early_saliency: (B, N) float32, as `saliency`, of the vision tower's first block.
+        next_saliency: (B, N) float32, CLS-to-patch attention in the block behind the one that feeds
+            the projector, its heads not split: softmax(q k / sqrt(v)) over CLS and patches.
+        next_keys: (B, N, v) float32, the token's key in that block.
+        tile: (B, N, 3) int32, the tile that each token is of, 0 for the whole picture, from 1 on in
+            raster order, -1 for newlines; then the rows and columns of tiles that its picture has.
+        entering: (B, N, v), the token as it enters the vision tower's first block.
+        class_entering: (B, N, v), likewise the class token of each token's own tile.
+        blocks: the vision tower's blocks that run; there while a method that reads `entering`
+            chooses.
         layer: where tokens leave inside the decoder, what it shows there; `embeddings` are the
             states of the tokens then.
     """
@@ -119,6 +153,13 @@ class VisualTokens:
     class_features: jax.Array | None = None
     encoder_keys: jax.Array | None = None
     clip_patches: jax.Array | None = None
+    early_saliency: jax.Array | None = None
+    next_saliency: jax.Array | None = None
+    next_keys: jax.Array | None = None
+    tile: jax.Array | None = None
+    entering: jax.Array | None = None
+    class_entering: jax.Array | None = None
+    blocks: tuple[VisionBlock, ...] | None = field(default=None, metadata={"static": True})
     layer: LayerView | None = None
 
 

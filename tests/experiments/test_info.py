@@ -41,10 +41,11 @@ def write(folder: Path, config: dict[str, Any]) -> str:
 def test_the_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = info(capsys, "--model", write(tmp_path / "7b", LLAVA_7B))
     millions = {part: round(count / 1e6, 1) for part, count in facts["parameters"].items()}
-    # The last vision block and the norm of the class token never run: 12.6 of 303.5 million.
+    # The last vision block never runs, nor does the norm of the class token: 10.5 of 303.5 million.
+    # Its queries and keys, 2.1 million, are there for methods that read them.
     assert millions == {
-        "vision_tower": 290.9, "multi_modal_projector": 21.0, "embed_tokens": 131.3,
-        "layers": 6476.3, "lm_head": 131.3, "total": 7050.8,
+        "vision_tower": 293.0, "multi_modal_projector": 21.0, "embed_tokens": 131.3,
+        "layers": 6476.3, "lm_head": 131.3, "total": 7052.9,
     }  # fmt: skip
     assert facts["dtype"] == "bfloat16" and facts["visual_tokens"] == 576
     assert facts["answers"] == facts["sampling"] == {}
@@ -66,9 +67,11 @@ def test_the_count_is_that_of_the_files(
         sizes = {key: int(file.get_tensor(key).size) for key in file.keys()}  # noqa: SIM118
     config = json.loads((checkpoint / "config.json").read_text())
     last = config["vision_config"]["num_hidden_layers"] - 1
-    never_run = ("post_layernorm", f"vision_tower.encoder.layers.{last}.")
+    behind = f"vision_tower.encoder.layers.{last}."
+    parts = ("mlp", "layer_norm2", "self_attn.v_proj", "self_attn.out_proj")
+    never_run = ("post_layernorm", *(behind + part for part in parts))
     used = {key: n for key, n in sizes.items() if not any(part in key for part in never_run)}
-    assert len(used) == len(sizes) - 16 - 2
+    assert len(used) == len(sizes) - 10 - 2
     assert facts["parameters"]["total"] == sum(used.values())
     projector = [n for key, n in used.items() if "projector" in key]
     assert facts["parameters"]["multi_modal_projector"] == sum(projector)

@@ -1,17 +1,19 @@
 """Every method on every family: what runs keeps what was asked, what cannot is refused by name."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
-from resprune_jax.methods import PromptContext, VisualTokens, get_method, method_class
+from resprune_jax.methods import PromptContext, VisualTokens, get_method, inputs, method_class
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.families.registry import module_class
 from tests.checkpoints.clip import tiny_clip
@@ -32,7 +34,7 @@ CLASS_TOKEN = ("llava", "next")
 CLIP_TOWER = CLASS_TOKEN
 """Those that are given a CLIP."""
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}}
-AT_MOST = {"pooling"}
+AT_MOST = {"pooling", "prumerge+", "hired"}
 """What makes as many rows as its rule allows, at most the budget."""
 QUESTIONS = ["What colour is the dog?", "Is there a red car near the tree?"]
 
@@ -53,7 +55,7 @@ def test_every_method(family: str, photographs: Any) -> None:
     ran = []
     for name in METHODS:
         cls = method_class(name)
-        if cls.stage != "tokens":
+        if cls.stage == "decoder":
             continue
         # As somebody writes it: by name. ResPrune alone has settings of each family.
         call: dict[str, Any] = {"method": name, "method_settings": REQUIRED.get(name, {})}
@@ -63,8 +65,10 @@ def test_every_method(family: str, photographs: Any) -> None:
             with pytest.raises(CallError, match=f"{cls.__name__} reads .*clip_text"):
                 lvlm.select(images, QUESTIONS, keep=5, **call)
             continue
-        if "saliency" in needs and family not in CLASS_TOKEN and name != "resprune":
-            with pytest.raises(CallError, match=f"{cls.__name__} reads .*saliency"):
+        shown = needs & inputs.CLASS_TOKEN
+        inside = needs & inputs.INSIDE and family == "next"  # a picture of several tiles
+        if inside or (shown and family not in CLASS_TOKEN and name != "resprune"):
+            with pytest.raises(CallError, match=f"{cls.__name__} reads .*{max(shown)}"):
                 lvlm.select(images, QUESTIONS, keep=5, **call)
             continue
         made = lvlm.select(images, QUESTIONS, keep=[5, 0.25], **call)
@@ -89,7 +93,15 @@ def test_every_method(family: str, photographs: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["pooling", "visionzip", "trim"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pooling",
+        "visionzip",
+        "tome",
+        *(pytest.param(name, marks=pytest.mark.deep) for name in ("prumerge", "prumerge+", "trim")),
+    ],
+)
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     """The same rows, given as if the tower had made them, get the same scores."""
     lvlm = model("llava")
@@ -104,12 +116,17 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
         texts = lvlm.clip.texts(lvlm.clip.read(asked, method.clip_text, ["<image>"], size=4))
     prompt = PromptContext(np.zeros((4, 1, 1), np.float32), np.zeros((4, 1), bool), *texts)
     most = 9 + method.beside
-    made = method.select(whole.visual, prompt, most, limit=np.asarray([9, 4, 9, 9]))
-    rows = np.asarray(made.rows)
-    if method.merges == "features":
-        made_of = module_class(lvlm.config)
-        shape = nnx.eval_shape(lambda: made_of(lvlm.config, rngs=nnx.Rngs(0), dtype=lvlm.dtype))
-        rows = nnx.merge(nnx.graphdef(shape), lvlm.state).projector(rows)
+    made_of = module_class(lvlm.config)
+    shape = nnx.eval_shape(lambda: made_of(lvlm.config, rngs=nnx.Rngs(0), dtype=lvlm.dtype))
+
+    @jax.jit
+    def run(state: Any, visual: VisualTokens) -> Any:
+        module = nnx.merge(nnx.graphdef(shape), state)
+        visual = replace(visual, blocks=module.vision_blocks)
+        made = method.select(visual, prompt, most, limit=np.asarray([9, 4, 9, 9]))
+        return made, module.projector(made.rows) if method.merges == "features" else made.rows
+
+    made, rows = jax.tree.map(np.asarray, run(lvlm.state, whole.visual))
     own = VisualTokens(rows, np.arange(most) < np.asarray(made.count)[:, None])
     logits, valid = lvlm.logits(images, questions, method=name, keep=[9, 4, None])
     expected, there = lvlm.logits(own, [*questions, questions[0]], method="none")
@@ -127,3 +144,25 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     assert each.kept == [8 + 2 * method.beside]
     with pytest.raises(CallError, match="image by image"):
         lvlm.select(both, ["Which is red?"], method=name, keep=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "keep", "said"),
+    [
+        ("hired", 2, 4, 'Hired works image by image, .*budget="per_image"'),
+        ("tome", 2, 4, 'Tome works image by image, .*budget="per_image"'),
+        ("tome", 1, 1, "Tome cannot leave 1 of 16 visual tokens in 3 blocks .*keep at least 2"),
+    ],
+)
+def test_budgets_that_cannot_be(
+    name: str, images: int, keep: int, said: str, photographs: Any
+) -> None:
+    with pytest.raises(CallError, match=said):
+        model("llava").select([list(photographs[:images])], QUESTIONS[:1], method=name, keep=keep)
+
+
+def test_the_pocket_model_has_no_block_behind_its_features(photographs: Any) -> None:
+    lvlm = load_model("pocket")
+    with pytest.raises(CallError, match=r"PruMerge reads next_keys, next_saliency, .*no block"):
+        lvlm.select(photographs[0], QUESTIONS[0], method="prumerge", keep=8)
+    assert "early_saliency" in lvlm.family.gives

@@ -133,8 +133,10 @@ def pruning_method(written: str) -> Method:
     """
     name, _, told = written.partition(":")
     if name not in pruning.METHODS:
-        known = ", ".join(dict.fromkeys((*METHODS, *pruning.METHODS)))
-        raise CallError(f"method {shown(name)} is unknown: choose of {known}")
+        raise CallError(
+            f"method {shown(name)} is unknown: choose of {', '.join(METHODS)}, or of what"
+            " `resprune methods` lists"
+        )
     return get_method(name, settings_by_name(told.split(",") if told else ()))
 
 

@@ -38,7 +38,7 @@ def initial(preset: str, rng_seed: int) -> tuple[Any, Any]:
     model = Llava(config, rngs=rngs)
     # What a layer adds to the residual stream starts small, the less the deeper the model.
     for blocks, names in (
-        (model.vision_tower.encoder.layers, ("self_attn.out_proj", "mlp.fc2")),
+        (model.vision_tower.encoder.blocks, ("self_attn.out_proj", "mlp.fc2")),
         (model.language_model.layers, ("self_attn.o_proj", "mlp.down_proj")),
     ):
         for block in blocks:

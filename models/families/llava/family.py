@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from resprune_jax import costs
-from resprune_jax.methods.inputs import CLASS_TOKEN
+from resprune_jax.methods.inputs import BEHIND, CLASS_TOKEN
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -46,8 +46,9 @@ class LlavaFamily(Family):
 
     @property
     def gives(self) -> frozenset[str]:
-        """See `Family.gives`: the attention of the class token where there is one."""
-        return super().gives | (CLASS_TOKEN if self.config.vision.class_token else set())
+        """See `Family.gives`: what a class token shows where there is one."""
+        shown = class_token_parts(self.config) if self.config.vision.class_token else frozenset()
+        return super().gives | {"tile"} | shown
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -111,6 +112,12 @@ class LlavaFamily(Family):
     ) -> VisionCosts:
         """See `Family.vision_costs`."""
         return clip_costs(config, layout.tokens)
+
+
+def class_token_parts(config: LlavaConfig | Any) -> frozenset[str]:
+    """What a CLIP tower shows: of the block behind the last that runs, where there is one."""
+    behind = config.num_vision_blocks < config.vision.num_layers
+    return CLASS_TOKEN if behind else CLASS_TOKEN - BEHIND
 
 
 def clip_costs(config: LlavaConfig | Any, projected: int, *, tiles: int = 1) -> VisionCosts:

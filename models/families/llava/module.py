@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.methods.inputs import CLASS_TOKEN, VisualTokens
+from resprune_jax.methods.inputs import CLASS_TOKEN, VisionBlock, VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.layers import ACTIVATIONS
 from resprune_jax.models.families.llava.config import LlavaConfig
@@ -72,6 +72,12 @@ class Llava(CausalLM):
         """See `CausalLM.projector`."""
         return self.multi_modal_projector
 
+    @property
+    def vision_blocks(self) -> tuple[VisionBlock, ...] | None:
+        """See `CausalLM.vision_blocks`."""
+        tower = self.vision_tower
+        return tuple(tower.encoder.blocks) if isinstance(tower, ClipVision) else None
+
     def vision_features(self, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | None]:
         """See `CausalLM.vision_features`; "pixels" are (T, 3, H, W)."""
         return self.vision_tower(inputs["pixels"], saliency=True)
@@ -102,15 +108,15 @@ class Llava(CausalLM):
         more: dict[str, Any] = {}
         row: jax.Array | None
         if needs & CLASS_TOKEN and isinstance(self.vision_tower, ClipVision):
-            encoded, row, of_class, keys = self.vision_tower.look(pixels)
-            spread = jnp.broadcast_to(of_class[:, None], encoded.shape)
-            more = {"class_features": spread, "encoder_keys": keys}
+            seen = self.vision_tower.look(pixels)
+            encoded, row, more = seen.features, seen.saliency, seen.parts()
         else:
             encoded, row = self.vision_tower(pixels, saliency=saliency)
         with jax.named_scope("projector"):
             embeddings = self.multi_modal_projector(encoded)
         batch, count = embeddings.shape[:2]
         rows, columns = jnp.divmod(jnp.arange(count), self.config.vision.grid)
+        more["tile"] = jnp.zeros((batch, count, 3), jnp.int32)  # all of one, and no others
         coords = jnp.stack([rows, columns], axis=-1).astype(jnp.float32)  # [N, 2]
         return VisualTokens(
             embeddings=embeddings,

@@ -101,7 +101,7 @@ def is_unused(key: str, known: Iterable[str], num_blocks: int | None) -> bool:
 
 
 def fillers(tensors: list[TensorToWrite], config: Any) -> list[TensorToWrite]:
-    """The tensors of the vision tower that only Hugging Face's model has, as identities.
+    """The tensors of the vision tower that only Hugging Face's model has; they change nothing.
 
     Raises:
         CallError: another number of vision blocks than the configuration runs.
@@ -109,7 +109,8 @@ def fillers(tensors: list[TensorToWrite], config: Any) -> list[TensorToWrite]:
     first = {
         t.key.removeprefix(f"{_BLOCKS}0."): t for t in tensors if t.key.startswith(f"{_BLOCKS}0.")
     }
-    count = len({t.key[len(_BLOCKS) :].split(".")[0] for t in tensors if t.key.startswith(_BLOCKS)})
+    own = {t.key for t in tensors if t.key.startswith(_BLOCKS)}
+    count = sum(key.endswith(".mlp.fc1.weight") for key in own)  # what is there of others is less
     if count != config.num_vision_blocks:
         raise CallError(
             f"the parameters hold {count} vision blocks, but the configuration runs "
@@ -121,7 +122,8 @@ def fillers(tensors: list[TensorToWrite], config: Any) -> list[TensorToWrite]:
         for part in ("weight", "bias")
     }
     for block in range(count, config.vision.num_layers):
-        like |= {f"{_BLOCKS}{block}.{rest}": (rest, tensor) for rest, tensor in first.items()}
+        parts = {f"{_BLOCKS}{block}.{rest}": (rest, tensor) for rest, tensor in first.items()}
+        like |= {key: part for key, part in parts.items() if key not in own}
 
     def constant(rest: str, tensor: TensorToWrite) -> Callable[[], np.ndarray]:
         # A zero output projection and a zero second layer add nothing to the residual stream.

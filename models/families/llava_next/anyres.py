@@ -96,6 +96,7 @@ class AnyresTables:
         valid: (B, N) bool, False for padding.
         kind: (B, N) int8, `PATCH` or `NEWLINE`.
         coords: (B, N, 2) float32, as `Packing.coords`, each picture in its own plane.
+        tile: (B, N, 3) int32, see `VisualTokens.tile`.
     """
 
     tile_valid: np.ndarray | jax.Array
@@ -103,6 +104,7 @@ class AnyresTables:
     valid: np.ndarray | jax.Array
     kind: np.ndarray | jax.Array
     coords: np.ndarray | jax.Array
+    tile: np.ndarray | jax.Array
 
 
 def best_pinpoint(height: int, width: int, config: Tiled) -> Pinpoint:
@@ -226,7 +228,9 @@ def make_tables(
         valid=np.zeros(shape, bool),
         kind=np.full(shape, PATCH, np.int8),
         coords=np.zeros((*shape, 2), np.float32),
+        tile=np.zeros((*shape, 3), np.int32),
     )
+    side = config.vision.image_size
     for at in range(batch):
         tile = token = 0
         for own in packed[at if at < len(packed) else 0]:
@@ -236,6 +240,9 @@ def make_tables(
             tables.valid[at, here] = True
             tables.kind[at, here] = own.kind
             tables.coords[at, here] = own.coords
+            # A newline's `NO_PATCH` is rounded down, to -1.
+            tables.tile[at, here, 0] = own.index // config.patches_per_tile
+            tables.tile[at, here, 1:] = np.array(own.pinpoint) // side
             tile, token = tile + own.tiles, token + len(own.index)
         tables.tile_valid[at, :tile] = True
     return tables

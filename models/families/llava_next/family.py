@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resprune_jax.methods.inputs import CLASS_TOKEN
+from resprune_jax.methods.inputs import INSIDE
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -21,7 +21,7 @@ from resprune_jax.models.families.base import (
     numbered,
     own_aspect,
 )
-from resprune_jax.models.families.llava.family import clip_costs
+from resprune_jax.models.families.llava.family import class_token_parts, clip_costs
 from resprune_jax.models.families.llava_next.anyres import num_tiles, packing
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
 from resprune_jax.models.families.llava_next.images import NextProcessor, TiledImage, stack_tiles
@@ -43,7 +43,7 @@ class NextFamily(Family):
     @property
     def gives(self) -> frozenset[str]:
         """See `Family.gives`."""
-        return super().gives | CLASS_TOKEN
+        return super().gives | {"tile"} | (class_token_parts(self.config) - INSIDE)
 
     def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""

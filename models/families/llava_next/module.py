@@ -95,9 +95,8 @@ class LlavaNext(CausalLM):
         given: dict[str, Any] = {}
         scores: jax.Array | None  # [B * T, P]
         if needs & CLASS_TOKEN:
-            encoded, scores, of_class, keys = self.vision_tower.look(tiles)
-            spread = jnp.broadcast_to(of_class[:, None], encoded.shape)
-            given = {"class_features": spread, "encoder_keys": keys}
+            seen = self.vision_tower.look(tiles)
+            encoded, scores, given = seen.features, seen.saliency, seen.parts()
         else:
             encoded, scores = self.vision_tower(tiles, saliency=saliency)  # [B * T, P, v]
 
@@ -109,6 +108,8 @@ class LlavaNext(CausalLM):
             more: dict[str, Any] = {
                 name: _gather(part, index) for name, part in given.items() if name in needs
             }
+        if "tile" in needs:
+            more["tile"] = jnp.asarray(tables.tile)
         with jax.named_scope("projector"):
             # Behind the gather: unpadding leaves fewer tokens than there are patches.
             embeddings = self.multi_modal_projector(packed)  # [B, N, d]

@@ -51,9 +51,18 @@ def test_only_the_blocks_that_run_are_parameters(model: Llava) -> None:
     assert "vision_tower.encoder.layers.1.mlp.fc2.bias" in paths
     assert "language_model.layers.2.self_attn.q_proj.kernel" in paths
     assert {"vision_tower.embeddings.class_embedding", "lm_head.kernel"} <= paths
-    assert not any("layers.2" in path and "vision" in path for path in paths)
+    # Of the block behind them what makes queries and keys, of those further on nothing.
+    behind = {path for path in paths if path.startswith("vision_tower.encoder.layers.2.")}
+    linear = {f"self_attn.{part}_proj.{leaf}" for part in "qk" for leaf in ("kernel", "bias")}
+    linear |= {"layer_norm1.scale", "layer_norm1.bias"}
+    assert {path.split("layers.2.")[1] for path in behind} == linear
+    assert not any("layers.3" in path and "vision" in path for path in paths)
     assert not any("post_layernorm" in path for path in paths)
-    assert len(paths) == 3 + 2 + 2 * 16 + 4 + 1 + 3 * 9 + 1 + 1
+    assert len(paths) == 3 + 2 + 2 * 16 + 6 + 4 + 1 + 3 * 9 + 1 + 1
+    last = replace(CONFIG, num_vision_blocks=CONFIG.vision.num_layers)
+    whole = nnx.eval_shape(lambda: Llava(last, rngs=nnx.Rngs(0)))
+    blocks = CONFIG.vision.num_layers
+    assert len(nnx.to_flat_state(nnx.state(whole))) == len(paths) - 6 + 16 * (blocks - 2)
     tied = nnx.eval_shape(
         lambda: Llava(replace(CONFIG, tie_word_embeddings=True), rngs=nnx.Rngs(0))
     )
