@@ -42,6 +42,7 @@ METHODS = {
     "spare": "tokens.spare:Spare",
     "lrcp": "tokens.lrcp:Lrcp",
     "svdprune": "tokens.svdprune:SvdPrune",
+    "apet": "tokens.apet:Apet",
     "fastv": "decoder.fastv:FastV",
     "dart": "decoder.dart:Dart",
     "adaptprune": "decoder.adaptprune:AdaptPrune",

@@ -89,7 +89,9 @@ def test_every_method(family: str, photographs: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["pooling", "visionzip", "trim"])
+@pytest.mark.parametrize(
+    "name", ["pooling", "visionzip", "trim", pytest.param("apet", marks=pytest.mark.deep)]
+)
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     """The same rows, given as if the tower had made them, get the same scores."""
     lvlm = model("llava")
