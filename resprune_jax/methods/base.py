@@ -4,6 +4,7 @@ A method holds its own rule and nothing else: scores, or an order of choice, for
 padding, each row's limit, failed rows and the keep list are made of that here.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -83,6 +84,7 @@ class Method:
         nested: whether a smaller budget keeps the first tokens of a larger one, in order of choice.
         measures_energy: whether its selections hold residual energies, which `tolerance` reads.
         merges: what the rows of its `merge` are; "" for a method that leaves tokens as they are.
+            A property where that depends on settings.
         sequence: where these rows stand. "listed" is for models that count positions through.
         beside: rows that it adds to every budget (TRIM's mean of what was dropped).
         instead: for parts of `needs`, what to do on a model that does not have them.
@@ -115,7 +117,12 @@ class Method:
     text: ClassVar[TextSource] = "nouns"
     clip_text: ClassVar[ClipText] = ""
     measures_energy = False
-    merges: ClassVar[Merges] = ""
+
+    @property
+    def merges(self) -> Merges:
+        """See the class."""
+        return ""
+
     sequence: ClassVar[Sequence] = "image"
     source = ""
     instead: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -227,6 +234,21 @@ class Method:
         order, count, merged = jax.vmap(one)(rows, visual, prompt, limit)
         return Selection(order, None, count, merged)
 
+    def missing(self) -> str:
+        """What a method of these declarations must have and this one does not; "" for nothing."""
+        if self.merges == "states":
+            return "states are merged inside the decoder, by a subclass of DecoderMethod"
+        if self.merges:
+            own = self.writes("merge", "select")
+            return "" if own else f"it merges {self.merges} and has no merge: write it"
+        if self.writes("scores", "order", "select"):
+            return ""
+        return "it decides nothing: write its scores, its order, or a merge and what it merges"
+
+    def writes(self, *names: str) -> bool:
+        """Whether it has one of these functions of its own."""
+        return any(getattr(type(self), name) is not getattr(Method, name) for name in names)
+
     def seats(self, selection: Selection, valid: jax.Array) -> jax.Array:
         """Where the rows of a selection stand among an image's places.
 
@@ -335,15 +357,12 @@ def check_method(method: Any) -> None:
             f" choose of {', '.join(map(repr, get_args(Merges)))}, and of"
             f" {', '.join(get_args(Sequence))}"
         )
-    rules = ("scores", "order", "merge", "select")
-    if all(getattr(type(method), rule) is getattr(Method, rule) for rule in rules):
-        raise CallError(f"{name} decides nothing: write its scores, its order, or its merge")
-    before = method.makes_rows
-    if before != (type(method).merge is not Method.merge) or (before and method.stage == "decoder"):
-        raise CallError(
-            f"{name}.merges is {method.merges!r}: with features or embeddings it has a merge,"
-            " inside the decoder it is states or empty"
-        )
+    if missing := method.missing():
+        raise CallError(f"{name} cannot run: {missing}")
+    own = inspect.getattr_static(type(method), "merges")
+    depends = isinstance(own, property) and own is not inspect.getattr_static(Method, "merges")
+    if method.writes("merge") and not (depends or method.merges):
+        raise CallError(f"{name} has a merge and merges nothing: say what its rows are, merges=...")
 
 
 def _settings_of_rows(method: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from resprune_jax.methods import (
     get_method,
     method_class,
 )
+from resprune_jax.methods.base import Merged
 from resprune_jax.methods.inputs import NEEDS
 from tests.compiles import backend_compiles
 
@@ -145,6 +146,26 @@ def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
     assert made.indices[0].tolist() == whole.indices[0].tolist()
 
 
+def test_the_order_of_choice_is_the_same_set() -> None:
+    """DivPrune unsorted: rows that are the tokens themselves, one after the other."""
+    visual, prompt = inputs(5)
+    ours = get_method("divprune", sort=False)
+    listed = runner(ours)(ours, visual, prompt, LIMITS)
+    usual = get_method("divprune")
+    assert (ours.merges, usual.merges) == ("embeddings", "")
+    made = runner(usual)(usual, visual, prompt, LIMITS)
+    assert made.rows is None and listed.indices.tolist() == made.indices.tolist()
+    assert listed.count.tolist() == LIMITS.tolist() and listed.rows is not None
+    seats = ours.seats(listed, visual.valid)
+    moved = 0
+    for row, count in enumerate(LIMITS.tolist()):
+        own = made.indices[row, :count]
+        np.testing.assert_array_equal(listed.rows[row, :count], visual.embeddings[row][own])
+        assert seats[row, :count].tolist() == list(range(count))
+        moved += sorted(own.tolist()) != own.tolist()
+    assert moved
+
+
 def test_random_draws_by_row_and_seed() -> None:
     visual, prompt = inputs(0)
     full = jnp.full(B, K, jnp.int32)
@@ -226,6 +247,25 @@ class MergesNothing(Method):
         return image.embeddings[:, 0]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MergesInSilence(Method):
+    def merge(self, image: Any, prompt: Any, keep: int, limit: jax.Array) -> Merged:
+        raise AssertionError
+
+    def scores(self, image: Any, prompt: Any) -> jax.Array:
+        return image.embeddings[:, 0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StatesOutside(Method):
+    merges = "states"
+
+    def scores(self, image: Any, prompt: Any) -> jax.Array:
+        return image.embeddings[:, 0]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -236,7 +276,9 @@ class MergesNothing(Method):
         (Talkative(), "clip_text is 'everything'"),
         (Unasked(), "clip_text is 'prompt'"),
         (Wordy(), "static"),
-        (MergesNothing(), "merges"),
+        (MergesNothing(), "MergesNothing cannot run: it merges features and has no merge"),
+        (MergesInSilence(), "has a merge and merges nothing"),
+        (StatesOutside(), "states are merged inside the decoder"),
         (NotRegistered(), "pytree"),
         (NotADataclass(), "frozen dataclass"),
         (Typo, "an instance"),

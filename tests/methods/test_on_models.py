@@ -129,3 +129,33 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     assert each.kept == [8 + 2 * method.beside]
     with pytest.raises(CallError, match="image by image"):
         lvlm.select(both, ["Which is red?"], method=name, keep=4)
+
+
+@pytest.mark.deep
+def test_the_order_of_choice_is_another_prompt(photographs: Any) -> None:
+    """DivPrune, sorted and not: the same tokens, other scores, as that order by hand gives."""
+    lvlm, images = model("llava"), list(photographs[:2])
+    made = lvlm.select(images, QUESTIONS, keep=5, method="divprune")
+    call: dict[str, Any] = {"method": "divprune", "method_settings": {"sort": False}}
+    listed = lvlm.select(images, QUESTIONS, keep=5, **call)
+    assert made.selections is not None and listed.selections is not None
+    order = np.asarray(listed.selections.indices)[:, :5]
+    assert order.tolist() == np.asarray(made.selections.indices)[:, :5].tolist()
+    assert listed.kept == [5, 5] and (np.diff(order, axis=1) < 0).any()
+    scores = [
+        lvlm.logits(images, QUESTIONS, keep=5, method="divprune", method_settings={"sort": sort})
+        for sort in (True, False)
+    ]
+    whole = lvlm.encode(images)
+    assert whole.embeddings is not None
+    own = np.take_along_axis(np.asarray(whole.embeddings), order[..., None], axis=1)
+    by_hand = lvlm.logits(VisualTokens(own, np.ones((2, 5), bool)), QUESTIONS, method="none")
+    for row in range(2):
+        sorted_, unsorted, expected = (
+            np.asarray(logits[row])[np.asarray(valid[row])] for logits, valid in (*scores, by_hand)
+        )
+        np.testing.assert_allclose(unsorted, expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(unsorted - sorted_).max() > 1e-2
+    with pytest.raises(CallError, match="DivPrune lists its rows in an order of their own"):
+        lvlm.select(images, QUESTIONS, keep=5, positions="original", **call)
+    lvlm.select(images, QUESTIONS, keep=5, positions="original", method="divprune")
