@@ -231,12 +231,11 @@ class Preparer(Runner):
             keep if media[row] else None
             for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
         ]
-        before = method is not None and method.makes_rows
-        shared = options.budget != "per_image"
+        alone = method is not None and method.by_image and options.budget != "per_image"
         for row, keep in zip(rows, each, strict=True):
-            if before and shared and keep is not None and len(media[row]) > 1:
+            if alone and keep is not None and len(media[row]) > 1:
                 raise CallError(
-                    f"{type(method).__name__} merges tokens image by image, and a prompt has"
+                    f"{type(method).__name__} works image by image, and a prompt has"
                     f' {len(media[row])} images that share its budget: give budget="per_image"'
                 )
         options.check_seeds(len(questions))

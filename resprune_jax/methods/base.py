@@ -86,6 +86,8 @@ class Method:
         merges: what the rows of its `merge` are; "" for a method that leaves tokens as they are.
             A property where that depends on settings.
         sequence: where these rows stand. "listed" is for models that count positions through.
+        by_image: whether it works on one image at a time, so that images of a prompt cannot share a
+            budget; by default those that merge do.
         beside: rows that it adds to every budget (TRIM's mean of what was dropped).
         instead: for parts of `needs`, what to do on a model that does not have them.
         source: where the rule is from: the paper, and the repository where its code is followed.
@@ -112,6 +114,11 @@ class Method:
     def makes_rows(self) -> bool:
         """Whether its `merge` makes what enters the LLM."""
         return self.merges in ("features", "embeddings")
+
+    @property
+    def by_image(self) -> bool:
+        """See the class."""
+        return self.makes_rows
 
     nested = True
     text: ClassVar[TextSource] = "nouns"

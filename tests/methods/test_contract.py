@@ -166,6 +166,37 @@ def test_the_order_of_choice_is_the_same_set() -> None:
     assert moved
 
 
+@pytest.mark.parametrize("layout", ["rows", "grid"])
+def test_uniform_on_grids_that_are_none(layout: str) -> None:
+    """Coordinates of tiles, of frames one over the other, of newlines: still different patches."""
+    chosen = get_method("uniform", layout=layout)
+    run = runner(chosen)
+    visual, prompt = inputs(0)
+    rng = np.random.default_rng(0)
+    for turn in range(6):
+        coords = rng.uniform(-0.4, 5, (B, N, 2))  # of a tile between the others
+        coords[1] = np.argwhere(np.ones((2, 2)))[np.arange(N) % 4]  # five frames
+        coords[2] = 3  # nothing between them
+        kind = rng.random((B, N)) < 0.3
+        limits = jnp.asarray(rng.integers(1, K + 1, B), jnp.int32)
+        odd = replace(
+            visual, coords=jnp.asarray(coords, jnp.float32), kind=jnp.asarray(kind, jnp.int8)
+        )
+        made = run(chosen, odd, prompt, limits)
+        for row, limit in enumerate(limits.tolist()):
+            own = np.asarray(made.indices)[row, : int(made.count[row])].tolist()
+            assert 0 < len(set(own)) == len(own) <= limit, (turn, row)
+            assert not kind[row, own].any()
+        most = np.minimum(limits, [16, 4, 16, 16])  # a frame has four places
+        patches = (~kind).sum(axis=1)
+        if layout == "rows":
+            assert made.count.tolist() == np.minimum(most, patches).tolist()
+    frames = replace(visual, coords=jnp.asarray(coords, jnp.float32))
+    made = run(chosen, frames, prompt, jnp.full(B, 4, jnp.int32))
+    # One frame after the other, not the first for all four places.
+    assert made.indices[1, :4].tolist() == [0, 4 + 1, 8 + 2, 12 + 3]
+
+
 def test_random_draws_by_row_and_seed() -> None:
     visual, prompt = inputs(0)
     full = jnp.full(B, K, jnp.int32)

@@ -81,6 +81,10 @@ def test_every_method(family: str, photographs: Any) -> None:
         other = lvlm.select(images[::-1], QUESTIONS[::-1], keep=[0.25, 9], **call)
         own = np.flatnonzero(other.mask[0]).tolist()
         assert own == np.flatnonzero(made.mask[1]).tolist(), name
+    if family != "llava":  # there coordinates are a plain grid
+        rows: dict[str, Any] = {"method": "uniform", "method_settings": {"layout": "rows"}}
+        made = lvlm.select(images, QUESTIONS, keep=[5, 0.25], **rows)
+        assert made.kept == [5, round(0.25 * made.visual_tokens[1])]
     print(f"{family}: {len(ran)} methods ran: {', '.join(ran)}")
     assert {"random", "uniform", "divprune", "resprune"} <= set(ran)
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
