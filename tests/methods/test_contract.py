@@ -150,10 +150,10 @@ def test_the_order_of_choice_is_the_same_set() -> None:
     """DivPrune unsorted: rows that are the tokens themselves, one after the other."""
     visual, prompt = inputs(5)
     ours = get_method("divprune", sort=False)
-    listed = runner(ours)(ours, visual, prompt, LIMITS)
+    listed = run(ours, visual, prompt, LIMITS)
     usual = get_method("divprune")
     assert (ours.merges, usual.merges) == ("embeddings", "")
-    made = runner(usual)(usual, visual, prompt, LIMITS)
+    made = run(usual, visual, prompt, LIMITS)
     assert made.rows is None and listed.indices.tolist() == made.indices.tolist()
     assert listed.count.tolist() == LIMITS.tolist() and listed.rows is not None
     seats = ours.seats(listed, visual.valid)
@@ -170,7 +170,6 @@ def test_the_order_of_choice_is_the_same_set() -> None:
 def test_uniform_on_grids_that_are_none(layout: str) -> None:
     """Coordinates of tiles, of frames one over the other, of newlines: still different patches."""
     chosen = get_method("uniform", layout=layout)
-    run = runner(chosen)
     visual, prompt = inputs(0)
     rng = np.random.default_rng(0)
     for turn in range(6):
