@@ -228,7 +228,12 @@ def markdown(every: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_WHERE = {"encoder": "in the encoder", "tokens": "before the LLM", "decoder": "inside the LLM"}
+_WHERE = {
+    "pixels": "before the encoder",
+    "encoder": "in the encoder",
+    "tokens": "before the LLM",
+    "decoder": "inside the LLM",
+}
 
 
 def _prose(about: str) -> list[str]:

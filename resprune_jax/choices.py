@@ -28,6 +28,7 @@ SMALLEST_TOLERANCE = 1e-5
 METHODS = {
     "random": "baselines.random:Random",
     "uniform": "baselines.uniform:Uniform",
+    "downsample": "baselines.downsample:Downsample",
     "pooling": "baselines.pooling:Pooling",
     "fastervlm": "encoder.fastervlm:FasterVLM",
     "vispruner": "encoder.vispruner:VisPruner",

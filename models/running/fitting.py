@@ -69,6 +69,18 @@ def check_fits(
     """
     name = type(method).__name__
     check_needs(family, method.needs, name, method.instead, clip=clip)
+    if method.stage == "pixels":
+        if type(family).read_smaller is Family.read_smaller:
+            raise CallError(
+                f"{name} makes pictures smaller, which {family.name} does not do here: it is for"
+                " LLaVA-1.5, LLaVA-NeXT, Qwen2-VL and Qwen2.5-VL"
+            )
+        if positions is not None:
+            raise CallError(
+                f"positions={positions} is not for {name}, behind which no token is missing: leave"
+                " it out"
+            )
+        return
     own = positions or family.positions
     if method.makes_rows and method.sequence == "listed" and own == "original":
         raise CallError(

@@ -1,7 +1,7 @@
 """The host's half of an `LVLM`: a call as the user writes it, checked, encoded and laid out."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,37 @@ class Preparer(Runner):
         """What a method's `needs` may name here, beside parts of the decoder's layers."""
         return given(self.family, clip=self.clip is not None)
 
+    def _budgets_of_rows(
+        self,
+        method: Method,
+        images: Images,
+        options: CallOptions,
+        rows: Sequence[int],
+        each: list[Keep],
+    ) -> list[Keep]:
+        """The budget of every row of images, which all its prompts share.
+
+        Raises:
+            CallError: images that are no pictures any more, prompts of other budgets about the same
+                picture, or an option that means nothing.
+        """  # fmt: skip
+        name = type(method).__name__
+        if isinstance(images, Encoded | VisualTokens):
+            raise CallError(
+                f"{name} makes pictures smaller before they are encoded: give the pictures, not"
+                " what encode gave"
+            )
+        if options.newline == "always":
+            raise CallError(f"{name} leaves no newline token out: leave newline out")
+        found: dict[int, Keep] = {}
+        for row, keep in zip(rows, each, strict=True):
+            if found.setdefault(row, keep) != keep:
+                raise CallError(
+                    f"{name} reads a picture once, and prompts about one have budgets {found[row]}"
+                    f" and {keep}: ask them one after the other"
+                )
+        return [found[row] for row in sorted(found)]
+
     def _prepare(
         self,
         images: Images,
@@ -217,6 +248,11 @@ class Preparer(Runner):
             text=source, extractor=extractor,
             ocr_line=options.ocr_line, chat_template=options.chat_template, rows=rows,
         )  # fmt: skip
+        smaller: list[Keep] = []
+        if method is not None and method.stage == "pixels":
+            smaller = self._budgets_of_rows(method, images, options, rows, each)
+            # What is read small is kept whole.
+            method, each = None, [None] * len(each)
         given, pictures = [], None
         if isinstance(images, VisualTokens):
             images = adopt(images, self.family)
@@ -231,7 +267,7 @@ class Preparer(Runner):
                     )
         else:
             given = rows_of(images)
-            pictures = read_pictures(self.family, given, options.image_aspect)
+            pictures = read_pictures(self.family, given, options.image_aspect, smaller)
             layouts = spread(given, () if pictures is None else pictures.layouts)
         # Before the tower runs: images know how many tokens they give.
         inside = isinstance(method, DecoderMethod)

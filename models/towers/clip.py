@@ -4,10 +4,12 @@ Attribute names are the checkpoint's (`pre_layrnorm` is spelt so there). Blocks 
 that runs, and the final norm of the class token, are not parameters of this module.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -45,29 +47,67 @@ class ClipEmbeddings(nnx.Module):
         x = self.patch_embedding(cut_patches(pixels, self.config))  # [B, N, v]
         first = jnp.broadcast_to(self.class_embedding[...], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1)
-        return x + self.position_embedding.embedding[...]
+        table = self.position_embedding.embedding[...]
+        places = resized_positions(table[1:], math.isqrt(x.shape[1]))
+        return x + jnp.concatenate([table[:1], places])
+
+
+def resized_positions(table: jax.Array, side: int) -> jax.Array:
+    """Learned positions of a square grid for a smaller one, (side^2, v).
+
+    Bicubic as transformers' `interpolate_pos_encoding`: cells are intervals, four taps with the
+    factor -0.75, those beyond the border read the border, no antialiasing.
+
+    Args:
+        table: (n^2, v) in raster order.
+        side: static; n gives the table as it is.
+    """
+    grid = math.isqrt(len(table))
+    if side == grid:
+        return table
+    weights = jnp.asarray(_cubic_weights(grid, side))  # [side, n]
+    square = table.astype(jnp.float32).reshape(grid, grid, -1)
+    made = jnp.einsum("ri,cj,ijv->rcv", weights, weights, square, precision="highest")
+    return made.reshape(side * side, -1).astype(table.dtype)
+
+
+def _cubic_weights(length: int, new: int) -> np.ndarray:
+    """What each of `length` cells gives each of `new` ones, (new, length) float32."""
+    centre = (np.arange(new) + 0.5) * (length / new) - 0.5
+    first = np.floor(centre).astype(int)
+    weights = np.zeros((new, length))
+    for tap in range(-1, 3):
+        x = np.abs(centre - (first + tap))
+        near = (1.25 * x - 2.25) * x * x + 1
+        far = -0.75 * (((x - 5) * x + 8) * x - 4)
+        cell = np.clip(first + tap, 0, length - 1)
+        np.add.at(weights, (np.arange(new), cell), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)
 
 
 def cut_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
     """The patches of pictures, in raster order.
 
     Args:
-        pixels: (B, C, H, W).
+        pixels: (B, C, H, W), of the tower's size or a smaller square of whole patches.
         config: for the sizes.
 
     Returns:
         (B, N, C * side * side).
 
     Raises:
-        CallError: pixels of another shape than the tower's.
+        CallError: pixels of another shape.
     """
     expected = (config.num_channels, config.image_size, config.image_size)
-    if pixels.ndim != 4 or pixels.shape[1:] != expected:
+    own = pixels.shape[-1] if pixels.ndim == 4 else 0
+    smaller = 0 < own < config.image_size and own % config.patch_size == 0
+    if pixels.shape[1:] != ((config.num_channels, own, own) if smaller else expected):
         raise CallError(
             f"pixels have shape {pixels.shape}, expected (B, {', '.join(map(str, expected))}): "
             "resize images with the checkpoint's own processor"
         )
-    channels, grid, side = config.num_channels, config.grid, config.patch_size
+    channels, side = config.num_channels, config.patch_size
+    grid = own // side
     used = grid * side  # a stride of one patch leaves a narrower rest unread
     patches = pixels[:, :, :used, :used].reshape(-1, channels, grid, side, grid, side)
     patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [B, rows, columns, C, side, side]
@@ -206,7 +246,8 @@ class ClipVision(nnx.Module):
         """Encode images.
 
         Args:
-            pixels: (B, C, H, W), normalised, at the tower's own size.
+            pixels: (B, C, H, W), normalised, at the tower's own size, or smaller: a square of
+                whole patches, for which positions are resized.
             saliency: also return the attention of the class token in the last block that runs (one
                 row beside the fused attention): what the pruning papers call CLS attention.
 

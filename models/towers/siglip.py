@@ -5,11 +5,18 @@ bias. The norm behind the last block belongs to the pooled output: `hidden_state
 transformers, which feeds the projector, does not pass it.
 """
 
+import math
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.models.towers.clip import ClipEncoder, ClipVision, cut_patches
+from resprune_jax.models.towers.clip import (
+    ClipEncoder,
+    ClipVision,
+    cut_patches,
+    resized_positions,
+)
 from resprune_jax.models.towers.config import SiglipConfig, VisionConfig
 
 
@@ -28,7 +35,8 @@ class SiglipEmbeddings(nnx.Module):
         """(B, C, H, W), normalised, to (B, N, v) in raster order."""
         dtype = self.position_embedding.embedding.dtype
         x = self.patch_embedding(cut_patches(pixels.astype(dtype), self.config))
-        return x + self.position_embedding.embedding[...]
+        table = self.position_embedding.embedding[...]
+        return x + resized_positions(table, math.isqrt(x.shape[1]))
 
 
 class SiglipVision(nnx.Module):
@@ -46,7 +54,7 @@ class SiglipVision(nnx.Module):
         """Encode images.
 
         Args:
-            pixels: (B, C, H, W), normalised, at the tower's own size.
+            pixels: (B, C, H, W), normalised; see `ClipVision`.
             saliency: has no effect: without a class token there is no CLS attention.
 
         Returns:

@@ -32,8 +32,9 @@ from .inputs import (
 FAILED = -1
 """What an order begins with where the image cannot be judged."""
 
-Stage = Literal["encoder", "tokens", "decoder"]
-"""Where tokens leave: in the vision encoder, before the LLM, or inside it."""
+Stage = Literal["pixels", "encoder", "tokens", "decoder"]
+"""Where tokens leave: before the vision encoder (a smaller picture, see `Family.read_smaller`), in
+it, before the LLM, or inside it."""
 
 Merges = Literal["", "features", "embeddings", "states"]
 """What a method's merged rows are: none, in front of the projector, behind it, or, where tokens

@@ -28,7 +28,7 @@ LIMITS = jnp.asarray([8, 3, 5, 1], jnp.int32)
 ROWS = {"pooling": [8, 3, 5, 1]}
 """What a method makes of these budgets on a grid of 4 x 5, where it is not the budget itself."""
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}, "resprune": {"seed_rule": "max_norm"}}
-TOKENS = [name for name in METHODS if method_class(name).stage != "decoder"]
+TOKENS = [name for name in METHODS if method_class(name).stage not in ("pixels", "decoder")]
 
 
 def method(name: str) -> Method:

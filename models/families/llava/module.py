@@ -6,6 +6,7 @@ take the dtype of the parameters in that state.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -94,7 +95,7 @@ class Llava(CausalLM):
 
         Returns:
             N = grid^2 tokens an image, in raster order, all valid; coords are (row, column) in
-            patches.
+            patches. A smaller square of whole patches gives as many tokens.
 
         Raises:
             CallError: pixels of another shape than the tower's.
@@ -110,7 +111,7 @@ class Llava(CausalLM):
         with jax.named_scope("projector"):
             embeddings = self.multi_modal_projector(encoded)
         batch, count = embeddings.shape[:2]
-        rows, columns = jnp.divmod(jnp.arange(count), self.config.vision.grid)
+        rows, columns = jnp.divmod(jnp.arange(count), math.isqrt(count))
         coords = jnp.stack([rows, columns], axis=-1).astype(jnp.float32)  # [N, 2]
         return VisualTokens(
             embeddings=embeddings,
