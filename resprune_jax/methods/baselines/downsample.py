@@ -17,10 +17,11 @@ class Downsample(Method):
 
     LLaVA-1.5 sees the picture at s x s cells, s = round(sqrt(T)), at most the tower's own grid,
     with the tower's position embeddings resized bicubically; so s^2 tokens enter, 121 for a budget
-    of 128, and results say so: `visual_tokens` too are those of the smaller picture. LLaVA-NeXT
-    sees the base tile alone, in the same way, at most its 576 tokens. Rows of a call that need
-    grids of their own are refused there. Qwen's processor resizes the picture under an area of T
-    cells, each picture by its own budget. It acts on pictures, not on what `LVLM.encode` gave.
+    of 128 and 196 for one of 192, and results say so: `visual_tokens` too are those of the smaller
+    picture. LLaVA-NeXT sees the base tile alone, in the same way, at most its 576 tokens. Rows of a
+    call that need grids of their own are refused there. Qwen's processor resizes the picture under
+    an area of T cells, each picture by its own budget. It acts on pictures, not on what
+    `LVLM.encode` gave.
     """
 
     stage = "pixels"
