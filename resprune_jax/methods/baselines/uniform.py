@@ -1,13 +1,12 @@
 """Evenly spaced tokens: what a method that looks at the picture must beat."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resprune_jax.errors import one_of
 from resprune_jax.methods.base import Method
 from resprune_jax.methods.inputs import PromptContext, VisualTokens, patches
 
@@ -33,10 +32,6 @@ class Uniform(Method):
     layout: Layout = field(default="raster", metadata={"static": True})
 
     nested = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work when it is written down."""
-        one_of("layout", self.layout, get_args(Layout))
 
     @property
     def needs(self) -> frozenset[str]:

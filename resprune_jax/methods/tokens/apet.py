@@ -1,14 +1,12 @@
 """ApET: the tokens that a small basis explains worst, the others merged into them."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resprune_jax.arguments import whole
-from resprune_jax.errors import one_of
 from resprune_jax.methods.base import Merged, Method
 from resprune_jax.methods.inputs import PromptContext, VisualTokens
 from resprune_jax.relevance import unit
@@ -36,18 +34,13 @@ class Apet(Method):
         distance: of the sampling, and to the nearest kept token.
     """
 
-    basis: int = field(default=10, metadata={"static": True})
-    ridge: float = 1e-5
+    basis: int = field(default=10, metadata={"static": True, "range": (1, 1024)})
+    ridge: float = field(default=1e-5, metadata={"range": (0, 1e6)})
     distance: Distance = field(default="euclidean", metadata={"static": True})
 
     nested = False
     merges = "embeddings"
     source = "MaQianKun0/ApET @ 70cc01b, arXiv 2602.19870"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work when it is written down."""
-        whole("basis", self.basis)
-        one_of("distance", self.distance, get_args(Distance))
 
     def merge(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
