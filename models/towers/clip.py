@@ -35,16 +35,17 @@ class ClipEmbeddings(nnx.Module):
             config.num_patches + 1, width, param_dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: jax.Array, *, smaller: bool = False) -> jax.Array:
         """Embed images.
 
         Args:
             pixels: (B, C, H, W), normalised.
+            smaller: see `cut_patches`; positions are resized to the patches that there are.
 
         Returns:
             (B, 1 + N, v); the class token is row 0, patches follow in raster order.
         """
-        x = self.patch_embedding(cut_patches(pixels, self.config))  # [B, N, v]
+        x = self.patch_embedding(cut_patches(pixels, self.config, smaller=smaller))  # [B, N, v]
         first = jnp.broadcast_to(self.class_embedding[...], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1)
         table = self.position_embedding.embedding[...]
@@ -85,12 +86,13 @@ def _cubic_weights(length: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-def cut_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
+def cut_patches(pixels: jax.Array, config: VisionConfig, *, smaller: bool = False) -> jax.Array:
     """The patches of pictures, in raster order.
 
     Args:
-        pixels: (B, C, H, W), of the tower's size or a smaller square of whole patches.
+        pixels: (B, C, H, W).
         config: for the sizes.
+        smaller: they are a square of fewer whole patches than the tower's.
 
     Returns:
         (B, N, C * side * side).
@@ -100,8 +102,9 @@ def cut_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
     """
     expected = (config.num_channels, config.image_size, config.image_size)
     own = pixels.shape[-1] if pixels.ndim == 4 else 0
-    smaller = 0 < own < config.image_size and own % config.patch_size == 0
-    if pixels.shape[1:] != ((config.num_channels, own, own) if smaller else expected):
+    if smaller and own in range(side := config.patch_size, config.grid * side, side):
+        expected = (config.num_channels, own, own)
+    if pixels.shape[1:] != expected:
         raise CallError(
             f"pixels have shape {pixels.shape}, expected (B, {', '.join(map(str, expected))}): "
             "resize images with the checkpoint's own processor"
@@ -241,15 +244,15 @@ class ClipVision(nnx.Module):
         self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype)
 
     def __call__(
-        self, pixels: jax.Array, *, saliency: bool = False
+        self, pixels: jax.Array, *, saliency: bool = False, smaller: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encode images.
 
         Args:
-            pixels: (B, C, H, W), normalised, at the tower's own size, or smaller: a square of
-                whole patches, for which positions are resized.
+            pixels: (B, C, H, W), normalised, at the tower's own size.
             saliency: also return the attention of the class token in the last block that runs (one
                 row beside the fused attention): what the pruning papers call CLS attention.
+            smaller: pixels are a square of fewer whole patches, for which positions are resized.
 
         Returns:
             features: (B, N, v) in raster order, without the class token.
@@ -259,20 +262,21 @@ class ClipVision(nnx.Module):
         Raises:
             CallError: pixels of another shape.
         """
-        x, attended = self.encode(pixels, saliency=saliency)
+        x, attended = self.encode(pixels, saliency=saliency, smaller=smaller)
         return x[:, 1:], None if attended is None else attended.saliency
 
-    def look(self, pixels: jax.Array) -> TowerView:
+    def look(self, pixels: jax.Array, *, smaller: bool = False) -> TowerView:
         """As calling the tower, with all that it shows beside the features."""
-        x, attended = self.encode(pixels, saliency=True)
+        x, attended = self.encode(pixels, saliency=True, smaller=smaller)
         assert attended is not None
         return TowerView(x[:, 1:], attended.saliency, x[:, 0], attended.keys)
 
     def encode(
-        self, pixels: jax.Array, *, saliency: bool = False
+        self, pixels: jax.Array, *, saliency: bool = False, smaller: bool = False
     ) -> tuple[jax.Array, Attended | None]:
         """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
         with jax.named_scope("vision_tower"):
-            x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))
+            pixels = pixels.astype(self.embeddings.class_embedding.dtype)
+            x = self.embeddings(pixels, smaller=smaller)
             x = self.pre_layrnorm(x)  # [B, 1 + N, v]
             return self.encoder(x, saliency=saliency)

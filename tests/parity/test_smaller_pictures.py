@@ -45,7 +45,8 @@ def test_a_tower_sees_a_smaller_picture_as_transformers_does(
 ) -> None:
     pixels = np.random.default_rng(side).normal(size=(2, 3, side * 14, side * 14))
     pixels = pixels.astype(np.float32)
-    ours = lvlm.programs.encode(lvlm.state, {"pixels": pixels}, needs=frozenset({"features"}))
+    given = {"pixels": pixels, "smaller": ()}
+    ours = lvlm.programs.encode(lvlm.state, given, needs=frozenset({"features"}))
     out = reference.model.vision_tower(
         torch.from_numpy(pixels), output_hidden_states=True, interpolate_pos_encoding=True
     )

@@ -83,7 +83,9 @@ class LlavaFamily(Family):
         if grid < vision.grid:
             processor = processor.smaller(grid * vision.patch_size)
         pixels = processor(flat, image_aspect)  # [I, 3, H, W]
-        inputs = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
+        inputs: dict[str, Any] = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
+        if grid < vision.grid:
+            inputs["smaller"] = ()  # the name alone says it, and is static
         if any(len(row) != 1 for row in rows):
             table = np.full((len(rows), max(map(len, rows))), -1, np.int32)
             for row, own in enumerate(numbered(rows)):

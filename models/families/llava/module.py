@@ -83,6 +83,7 @@ class Llava(CausalLM):
         *,
         saliency: bool = False,
         needs: frozenset[str] = frozenset(),
+        smaller: bool = False,
     ) -> VisualTokens:
         """Turn images into visual tokens.
 
@@ -92,10 +93,11 @@ class Llava(CausalLM):
                 class token.
             needs: those of `inputs.ON_REQUEST` that are to be given too; those of a class token
                 where the tower has one.
+            smaller: pixels are a square of fewer whole patches than the tower's.
 
         Returns:
             N = grid^2 tokens an image, in raster order, all valid; coords are (row, column) in
-            patches. A smaller square of whole patches gives as many tokens.
+            patches.
 
         Raises:
             CallError: pixels of another shape than the tower's.
@@ -103,11 +105,11 @@ class Llava(CausalLM):
         more: dict[str, Any] = {}
         row: jax.Array | None
         if needs & CLASS_TOKEN and isinstance(self.vision_tower, ClipVision):
-            encoded, row, of_class, keys = self.vision_tower.look(pixels)
+            encoded, row, of_class, keys = self.vision_tower.look(pixels, smaller=smaller)
             spread = jnp.broadcast_to(of_class[:, None], encoded.shape)
             more = {"class_features": spread, "encoder_keys": keys}
         else:
-            encoded, row = self.vision_tower(pixels, saliency=saliency)
+            encoded, row = self.vision_tower(pixels, saliency=saliency, smaller=smaller)
         with jax.named_scope("projector"):
             embeddings = self.multi_modal_projector(encoded)
         batch, count = embeddings.shape[:2]
@@ -129,12 +131,14 @@ class Llava(CausalLM):
 
         Args:
             inputs: "pixels" (I, 3, H, W); where rows hold several images, "rows" (B, R) int32
-                numbers them, -1 for none.
+                numbers them, -1 for none; "smaller" where `read_smaller` made them.
 
         Returns:
             B rows of R * N tokens.
         """
-        visual = self.encode_images(inputs["pixels"], saliency=True, needs=needs)
+        visual = self.encode_images(
+            inputs["pixels"], saliency=True, needs=needs, smaller="smaller" in inputs
+        )
         if (rows := inputs.get("rows")) is None:
             return visual
 

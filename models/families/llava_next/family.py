@@ -98,7 +98,9 @@ class NextFamily(Family):
             kind=np.full(shape, PATCH, np.int8),
             coords=np.broadcast_to(np.tile(cells, (most, 1)), (*shape, 2)),
         )
-        inputs = {"pixels": pad_rows(pixels, size), "tables": tables}
+        inputs: dict[str, Any] = {"pixels": pad_rows(pixels, size), "tables": tables}
+        if side < vision.grid:
+            inputs["smaller"] = ()  # the name alone says it, and is static
         layouts = tuple((ImageLayout(side * side),) * len(row) for row in rows)
         return Pictures(inputs, layouts, batched=True, slots=shape[1])
 
