@@ -149,11 +149,14 @@ def compare(
     rows = []
     with progress("calls", (len(runs) + 1) * (options.repeats + 1)) as step:
         for name, call in {FULL: {"method": FULL}, **runs}.items():
+            # What makes pictures smaller takes the picture, and encodes it in every call.
+            small = name != FULL and methods[name].stage == "pixels"
+            seen = options.image if small else encoded
             times: dict[str, list[float]] = {"select": [], "prefill": []}
             try:
                 for turn in range(options.repeats + 1):
                     made = lvlm.generate(
-                        encoded, options.prompt, max_new_tokens=options.max_new_tokens, **call
+                        seen, options.prompt, max_new_tokens=options.max_new_tokens, **call
                     )
                     if turn:
                         for part, seconds in times.items():

@@ -37,12 +37,16 @@ def described(name: str) -> dict[str, Any]:
     from resprune_jax.methods import method_class
 
     cls = method_class(name)
+    method = any_of(cls)
     return {
         "name": name,
         "stage": _plain(cls, "stage"),
         "needs": sorted(_needs(cls)),
         "text": cls.text if "text" in _needs(cls) else None,
         "clip_text": cls.clip_text or None,
+        "merges": method.merges,
+        "positions": positions_of(method),
+        "runs_on": runs_on(method),
         "nested": cls.nested,
         "energy": cls.measures_energy,
         "source": cls.source,
@@ -50,6 +54,57 @@ def described(name: str) -> dict[str, Any]:
         "summary": (inspect.getdoc(cls) or "").split("\n")[0],
         "about": inspect.getdoc(cls) or "",
     }
+
+
+_QWEN = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "LLaVA-1.5": {"model_type": "llava"},
+    "LLaVA-NeXT": {"model_type": "llava_next"},
+    "Qwen2-VL": {"model_type": "qwen2_vl", **_QWEN},
+    "Qwen2.5-VL": {"model_type": "qwen2_5_vl", **_QWEN},
+    "LLaVA-OneVision": {"model_type": "llava_onevision"},
+    "llava-interleave": {
+        "model_type": "llava",
+        "vision_config": {"model_type": "siglip_vision_model"},
+        "vision_feature_select_strategy": "full",
+    },
+}
+"""A `config.json` of each kind of model, as far as it decides which methods run."""
+
+
+def any_of(cls: "type[Method]") -> "Method":
+    """A method with its defaults, and any number where its authors have published none."""
+    return cls(**{name: 1.0 for name, value in settings_of(cls).items() if value == "required"})
+
+
+def runs_on(method: "Method") -> list[str]:
+    """Those of `BACKBONES` that do not refuse a method, ResPrune with each family's settings."""
+    from resprune_jax.errors import CallError
+    from resprune_jax.methods import ResPrune, get_method
+    from resprune_jax.models.families.registry import family_class, read_model_config
+    from resprune_jax.models.running.fitting import check_fits
+
+    found = []
+    for name, hf in BACKBONES.items():
+        config = read_model_config(hf)
+        family = family_class(config).without_processor(config)
+        own = get_method(method, family.defaults) if isinstance(method, ResPrune) else method
+        try:
+            check_fits(family, own, clip=family.takes_clip)
+        except CallError:
+            continue
+        found.append(name)
+    return found
+
+
+def positions_of(method: "Method") -> str:
+    """Position ids behind a method: "original", "reindex", or "model" for the model's own rule."""
+    from resprune_jax.methods import DecoderMethod
+
+    if isinstance(method, DecoderMethod):
+        return method.positions
+    return "reindex" if method.merges and method.sequence == "listed" else "model"
 
 
 def settings_of(cls: "type[Method]") -> dict[str, Any]:
@@ -94,10 +149,14 @@ def run(options: MethodsOptions) -> int:
         from rich.table import Table
 
         table = Table(box=None)
-        for head in ("method", "stage", "reads", "settings", "source"):
+        heads = ("method", "stage", "reads", "merges", "positions", "runs on", "settings", "source")
+        for head in heads:
             table.add_column(head, overflow="fold")
         for one in every:
-            table.add_row(one["name"], one["stage"], _reads(one), _settings(one), one["source"])
+            table.add_row(
+                one["name"], one["stage"], _reads(one), one["merges"], one["positions"],
+                _backbones(one), _settings(one), one["source"],
+            )  # fmt: skip
         console().print(table)
         print("Of a file of yours: --method FILE.py:NAME (docs/your_own.md).")
     return 0
@@ -107,6 +166,11 @@ def _reads(one: dict[str, Any]) -> str:
     of = {"text": one["text"], "clip_text": one["clip_text"]}
     named = [f"{part} ({of[part]})" if of.get(part) else part for part in one["needs"]]
     return ", ".join(named) or "tokens alone"
+
+
+def _backbones(one: dict[str, Any]) -> str:
+    missing = [name for name in BACKBONES if name not in one["runs_on"]]
+    return ", ".join(one["runs_on"]) if missing else "all"
 
 
 def _settings(one: dict[str, Any]) -> str:
@@ -143,15 +207,23 @@ def markdown(every: list[dict[str, Any]]) -> str:
         "somebody who had not seen the methods: equal keep lists on 200 random problems each, and",
         "merged rows to 1e-5 of their largest entry (`pytest tests/methods`).",
         "",
-        "| method | tokens leave | reads | a smaller budget is a part of a larger one | source |",
-        "|---|---|---|---|---|",
+        "Merged rows are made in front of the projector (features), behind it (embeddings) or",
+        "inside the LLM (states). Position ids behind a method: those that the tokens had",
+        "(original), counted through again (reindex), or by the model's own rule (model: Qwen",
+        "keeps the tokens' own, all others count through; `positions` of a call says otherwise).",
+        "A model refuses by name what does not run on it.",
+        "",
+        "| method | tokens leave | reads | merges | positions | runs on"
+        " | a smaller budget is a part of a larger one | source |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     links = anchors([one["name"] for one in every])
     for one in every:
         nested = "yes" if one["nested"] else "no"
         lines.append(
             f"| [{one['name']}](#{links[one['name']]}) | {_WHERE[one['stage']]} | {_reads(one)}"
-            f" | {nested} | {one['source'] or 'none: a baseline'} |"
+            f" | {one['merges'] or 'no'} | {one['positions']} | {_backbones(one)} | {nested}"
+            f" | {one['source'] or 'none: a baseline'} |"
         )
     for one in every:
         lines += ["", f"## {one['name']}", "", *_prose(one["about"])]
@@ -170,7 +242,12 @@ def anchors(titles: list[str]) -> dict[str, str]:
     return made
 
 
-_WHERE = {"encoder": "in the encoder", "tokens": "before the LLM", "decoder": "inside the LLM"}
+_WHERE = {
+    "pixels": "before the encoder",
+    "encoder": "in the encoder",
+    "tokens": "before the LLM",
+    "decoder": "inside the LLM",
+}
 
 
 def _prose(about: str) -> list[str]:

@@ -12,6 +12,7 @@ from resprune_jax.methods import VisualTokens
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.compiling import compiling
 from resprune_jax.models.running.encoded import Encoded, Images, adopt, read_pictures, rows_of
+from resprune_jax.models.running.fitting import check_needs
 from resprune_jax.models.running.generation import (
     Generation,
     Selected,
@@ -65,7 +66,7 @@ class LVLM(Preparer):
                 not one, or beyond the stated limits.
         """
         one_of("image_aspect", image_aspect, get_args(ImageAspect))
-        self._check_needs(needs, "encode")
+        check_needs(self.family, needs, "encode", clip=self.clip is not None)
         if isinstance(images, Encoded):
             return images
         if isinstance(images, VisualTokens):

@@ -28,6 +28,7 @@ SMALLEST_TOLERANCE = 1e-5
 METHODS = {
     "random": "baselines.random:Random",
     "uniform": "baselines.uniform:Uniform",
+    "downsample": "baselines.downsample:Downsample",
     "pooling": "baselines.pooling:Pooling",
     "fastervlm": "encoder.fastervlm:FasterVLM",
     "vispruner": "encoder.vispruner:VisPruner",
@@ -46,6 +47,7 @@ METHODS = {
     "spare": "tokens.spare:Spare",
     "lrcp": "tokens.lrcp:Lrcp",
     "svdprune": "tokens.svdprune:SvdPrune",
+    "apet": "tokens.apet:Apet",
     "fastv": "decoder.fastv:FastV",
     "dart": "decoder.dart:Dart",
     "adaptprune": "decoder.adaptprune:AdaptPrune",

@@ -19,6 +19,7 @@ from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.images.files import ImageLike
 from resprune_jax.models.images.video import Sampling, VideoLike
+from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import ImageAspect
 from resprune_jax.models.towers.config import ClipConfig
 
@@ -174,6 +175,25 @@ class Family(ABC):
         Raises:
             CallError, RunError: an image that cannot be used.
         """
+
+    def read_smaller(
+        self, rows: Sequence[Sequence[Picture]], keep: Sequence[Keep], image_aspect: ImageAspect
+    ) -> Pictures:
+        """Read the images of every row made smaller, so that each gives as many tokens.
+
+        Args:
+            rows: of images.
+            keep: a budget for every row, which each of its images has; None leaves them as they
+                are. A ratio is of the tokens that the image would give.
+            image_aspect: as in `read`.
+
+        Raises:
+            CallError, RunError: an image that cannot be used, or a budget that it cannot meet.
+        """
+        raise CallError(
+            f"{self.name} cannot make pictures smaller: downsampling is for LLaVA-1.5,"
+            " LLaVA-NeXT, Qwen2-VL and Qwen2.5-VL"
+        )
 
     @property
     def gives(self) -> frozenset[str]:

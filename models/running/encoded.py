@@ -20,6 +20,7 @@ from resprune_jax.models.families.base import (
     Pictures,
     Video,
 )
+from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import ImageAspect
 
 
@@ -67,15 +68,29 @@ def rows_of(images: Images) -> list[list[Picture]]:
 
 
 def read_pictures(
-    family: Family, rows: list[list[Picture]], image_aspect: ImageAspect
+    family: Family,
+    rows: list[list[Picture]],
+    image_aspect: ImageAspect,
+    smaller: Sequence[Keep] = (),
 ) -> Pictures | None:
     """The pictures of the rows that have any, read; None where none has.
+
+    Args:
+        family: of the model.
+        rows: of pictures.
+        image_aspect: see `Family.read`.
+        smaller: a budget for every row, see `Family.read_smaller`; empty reads them as they are.
 
     Raises:
         CallError, RunError: a picture that cannot be used.
     """
     shown = [row for row in rows if row]
-    return family.read(shown, image_aspect) if shown else None
+    if not shown:
+        return None
+    if not smaller:
+        return family.read(shown, image_aspect)
+    budgets = [keep for row, keep in zip(rows, smaller, strict=True) if row]
+    return family.read_smaller(shown, budgets, image_aspect)
 
 
 def spread(rows: list[list[Picture]], layouts: Layouts) -> Layouts:

@@ -1,7 +1,7 @@
 """The host's half of an `LVLM`: a call as the user writes it, checked, encoded and laid out."""
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from resprune_jax.errors import CallError, shown
 from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
 from resprune_jax.methods.decoder.base import DecoderMethod
-from resprune_jax.methods.inputs import CLIP, LAYER_NEEDS, ON_REQUEST
+from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.families.base import Family, Layouts, Picture, Pictures
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.chat import PromptEncoder
@@ -29,6 +29,7 @@ from resprune_jax.models.running.encoded import (
     rows_of,
     spread,
 )
+from resprune_jax.models.running.fitting import check_fits, given
 from resprune_jax.models.running.generation import Call
 from resprune_jax.models.running.plan import (
     Planned,
@@ -119,19 +120,12 @@ class Preparer(Runner):
             settings = {**self.family.defaults, **settings}
         method = get_method(options.method, settings)
         name = type(method).__name__
-        self._check_needs(method.needs, name, method.instead)
         if options.tolerance is not None and not method.measures_energy:
             raise CallError(
                 f"tolerance is a share of residual energy, which {name} does not measure: leave it"
                 " out"
             )
-        positions = options.positions or self.family.positions
-        if method.makes_rows and method.sequence == "listed" and positions == "original":
-            raise CallError(
-                f"{name} lists its rows in an order of their own, so positions are counted through"
-                f" behind it: positions=original, {self.family.name}'s own or the call's, is not"
-                " for it"
-            )
+        check_fits(self.family, method, options.positions, clip=self.clip is not None)
         if isinstance(method, DecoderMethod):
             self._check_inside(method, options)
         elif method.stage == "decoder":
@@ -167,16 +161,6 @@ class Preparer(Runner):
                 f"{name} drops tokens inside the decoder, where newline tokens compete as all"
                 " others do: leave newline out"
             )
-        if options.positions not in (None, method.positions):
-            raise CallError(
-                f"positions={options.positions} is not for {name}, behind whose drops they are"
-                f" {method.positions}: leave it out"
-            )
-        if method.positions == "reindex" and self.family.positions == "original":
-            raise CallError(
-                f"{name} counts positions anew behind every drop, and those of {self.family.name}"
-                " have axes that cannot be: it runs on LLaVA-1.5 and LLaVA-NeXT"
-            )
         budgets = options.keep if isinstance(options.keep, list | tuple) else [options.keep]
         if method.budgeted and any(keep is not None for keep in budgets):
             raise CallError(
@@ -186,8 +170,7 @@ class Preparer(Runner):
     @property
     def gives(self) -> frozenset[str]:
         """What a method's `needs` may name here, beside parts of the decoder's layers."""
-        clip = frozenset() if self.clip is None else CLIP
-        return self.family.gives | {"text", "kind"} | clip
+        return given(self.family, clip=self.clip is not None)
 
     def _check_least(self, method: Method, plans: list[Planned], each: list[Keep]) -> None:
         """Refuse budgets below what a method can make of the images.
@@ -204,26 +187,36 @@ class Preparer(Runner):
                     f" tokens in {blocks} blocks of the vision tower: keep at least {least}"
                 )
 
-    def _check_needs(
-        self, needs: Collection[str], who: str, instead: Mapping[str, str] | None = None
-    ) -> None:
-        """Refuse a method that reads what this model does not have.
+    def _budgets_of_rows(
+        self,
+        method: Method,
+        images: Images,
+        options: CallOptions,
+        rows: Sequence[int],
+        each: list[Keep],
+    ) -> list[Keep]:
+        """The budget of every row of images, which all its prompts share.
 
         Raises:
-            CallError: what is missing.
-        """
-        gives = self.gives
-        if missing := sorted(set(needs) - gives - LAYER_NEEDS):
-            hint = (instead or {}).get(missing[0], f"it gives {', '.join(sorted(gives))}")
-            if set(missing) <= CLIP and self.family.takes_clip:
-                hint = (
-                    "give the CLIP that its vision tower is from, load_model(..., clip="
-                    '"openai/clip-vit-large-patch14-336") or --clip, a folder or a Hub id'
-                )
+            CallError: images that are no pictures any more, prompts of other budgets about the same
+                picture, or an option that means nothing.
+        """  # fmt: skip
+        name = type(method).__name__
+        if isinstance(images, Encoded | VisualTokens):
             raise CallError(
-                f"{who} reads {', '.join(missing)}, which {self.family.name} does not have here:"
-                f" {hint}"
+                f"{name} makes pictures smaller before they are encoded: give the pictures, not"
+                " what encode gave"
             )
+        if options.newline == "always":
+            raise CallError(f"{name} leaves no newline token out: leave newline out")
+        found: dict[int, Keep] = {}
+        for row, keep in zip(rows, each, strict=True):
+            if found.setdefault(row, keep) != keep:
+                raise CallError(
+                    f"{name} reads a picture once, and prompts about one have budgets {found[row]}"
+                    f" and {keep}: ask them one after the other"
+                )
+        return [found[row] for row in sorted(found)]
 
     def _prepare(
         self,
@@ -246,10 +239,9 @@ class Preparer(Runner):
             keep if media[row] else None
             for keep, row in zip(options.budgets(len(questions)), rows, strict=True)
         ]
-        alone = method is not None and (method.makes_rows or method.by_image)
-        shared = options.budget != "per_image"
+        alone = method is not None and method.by_image and options.budget != "per_image"
         for row, keep in zip(rows, each, strict=True):
-            if alone and shared and keep is not None and len(media[row]) > 1:
+            if alone and keep is not None and len(media[row]) > 1:
                 raise CallError(
                     f"{type(method).__name__} works image by image, and a prompt has"
                     f' {len(media[row])} images that share its budget: give budget="per_image"'
@@ -271,6 +263,11 @@ class Preparer(Runner):
             text=source, extractor=extractor,
             ocr_line=options.ocr_line, chat_template=options.chat_template, rows=rows,
         )  # fmt: skip
+        smaller: list[Keep] = []
+        if method is not None and method.stage == "pixels":
+            smaller = self._budgets_of_rows(method, images, options, rows, each)
+            # What is read small is kept whole.
+            method, each = None, [None] * len(each)
         given, pictures = [], None
         if isinstance(images, VisualTokens):
             images = adopt(images, self.family)
@@ -285,7 +282,7 @@ class Preparer(Runner):
                     )
         else:
             given = rows_of(images)
-            pictures = read_pictures(self.family, given, options.image_aspect)
+            pictures = read_pictures(self.family, given, options.image_aspect, smaller)
             layouts = spread(given, () if pictures is None else pictures.layouts)
         # Before the tower runs: images know how many tokens they give.
         inside = isinstance(method, DecoderMethod)

@@ -115,6 +115,11 @@ def warm_up(
     options = lvlm.settings.resolve(options)
     assert options.max_new_tokens is not None
     method = lvlm.method_of(options)
+    if method is not None and method.stage == "pixels":
+        raise CallError(
+            f"warm_up runs full pictures, and {type(method).__name__} makes them smaller: warm up"
+            " by a call of your own"
+        )
     entries = 1 if method is None else rows_of(method)
     needs = frozenset() if method is None else frozenset(method.needs)
     rows = rows_of_sizes(sizes)

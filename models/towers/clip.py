@@ -5,11 +5,13 @@ that runs, and the final norm of the class token, are not parameters of this mod
 makes the queries and keys of the very next block: PruMerge reads them.
 """
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -35,41 +37,82 @@ class ClipEmbeddings(nnx.Module):
             config.num_patches + 1, width, param_dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: jax.Array, *, smaller: bool = False) -> jax.Array:
         """Embed images.
 
         Args:
             pixels: (B, C, H, W), normalised.
+            smaller: see `cut_patches`; positions are resized to the patches that there are.
 
         Returns:
             (B, 1 + N, v); the class token is row 0, patches follow in raster order.
         """
-        x = self.patch_embedding(cut_patches(pixels, self.config))  # [B, N, v]
+        x = self.patch_embedding(cut_patches(pixels, self.config, smaller=smaller))  # [B, N, v]
         first = jnp.broadcast_to(self.class_embedding[...], (len(x), 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1)
-        return x + self.position_embedding.embedding[...]
+        table = self.position_embedding.embedding[...]
+        places = resized_positions(table[1:], math.isqrt(x.shape[1]))
+        return x + jnp.concatenate([table[:1], places])
 
 
-def cut_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
+def resized_positions(table: jax.Array, side: int) -> jax.Array:
+    """Learned positions of a square grid for a smaller one, (side^2, v).
+
+    Bicubic as transformers' `interpolate_pos_encoding`: cells are intervals, four taps with the
+    factor -0.75, those beyond the border read the border, no antialiasing.
+
+    Args:
+        table: (n^2, v) in raster order.
+        side: static; n gives the table as it is.
+    """
+    grid = math.isqrt(len(table))
+    if side == grid:
+        return table
+    weights = jnp.asarray(_cubic_weights(grid, side))  # [side, n]
+    square = table.astype(jnp.float32).reshape(grid, grid, -1)
+    made = jnp.einsum("ri,cj,ijv->rcv", weights, weights, square, precision="highest")
+    return made.reshape(side * side, -1).astype(table.dtype)
+
+
+def _cubic_weights(length: int, new: int) -> np.ndarray:
+    """What each of `length` cells gives each of `new` ones, (new, length) float32."""
+    centre = (np.arange(new) + 0.5) * (length / new) - 0.5
+    first = np.floor(centre).astype(int)
+    weights = np.zeros((new, length))
+    for tap in range(-1, 3):
+        x = np.abs(centre - (first + tap))
+        near = (1.25 * x - 2.25) * x * x + 1
+        far = -0.75 * (((x - 5) * x + 8) * x - 4)
+        cell = np.clip(first + tap, 0, length - 1)
+        np.add.at(weights, (np.arange(new), cell), np.where(x <= 1, near, far))
+    return weights.astype(np.float32)
+
+
+def cut_patches(pixels: jax.Array, config: VisionConfig, *, smaller: bool = False) -> jax.Array:
     """The patches of pictures, in raster order.
 
     Args:
         pixels: (B, C, H, W).
         config: for the sizes.
+        smaller: they are a square of fewer whole patches than the tower's.
 
     Returns:
         (B, N, C * side * side).
 
     Raises:
-        CallError: pixels of another shape than the tower's.
+        CallError: pixels of another shape.
     """
     expected = (config.num_channels, config.image_size, config.image_size)
-    if pixels.ndim != 4 or pixels.shape[1:] != expected:
+    own = pixels.shape[-1] if pixels.ndim == 4 else 0
+    if smaller and own in range(side := config.patch_size, config.grid * side, side):
+        expected = (config.num_channels, own, own)
+    if pixels.shape[1:] != expected:
         raise CallError(
             f"pixels have shape {pixels.shape}, expected (B, {', '.join(map(str, expected))}): "
             "resize images with the checkpoint's own processor"
         )
-    channels, grid, side = config.num_channels, config.grid, config.patch_size
+    channels, side = config.num_channels, config.patch_size
+    grid = own // side
     used = grid * side  # a stride of one patch leaves a narrower rest unread
     patches = pixels[:, :, :used, :used].reshape(-1, channels, grid, side, grid, side)
     patches = patches.transpose(0, 2, 4, 1, 3, 5)  # [B, rows, columns, C, side, side]
@@ -324,7 +367,7 @@ class ClipVision(nnx.Module):
         self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype, next_block=behind)
 
     def __call__(
-        self, pixels: jax.Array, *, saliency: bool = False
+        self, pixels: jax.Array, *, saliency: bool = False, smaller: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         """Encode images.
 
@@ -332,6 +375,7 @@ class ClipVision(nnx.Module):
             pixels: (B, C, H, W), normalised, at the tower's own size.
             saliency: also return the attention of the class token in the last block that runs (one
                 row beside the fused attention): what the pruning papers call CLS attention.
+            smaller: pixels are a square of fewer whole patches, for which positions are resized.
 
         Returns:
             features: (B, N, v) in raster order, without the class token.
@@ -341,14 +385,14 @@ class ClipVision(nnx.Module):
         Raises:
             CallError: pixels of another shape.
         """
-        x, attended = self.encode(pixels, saliency=saliency)
+        x, attended = self.encode(pixels, saliency=saliency, smaller=smaller)
         return x[:, 1:], None if attended is None else attended.saliency
 
-    def look(self, pixels: jax.Array) -> TowerView:
+    def look(self, pixels: jax.Array, *, smaller: bool = False) -> TowerView:
         """As calling the tower, with all that it shows beside the features."""
         last = self.encoder.num_blocks - 1
         with jax.named_scope("vision_tower"):
-            entering = self.enter(pixels)
+            entering = self.enter(pixels, smaller=smaller)
             x, found = self.encoder(entering, shown=(0, last))
             behind = self.encoder.next_block
             asked = (None, None) if behind is None else behind(x)
@@ -356,15 +400,16 @@ class ClipVision(nnx.Module):
         return TowerView(x[:, 1:], own.saliency, x[:, 0], own.keys, early, entering, *asked)
 
     def encode(
-        self, pixels: jax.Array, *, saliency: bool = False
+        self, pixels: jax.Array, *, saliency: bool = False, smaller: bool = False
     ) -> tuple[jax.Array, Attended | None]:
         """As calling the tower, but features keep the class token in front: (B, 1 + N, v)."""
         last = self.encoder.num_blocks - 1
         with jax.named_scope("vision_tower"):
-            x, found = self.encoder(self.enter(pixels), shown=(last,) if saliency else ())
+            entering = self.enter(pixels, smaller=smaller)
+            x, found = self.encoder(entering, shown=(last,) if saliency else ())
         return x, found.get(last)
 
-    def enter(self, pixels: jax.Array) -> jax.Array:
+    def enter(self, pixels: jax.Array, *, smaller: bool = False) -> jax.Array:
         """What enters the first block: (B, C, H, W) to (B, 1 + N, v)."""
-        x = self.embeddings(pixels.astype(self.embeddings.class_embedding.dtype))
-        return self.pre_layrnorm(x)
+        pixels = pixels.astype(self.embeddings.class_embedding.dtype)
+        return self.pre_layrnorm(self.embeddings(pixels, smaller=smaller))

@@ -5,11 +5,18 @@ bias. The norm behind the last block belongs to the pooled output: `hidden_state
 transformers, which feeds the projector, does not pass it.
 """
 
+import math
+
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.models.towers.clip import ClipEncoder, ClipVision, cut_patches
+from resprune_jax.models.towers.clip import (
+    ClipEncoder,
+    ClipVision,
+    cut_patches,
+    resized_positions,
+)
 from resprune_jax.models.towers.config import SiglipConfig, VisionConfig
 
 
@@ -24,11 +31,12 @@ class SiglipEmbeddings(nnx.Module):
         self.patch_embedding = nnx.Linear(patch, width, param_dtype=dtype, rngs=rngs)
         self.position_embedding = nnx.Embed(config.num_patches, width, param_dtype=dtype, rngs=rngs)
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        """(B, C, H, W), normalised, to (B, N, v) in raster order."""
+    def __call__(self, pixels: jax.Array, *, smaller: bool = False) -> jax.Array:
+        """(B, C, H, W), normalised, to (B, N, v) in raster order; see `ClipEmbeddings`."""
         dtype = self.position_embedding.embedding.dtype
-        x = self.patch_embedding(cut_patches(pixels.astype(dtype), self.config))
-        return x + self.position_embedding.embedding[...]
+        x = self.patch_embedding(cut_patches(pixels.astype(dtype), self.config, smaller=smaller))
+        table = self.position_embedding.embedding[...]
+        return x + resized_positions(table, math.isqrt(x.shape[1]))
 
 
 class SiglipVision(nnx.Module):
@@ -42,12 +50,15 @@ class SiglipVision(nnx.Module):
         self.embeddings = SiglipEmbeddings(config, rngs=rngs, dtype=dtype)
         self.encoder = ClipEncoder(config, num_blocks, rngs=rngs, dtype=dtype)
 
-    def __call__(self, pixels: jax.Array, *, saliency: bool = False) -> tuple[jax.Array, None]:
+    def __call__(
+        self, pixels: jax.Array, *, saliency: bool = False, smaller: bool = False
+    ) -> tuple[jax.Array, None]:
         """Encode images.
 
         Args:
             pixels: (B, C, H, W), normalised, at the tower's own size.
             saliency: has no effect: without a class token there is no CLS attention.
+            smaller: see `ClipVision`.
 
         Returns:
             features (B, N, v) in raster order, and `None` in place of the saliency.
@@ -56,7 +67,7 @@ class SiglipVision(nnx.Module):
             CallError: pixels of another shape.
         """
         with jax.named_scope("vision_tower"):
-            x, _ = self.encoder(self.embeddings(pixels))
+            x, _ = self.encoder(self.embeddings(pixels, smaller=smaller))
         return x, None
 
 

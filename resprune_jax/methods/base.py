@@ -4,6 +4,7 @@ A method holds its own rule and nothing else: scores, or an order of choice, for
 padding, each row's limit, failed rows and the keep list are made of that here.
 """
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
@@ -31,8 +32,9 @@ from .inputs import (
 FAILED = -1
 """What an order begins with where the image cannot be judged."""
 
-Stage = Literal["encoder", "tokens", "decoder"]
-"""Where tokens leave: in the vision encoder, before the LLM, or inside it."""
+Stage = Literal["pixels", "encoder", "tokens", "decoder"]
+"""Where tokens leave: before the vision encoder (a smaller picture, see `Family.read_smaller`), in
+it, before the LLM, or inside it."""
 
 Merges = Literal["", "features", "embeddings", "states"]
 """What a method's merged rows are: none, in front of the projector, behind it, or, where tokens
@@ -83,9 +85,10 @@ class Method:
         nested: whether a smaller budget keeps the first tokens of a larger one, in order of choice.
         measures_energy: whether its selections hold residual energies, which `tolerance` reads.
         merges: what the rows of its `merge` are; "" for a method that leaves tokens as they are.
+            A property where that depends on settings.
         sequence: where these rows stand. "listed" is for models that count positions through.
-        by_image: whether it shares a budget out inside an image, so that the images of a prompt
-            cannot have one together; methods that merge never can.
+        by_image: whether it works on one image at a time, so that images of a prompt cannot share a
+            budget; by default those that merge do.
         beside: rows that it adds to every budget (TRIM's mean of what was dropped).
         instead: for parts of `needs`, what to do on a model that does not have them.
         source: where the rule is from: the paper, and the repository where its code is followed.
@@ -113,12 +116,21 @@ class Method:
         """Whether its `merge` makes what enters the LLM."""
         return self.merges in ("features", "embeddings")
 
+    @property
+    def by_image(self) -> bool:
+        """See the class."""
+        return self.makes_rows
+
     nested = True
     text: ClassVar[TextSource] = "nouns"
     clip_text: ClassVar[ClipText] = ""
     measures_energy = False
-    by_image = False
-    merges: ClassVar[Merges] = ""
+
+    @property
+    def merges(self) -> Merges:
+        """See the class."""
+        return ""
+
     sequence: ClassVar[Sequence] = "image"
     source = ""
     instead: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -239,6 +251,21 @@ class Method:
         order, count, merged = jax.vmap(one)(rows, visual, prompt, limit)
         return Selection(order, None, count, merged)
 
+    def missing(self) -> str:
+        """What a method of these declarations must have and this one does not; "" for nothing."""
+        if self.merges == "states":
+            return "states are merged inside the decoder, by a subclass of DecoderMethod"
+        if self.merges:
+            own = self.writes("merge", "select")
+            return "" if own else f"it merges {self.merges} and has no merge: write it"
+        if self.writes("scores", "order", "select"):
+            return ""
+        return "it decides nothing: write its scores, its order, or a merge and what it merges"
+
+    def writes(self, *names: str) -> bool:
+        """Whether it has one of these functions of its own."""
+        return any(getattr(type(self), name) is not getattr(Method, name) for name in names)
+
     def seats(self, selection: Selection, valid: jax.Array) -> jax.Array:
         """Where the rows of a selection stand among an image's places.
 
@@ -347,15 +374,12 @@ def check_method(method: Any) -> None:
             f" choose of {', '.join(map(repr, get_args(Merges)))}, and of"
             f" {', '.join(get_args(Sequence))}"
         )
-    rules = ("scores", "order", "merge", "select")
-    if all(getattr(type(method), rule) is getattr(Method, rule) for rule in rules):
-        raise CallError(f"{name} decides nothing: write its scores, its order, or its merge")
-    before = method.makes_rows
-    if before != (type(method).merge is not Method.merge) or (before and method.stage == "decoder"):
-        raise CallError(
-            f"{name}.merges is {method.merges!r}: with features or embeddings it has a merge,"
-            " inside the decoder it is states or empty"
-        )
+    if missing := method.missing():
+        raise CallError(f"{name} cannot run: {missing}")
+    own = inspect.getattr_static(type(method), "merges")
+    depends = isinstance(own, property) and own is not inspect.getattr_static(Method, "merges")
+    if method.writes("merge") and not (depends or method.merges):
+        raise CallError(f"{name} has a merge and merges nothing: say what its rows are, merges=...")
 
 
 def _settings_of_rows(method: Any) -> dict[str, Any]:

@@ -36,11 +36,12 @@ def test_answers_times_and_a_picture(
     with Image.open(drawn) as picture:
         assert picture.width > 1500
     # Inside the LLM: the average over the layers, and a budget that cannot be met.
-    inside = ["fastv", "pdrop:layers=1,2,depth=0"]
+    # What the tower must give on request, and what takes the picture itself, run as others do.
+    inside = ["fastv", "visionzip", "downsample", "pdrop:layers=1,2,depth=0"]
     assert cli.main([*words, "--method", *inside, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row.get("layer_average") for row in rows] == [16, 12, None]
-    assert rows[1]["kept"] == 4 and "cannot average 4 of 16" in rows[2]["error"]
+    assert [row.get("layer_average") for row in rows] == [16, 12, 4, 4, None]
+    assert rows[1]["kept"] == 4 and "cannot average 4 of 16" in rows[-1]["error"]
     # On a tower without a class token, what reads its attention is named and left out.
     monkeypatch.setattr(type(lvlm.family), "gives", frozenset({"features", "coords"}))
     assert cli.main([*words, "--method", "fastervlm", "random"]) == 0

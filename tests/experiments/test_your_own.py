@@ -14,6 +14,7 @@ from PIL import Image
 from resprune_jax import select
 from resprune_jax.choices import METHODS
 from resprune_jax.experiments import cli
+from resprune_jax.experiments.methods import BACKBONES
 from resprune_jax.experiments.pocket.scenes.frozen import frozen_set
 from resprune_jax.experiments.pocket.scenes.scene import render
 from resprune_jax.methods import PromptContext, VisualTokens
@@ -124,6 +125,14 @@ def test_the_document_of_methods_is_theirs(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["methods", "--json"]) == 0
     every = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in every] == list(METHODS)
+    of = {one["name"]: one for one in every}
+    clip, counted = ["LLaVA-1.5", "LLaVA-NeXT"], [x for x in BACKBONES if "Qwen" not in x]
+    assert of["fastervlm"]["runs_on"] == clip and of["visionzip"]["runs_on"] == clip
+    assert of["pdrop"]["runs_on"] == counted and of["pdrop"]["positions"] == "reindex"
+    assert of["resprune"]["runs_on"] == of["apet"]["runs_on"] == list(BACKBONES)
+    assert (of["apet"]["merges"], of["apet"]["positions"]) == ("embeddings", "model")
+    assert (of["sparsevlm"]["merges"], of["visionzip"]["positions"]) == ("states", "reindex")
+    assert of["fastv"]["positions"] == "original" and of["agilepruner"]["runs_on"] == clip
     assert cli.main(["methods"]) == 0 and cli.main(["methods", "--name", "scope"]) == 0
     assert "combine=multiply" in capsys.readouterr().out
     assert cli.main(["methods", "--name", "scop"]) == 2

@@ -19,6 +19,7 @@ from resprune_jax.methods import (
     get_method,
     method_class,
 )
+from resprune_jax.methods.base import Merged
 from resprune_jax.methods.inputs import NEEDS, OPTIONAL
 from tests.compiles import backend_compiles
 from tests.methods.toy_tower import tower
@@ -31,7 +32,7 @@ AT_MOST = {"prumerge+"}
 """What makes as many rows as the image has it, at most the budget."""
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}, "resprune": {"seed_rule": "max_norm"}}
 TOWER = tower(V, 5)
-TOKENS = [name for name in METHODS if method_class(name).stage != "decoder"]
+TOKENS = [name for name in METHODS if method_class(name).stage not in ("pixels", "decoder")]
 
 
 def method(name: str) -> Method:
@@ -158,6 +159,56 @@ def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
     assert made.indices[0].tolist() == whole.indices[0].tolist()
 
 
+def test_the_order_of_choice_is_the_same_set() -> None:
+    """DivPrune unsorted: rows that are the tokens themselves, one after the other."""
+    visual, prompt = inputs(5)
+    ours = get_method("divprune", sort=False)
+    listed = run(ours, visual, prompt, LIMITS)
+    usual = get_method("divprune")
+    assert (ours.merges, usual.merges) == ("embeddings", "")
+    made = run(usual, visual, prompt, LIMITS)
+    assert made.rows is None and listed.indices.tolist() == made.indices.tolist()
+    assert listed.count.tolist() == LIMITS.tolist() and listed.rows is not None
+    seats = ours.seats(listed, visual.valid)
+    moved = 0
+    for row, count in enumerate(LIMITS.tolist()):
+        own = made.indices[row, :count]
+        np.testing.assert_array_equal(listed.rows[row, :count], visual.embeddings[row][own])
+        assert seats[row, :count].tolist() == list(range(count))
+        moved += sorted(own.tolist()) != own.tolist()
+    assert moved
+
+
+@pytest.mark.parametrize("layout", ["rows", "grid"])
+def test_uniform_on_grids_that_are_none(layout: str) -> None:
+    """Coordinates of tiles, of frames one over the other, of newlines: still different patches."""
+    chosen = get_method("uniform", layout=layout)
+    visual, prompt = inputs(0)
+    rng = np.random.default_rng(0)
+    for turn in range(6):
+        coords = rng.uniform(-0.4, 5, (B, N, 2))  # of a tile between the others
+        coords[1] = np.argwhere(np.ones((2, 2)))[np.arange(N) % 4]  # five frames
+        coords[2] = 3  # nothing between them
+        kind = rng.random((B, N)) < 0.3
+        limits = jnp.asarray(rng.integers(1, K + 1, B), jnp.int32)
+        odd = replace(
+            visual, coords=jnp.asarray(coords, jnp.float32), kind=jnp.asarray(kind, jnp.int8)
+        )
+        made = run(chosen, odd, prompt, limits)
+        for row, limit in enumerate(limits.tolist()):
+            own = np.asarray(made.indices)[row, : int(made.count[row])].tolist()
+            assert 0 < len(set(own)) == len(own) <= limit, (turn, row)
+            assert not kind[row, own].any()
+        most = np.minimum(limits, [16, 4, 16, 16])  # a frame has four places
+        patches = (~kind).sum(axis=1)
+        if layout == "rows":
+            assert made.count.tolist() == np.minimum(most, patches).tolist()
+    frames = replace(visual, coords=jnp.asarray(coords, jnp.float32))
+    made = run(chosen, frames, prompt, jnp.full(B, 4, jnp.int32))
+    # One frame after the other, not the first for all four places.
+    assert made.indices[1, :4].tolist() == [0, 4 + 1, 8 + 2, 12 + 3]
+
+
 def test_random_draws_by_row_and_seed() -> None:
     visual, prompt = inputs(0)
     full = jnp.full(B, K, jnp.int32)
@@ -239,6 +290,25 @@ class MergesNothing(Method):
         return image.embeddings[:, 0]
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MergesInSilence(Method):
+    def merge(self, image: Any, prompt: Any, keep: int, limit: jax.Array) -> Merged:
+        raise AssertionError
+
+    def scores(self, image: Any, prompt: Any) -> jax.Array:
+        return image.embeddings[:, 0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StatesOutside(Method):
+    merges = "states"
+
+    def scores(self, image: Any, prompt: Any) -> jax.Array:
+        return image.embeddings[:, 0]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -249,7 +319,9 @@ class MergesNothing(Method):
         (Talkative(), "clip_text is 'everything'"),
         (Unasked(), "clip_text is 'prompt'"),
         (Wordy(), "static"),
-        (MergesNothing(), "merges"),
+        (MergesNothing(), "MergesNothing cannot run: it merges features and has no merge"),
+        (MergesInSilence(), "has a merge and merges nothing"),
+        (StatesOutside(), "states are merged inside the decoder"),
         (NotRegistered(), "pytree"),
         (NotADataclass(), "frozen dataclass"),
         (Typo, "an instance"),
@@ -275,6 +347,10 @@ def test_what_is_no_method_is_refused(given: Any, said: str) -> None:
         ("scope", {"heads": 2.5}, "heads must be a whole number"),
         ("vispruner", {"important": 1.5}, "from 0 to 1"),
         ("lrcp", {"centred": "maybe"}, "true or false"),
+        ("apet", {"basis": 0}, "basis must be a whole number from 1"),
+        ("apet", {"distance": "far"}, "euclidean, cosine"),
+        ("uniform", {"layout": "cells"}, "raster, rows, grid"),
+        ("divprune", {"sort": 2}, "true or false"),
         ("pooling", {"bins": "square"}, "adaptive, partition"),
         ("pdrop", {"layers": b"8"}, "a row of numbers"),
         ("pdrop", {"layers": (2, "x")}, "layers must be a whole number"),

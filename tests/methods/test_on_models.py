@@ -85,6 +85,10 @@ def test_every_method(family: str, photographs: Any) -> None:
         other = lvlm.select(images[::-1], QUESTIONS[::-1], keep=[0.25, 9], **call)
         own = np.flatnonzero(other.mask[0]).tolist()
         assert own == np.flatnonzero(made.mask[1]).tolist(), name
+    if family != "llava":  # there coordinates are a plain grid
+        rows: dict[str, Any] = {"method": "uniform", "method_settings": {"layout": "rows"}}
+        made = lvlm.select(images, QUESTIONS, keep=[5, 0.25], **rows)
+        assert made.kept == [5, round(0.25 * made.visual_tokens[1])]
     print(f"{family}: {len(ran)} methods ran: {', '.join(ran)}")
     assert {"random", "uniform", "divprune", "resprune"} <= set(ran)
     assert ("fastervlm" in ran) == (family in CLASS_TOKEN)
@@ -99,7 +103,10 @@ def test_every_method(family: str, photographs: Any) -> None:
         "pooling",
         "visionzip",
         "tome",
-        *(pytest.param(name, marks=pytest.mark.deep) for name in ("prumerge", "prumerge+", "trim")),
+        *(
+            pytest.param(name, marks=pytest.mark.deep)
+            for name in ("prumerge", "prumerge+", "trim", "apet")
+        ),
     ],
 )
 def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
@@ -166,3 +173,33 @@ def test_the_pocket_model_has_no_block_behind_its_features(photographs: Any) -> 
     with pytest.raises(CallError, match=r"PruMerge reads next_keys, next_saliency, .*no block"):
         lvlm.select(photographs[0], QUESTIONS[0], method="prumerge", keep=8)
     assert "early_saliency" in lvlm.family.gives
+
+
+@pytest.mark.deep
+def test_the_order_of_choice_is_another_prompt(photographs: Any) -> None:
+    """DivPrune, sorted and not: the same tokens, other scores, as that order by hand gives."""
+    lvlm, images = model("llava"), list(photographs[:2])
+    made = lvlm.select(images, QUESTIONS, keep=5, method="divprune")
+    call: dict[str, Any] = {"method": "divprune", "method_settings": {"sort": False}}
+    listed = lvlm.select(images, QUESTIONS, keep=5, **call)
+    assert made.selections is not None and listed.selections is not None
+    order = np.asarray(listed.selections.indices)[:, :5]
+    assert order.tolist() == np.asarray(made.selections.indices)[:, :5].tolist()
+    assert listed.kept == [5, 5] and (np.diff(order, axis=1) < 0).any()
+    scores = [
+        lvlm.logits(images, QUESTIONS, keep=5, method="divprune", method_settings={"sort": sort})
+        for sort in (True, False)
+    ]
+    whole = lvlm.encode(images)
+    assert whole.embeddings is not None
+    own = np.take_along_axis(np.asarray(whole.embeddings), order[..., None], axis=1)
+    by_hand = lvlm.logits(VisualTokens(own, np.ones((2, 5), bool)), QUESTIONS, method="none")
+    for row in range(2):
+        sorted_, unsorted, expected = (
+            np.asarray(logits[row])[np.asarray(valid[row])] for logits, valid in (*scores, by_hand)
+        )
+        np.testing.assert_allclose(unsorted, expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(unsorted - sorted_).max() > 1e-2
+    with pytest.raises(CallError, match="DivPrune lists its rows in an order of their own"):
+        lvlm.select(images, QUESTIONS, keep=5, positions="original", **call)
+    lvlm.select(images, QUESTIONS, keep=5, positions="original", method="divprune")

@@ -230,14 +230,15 @@ def spread(encoded: Encoded, rows: Sequence[int]) -> Encoded:
 
 
 def answer(
-    lvlm: LVLM, images: Encoded, asked: Sequence[tuple[Scene, int, Question]], setting: Setting,
-    rng_seed: int = 0,
+    lvlm: LVLM, images: Encoded | list[np.ndarray], asked: Sequence[tuple[Scene, int, Question]],
+    setting: Setting, rng_seed: int = 0,
 ) -> Generation:  # fmt: skip
     """Answer a batch of questions under one setting.
 
     Args:
         lvlm: the model.
-        images: a row for each question; for "blank" they must be of blank images.
+        images: a row for each question; for "blank" they must be of blank images, for a method
+            that makes pictures smaller the pictures.
         asked: for each question its scene, its number among the scene's, and the question.
         setting: which tokens to keep.
         rng_seed: of random tokens.
@@ -260,6 +261,7 @@ def answer(
             else oracle_order(scene, question, number, rng_seed)
             for scene, number, question in asked
         ]
+        assert isinstance(images, Encoded)
         options["method"] = given_order(orders, images.visual.valid.shape[1])
     made = lvlm.generate(images, prompts, max_new_tokens=NEW_TOKENS, **options)
     if failed := [why for why in made.errors if why]:
@@ -352,11 +354,14 @@ def measure(
         real = sum(len(questions) for _, questions in items[start : start + size])
         rows = [row for row, (_, questions) in enumerate(batch) for _ in questions]
         asked = [(scene, i, q) for scene, questions in batch for i, q in enumerate(questions)]
-        pictures = lvlm.encode([render(scene) for scene, _ in batch], needs=needs)
+        drawn = [render(scene) for scene, _ in batch]
+        pictures = lvlm.encode(drawn, needs=needs)
         images, empty = spread(pictures, rows), spread(blank, [0] * len(rows))
         aucs += relevance_aucs(lvlm, images, asked)[:real].tolist()
         for setting in chosen:
-            seen = empty if setting.method == "blank" else images
+            seen: Encoded | list[np.ndarray] = empty if setting.method == "blank" else images
+            if setting.method not in METHODS and pruning_method(setting.method).stage == "pixels":
+                seen = [drawn[row] for row in rows]
             made = answer(lvlm, seen, asked, setting, rng_seed)
             texts[setting.name] += made.texts[:real]
             kept[setting.name] += made.kept[:real]

@@ -1,6 +1,7 @@
 """The host's half of LLaVA-1.5."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from resprune_jax import costs
+from resprune_jax.errors import CallError
 from resprune_jax.methods.inputs import BEHIND, CLASS_TOKEN
 from resprune_jax.models.families.base import (
     Family,
@@ -24,7 +26,8 @@ from resprune_jax.models.families.base import (
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.images import ImageProcessor, seen_by_model
 from resprune_jax.models.families.llava.module import Llava
-from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts import buckets, budgets
+from resprune_jax.models.prompts.budgets import Keep
 
 WITHOUT_CLASS_TOKEN: Mapping[str, Any] = {"seed_rule": "max_norm"}
 """ResPrune's settings for towers like SigLIP's."""
@@ -61,15 +64,35 @@ class LlavaFamily(Family):
 
     def read(self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect) -> Pictures:
         """See `Family.read`."""
+        return self._read(rows, image_aspect, self.config.vision.grid)
+
+    def read_smaller(
+        self, rows: Sequence[Sequence[Picture]], keep: Sequence[Keep], image_aspect: ImageAspect
+    ) -> Pictures:
+        """See `Family.read_smaller`: round(sqrt(keep)) cells a side, the same for all rows."""
+        full = self.config.num_visual_tokens
+        counts = [budgets.count(own, full) for own in keep]
+        return self._read(rows, image_aspect, side_of(counts, self.name))
+
+    def _read(
+        self, rows: Sequence[Sequence[Picture]], image_aspect: ImageAspect, grid: int
+    ) -> Pictures:
+        """The pictures at a grid of `grid` x `grid` patches."""
         flat = [image_of(picture, self.name) for row in rows for picture in row]
-        pixels = self.processor(flat, image_aspect)  # [I, 3, H, W]
-        inputs = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
+        vision = self.config.vision
+        processor = self.processor
+        if grid < vision.grid:
+            processor = processor.smaller(grid * vision.patch_size)
+        pixels = processor(flat, image_aspect)  # [I, 3, H, W]
+        inputs: dict[str, Any] = {"pixels": pad_rows(pixels, buckets.batch_bucket(len(pixels)))}
+        if grid < vision.grid:
+            inputs["smaller"] = ()  # the name alone says it, and is static
         if any(len(row) != 1 for row in rows):
             table = np.full((len(rows), max(map(len, rows))), -1, np.int32)
             for row, own in enumerate(numbered(rows)):
                 table[row, : len(own)] = own
             inputs["rows"] = pad_rows(table, buckets.batch_bucket(len(rows)))
-        layout = ImageLayout(self.config.num_visual_tokens)
+        layout = ImageLayout(grid * grid)
         slots = max(map(len, rows)) * layout.tokens
         layouts = tuple((layout,) * len(row) for row in rows)
         return Pictures(inputs, layouts, batched=True, slots=slots)
@@ -118,6 +141,22 @@ def class_token_parts(config: LlavaConfig | Any) -> frozenset[str]:
     """What a CLIP tower shows: of the block behind the last that runs, where there is one."""
     behind = config.num_vision_blocks < config.vision.num_layers
     return CLASS_TOKEN if behind else CLASS_TOKEN - BEHIND
+
+
+def side_of(counts: Iterable[int], name: str) -> int:
+    """The cells a side of pictures that are to give so many tokens: round(sqrt(count)), one grid.
+
+    Raises:
+        CallError: counts of different grids, which one batch of a tower cannot hold.
+    """
+    sides = sorted({max(1, round(math.sqrt(count))) for count in counts})
+    if len(sides) > 1:
+        grids = ", ".join(f"{side} x {side}" for side in sides)
+        raise CallError(
+            f"downsampling of {name} makes one grid a call, and these budgets give {grids}: ask"
+            " them one after the other"
+        )
+    return sides[0]
 
 
 def clip_costs(config: LlavaConfig | Any, projected: int, *, tiles: int = 1) -> VisionCosts:

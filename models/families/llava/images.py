@@ -5,6 +5,7 @@ loses the borders of a picture that is not square. The original LLaVA code pads 
 mean colour and resizes, which keeps them. Both are here, by name: "processor" and "pad".
 """
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -58,6 +59,7 @@ class ImageProcessor:
         """
         self.image_size = image_size
         self._processor = processor
+        self._sizes: dict[str, Any] = {}  # in place of the processor's own
         self._size = _entries(processor, "size") if _flag(processor, "do_resize") else {}
         crop = _entries(processor, "crop_size") if _flag(processor, "do_center_crop") else {}
         # LLaVA's own processor class pads to a square where its file says so.
@@ -119,6 +121,24 @@ class ImageProcessor:
             pixels[row] = self._pixels(image, pad=self.way(image_aspect) == "pad")
         return pixels
 
+    def smaller(self, side: int) -> "ImageProcessor":
+        """The processor of a tower of smaller pictures: every size of it shrinks alike.
+
+        Args:
+            side: of these pictures, in pixels.
+        """
+
+        def shrunk(name: str) -> dict[str, int]:
+            sizes = _entries(self._processor, name)
+            return {
+                key: max(1, round(value * side / self.image_size)) for key, value in sizes.items()
+            }
+
+        made = copy.copy(self)
+        made.image_size, made._size = side, shrunk("size") if self._size else {}
+        made._sizes = {name: shrunk(name) for name in ("size", "crop_size") if shrunk(name)}
+        return made
+
     def way(self, image_aspect: ImageAspect) -> Way:
         """How a picture becomes a square: of LLaVA's processors some crop, some pad, SigLIP's
         squeezes."""
@@ -136,7 +156,7 @@ class ImageProcessor:
     def _pixels(self, image: ImageLike, *, pad: bool) -> np.ndarray:
         """The pixels (3, S, S) of one picture."""
         rgb = open_image(image)
-        options: dict[str, Any] = {}
+        options = dict(self._sizes)
         if pad:
             resample = Image.Resampling(self._processor.resample)
             rgb = pad_and_resize(rgb, self.image_size, self.mean_colour, resample)

@@ -6,6 +6,7 @@ take the dtype of the parameters in that state.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -88,6 +89,7 @@ class Llava(CausalLM):
         *,
         saliency: bool = False,
         needs: frozenset[str] = frozenset(),
+        smaller: bool = False,
     ) -> VisualTokens:
         """Turn images into visual tokens.
 
@@ -97,6 +99,7 @@ class Llava(CausalLM):
                 class token.
             needs: those of `inputs.ON_REQUEST` that are to be given too; those of a class token
                 where the tower has one.
+            smaller: pixels are a square of fewer whole patches than the tower's.
 
         Returns:
             N = grid^2 tokens an image, in raster order, all valid; coords are (row, column) in
@@ -108,14 +111,14 @@ class Llava(CausalLM):
         more: dict[str, Any] = {}
         row: jax.Array | None
         if needs & CLASS_TOKEN and isinstance(self.vision_tower, ClipVision):
-            seen = self.vision_tower.look(pixels)
+            seen = self.vision_tower.look(pixels, smaller=smaller)
             encoded, row, more = seen.features, seen.saliency, seen.parts()
         else:
-            encoded, row = self.vision_tower(pixels, saliency=saliency)
+            encoded, row = self.vision_tower(pixels, saliency=saliency, smaller=smaller)
         with jax.named_scope("projector"):
             embeddings = self.multi_modal_projector(encoded)
         batch, count = embeddings.shape[:2]
-        rows, columns = jnp.divmod(jnp.arange(count), self.config.vision.grid)
+        rows, columns = jnp.divmod(jnp.arange(count), math.isqrt(count))
         more["tile"] = jnp.zeros((batch, count, 3), jnp.int32)  # all of one, and no others
         coords = jnp.stack([rows, columns], axis=-1).astype(jnp.float32)  # [N, 2]
         return VisualTokens(
@@ -134,12 +137,14 @@ class Llava(CausalLM):
 
         Args:
             inputs: "pixels" (I, 3, H, W); where rows hold several images, "rows" (B, R) int32
-                numbers them, -1 for none.
+                numbers them, -1 for none; "smaller" where `read_smaller` made them.
 
         Returns:
             B rows of R * N tokens.
         """
-        visual = self.encode_images(inputs["pixels"], saliency=True, needs=needs)
+        visual = self.encode_images(
+            inputs["pixels"], saliency=True, needs=needs, smaller="smaller" in inputs
+        )
         if (rows := inputs.get("rows")) is None:
             return visual
 

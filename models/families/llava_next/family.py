@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resprune_jax.methods.inputs import INSIDE
+from resprune_jax.errors import CallError
+from resprune_jax.methods.inputs import INSIDE, PATCH
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -20,13 +21,16 @@ from resprune_jax.models.families.base import (
     image_of,
     numbered,
     own_aspect,
+    pad_rows,
 )
-from resprune_jax.models.families.llava.family import class_token_parts, clip_costs
-from resprune_jax.models.families.llava_next.anyres import num_tiles, packing
+from resprune_jax.models.families.llava.family import class_token_parts, clip_costs, side_of
+from resprune_jax.models.families.llava_next.anyres import AnyresTables, num_tiles, packing
 from resprune_jax.models.families.llava_next.config import LlavaNextConfig
 from resprune_jax.models.families.llava_next.images import NextProcessor, TiledImage, stack_tiles
 from resprune_jax.models.families.llava_next.module import LlavaNext
-from resprune_jax.models.prompts import buckets
+from resprune_jax.models.images.files import open_image
+from resprune_jax.models.prompts import buckets, budgets
+from resprune_jax.models.prompts.budgets import Keep
 
 
 class NextFamily(Family):
@@ -54,6 +58,52 @@ class NextFamily(Family):
         own_aspect(image_aspect, self.name)
         images = [self.processor.image(image_of(p, self.name)) for row in rows for p in row]
         return self._stacked(images, numbered(rows))
+
+    def read_smaller(
+        self, rows: Sequence[Sequence[Picture]], keep: Sequence[Keep], image_aspect: ImageAspect
+    ) -> Pictures:
+        """See `Family.read_smaller`: the base tile alone, as LLaVA-1.5 sees a picture; no newline.
+
+        A ratio is of all tokens that a picture would give, tiles and newlines included.
+        """
+        if all(own is None for own in keep):
+            return self.read(rows, image_aspect)
+        if None in keep:
+            raise CallError(
+                f"downsampling of {self.name} makes one grid a call, and some of these prompts keep"
+                " every tile: ask them one after the other"
+            )
+        own_aspect(image_aspect, self.name)
+        vision = self.config.vision
+        images = [[open_image(image_of(p, self.name)) for p in row] for row in rows]
+        counts = [
+            min(budgets.count(own, self.layout(image.height, image.width).tokens), vision.grid**2)
+            for row, own in zip(images, keep, strict=True)
+            for image in row
+        ]
+        side = side_of(counts, self.name)
+        size, most = buckets.batch_bucket(len(rows)), max(map(len, rows))
+        pixels = np.zeros((len(rows), most, 3, *(side * vision.patch_size,) * 2), np.float32)
+        there = np.zeros((len(rows), most), bool)
+        for at, row in enumerate(images):
+            there[at, : len(row)] = True
+            for number, image in enumerate(row):
+                pixels[at, number] = self.processor.base(image, side * vision.patch_size)[0]
+        cells = np.argwhere(np.ones((side, side), bool)).astype(np.float32)
+        shape = size, most * side * side
+        tables = AnyresTables(
+            tile_valid=pad_rows(there, size),
+            index=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+            valid=pad_rows(np.repeat(there, side * side, axis=1), size),
+            kind=np.full(shape, PATCH, np.int8),
+            coords=np.broadcast_to(np.tile(cells, (most, 1)), (*shape, 2)),
+            tile=np.zeros((*shape, 3), np.int32),
+        )
+        inputs: dict[str, Any] = {"pixels": pad_rows(pixels, size), "tables": tables}
+        if side < vision.grid:
+            inputs["smaller"] = ()  # the name alone says it, and is static
+        layouts = tuple((ImageLayout(side * side),) * len(row) for row in rows)
+        return Pictures(inputs, layouts, batched=True, slots=shape[1])
 
     def blank(self, size: tuple[int, int], batch: int) -> Pictures:
         """See `Family.blank`."""

@@ -125,6 +125,22 @@ class NextProcessor:
         assert len(tiles) == num_tiles(rgb.height, rgb.width, self.config)
         return TiledImage(tiles, (rgb.height, rgb.width))
 
+    def base(self, image: Image.Image, side: int) -> np.ndarray:
+        """The base tile alone, the whole picture squeezed into a square of this side, (1, 3, S, S).
+
+        Args:
+            image: RGB, upright.
+            side: in pixels; the tower's own gives the base tile of `image`.
+        """
+        # With tiles of this size it makes one beside the base tile, which is left out.
+        sizes: dict[str, Any] = {
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+            "image_grid_pinpoints": [[side, side]],
+        }
+        out = self._processor(images=[image], return_tensors="np", **sizes)
+        return np.asarray(out["pixel_values"][0][:1], np.float32)
+
     def images(self, images: Sequence[ImageLike]) -> list[TiledImage]:
         """`image` for each of a list.
 

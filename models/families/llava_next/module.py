@@ -62,6 +62,7 @@ class LlavaNext(CausalLM):
         *,
         saliency: bool = False,
         needs: frozenset[str] = frozenset(),
+        smaller: bool = False,
     ) -> VisualTokens:
         """Turn tiles into packed visual tokens.
 
@@ -77,6 +78,7 @@ class LlavaNext(CausalLM):
                 and padding have 0.
             needs: those of `inputs.ON_REQUEST` that are to be given too, each 0 for newlines and
                 padding.
+            smaller: tiles are squares of fewer whole patches than the tower's.
 
         Returns:
             B rows of N tokens: the base tile's patches, then the tile plane's rows with a newline
@@ -95,10 +97,12 @@ class LlavaNext(CausalLM):
         given: dict[str, Any] = {}
         scores: jax.Array | None  # [B * T, P]
         if needs & CLASS_TOKEN:
-            seen = self.vision_tower.look(tiles)
+            seen = self.vision_tower.look(tiles, smaller=smaller)
             encoded, scores, given = seen.features, seen.saliency, seen.parts()
         else:
-            encoded, scores = self.vision_tower(tiles, saliency=saliency)  # [B * T, P, v]
+            encoded, scores = self.vision_tower(
+                tiles, saliency=saliency, smaller=smaller
+            )  # [B * T, P, v]
 
         index = jnp.asarray(tables.index)  # [B, N]
         kind = jnp.asarray(tables.kind)
@@ -130,7 +134,10 @@ class LlavaNext(CausalLM):
         self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
     ) -> VisualTokens:
         """`encode_images` of what `stack_tiles` gives, "pixels" and "tables", with saliency."""
-        return self.encode_images(inputs["pixels"], inputs["tables"], saliency=True, needs=needs)
+        return self.encode_images(
+            inputs["pixels"], inputs["tables"], saliency=True, needs=needs,
+            smaller="smaller" in inputs,
+        )  # fmt: skip
 
 
 def _gather(values: jax.Array, index: jax.Array) -> jax.Array:

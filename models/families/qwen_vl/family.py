@@ -21,6 +21,7 @@ from resprune_jax.models.families.base import (
     Region,
     Video,
     VisionCosts,
+    image_of,
     numbered,
     own_aspect,
 )
@@ -29,6 +30,7 @@ from resprune_jax.models.families.qwen_vl.images import QwenProcessor, VisionInp
 from resprune_jax.models.families.qwen_vl.module import Qwen2VL, Qwen25VL
 from resprune_jax.models.images.video import read_video
 from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 
 
@@ -61,6 +63,18 @@ class QwenFamily(Family):
         """See `Family.read`."""
         own_aspect(image_aspect, self.name)
         inputs = [self._input(picture) for row in rows for picture in row]
+        return self._packed(inputs, numbered(rows))
+
+    def read_smaller(
+        self, rows: Sequence[Sequence[Picture]], keep: Sequence[Keep], image_aspect: ImageAspect
+    ) -> Pictures:
+        """See `Family.read_smaller`: each picture under an area of its own budget."""
+        own_aspect(image_aspect, self.name)
+        inputs = [
+            self.processor.smaller(image_of(picture, f"downsampling of {self.name}"), own)
+            for row, own in zip(rows, keep, strict=True)
+            for picture in row
+        ]
         return self._packed(inputs, numbered(rows))
 
     def blank(self, size: tuple[int, int], batch: int) -> Pictures:

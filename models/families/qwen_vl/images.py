@@ -30,6 +30,8 @@ from resprune_jax.models.images.processor_files import (
     video_settings,
 )
 from resprune_jax.models.images.video import Frames, Sampling, VideoLike, read_video
+from resprune_jax.models.prompts import budgets
+from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 from resprune_jax.models.towers.qwen_vision.tables import VisionTables, make_tables
 
@@ -199,6 +201,36 @@ class QwenProcessor:
         rgb = open_image(image)
         self._check_aspect(rgb, name_of(image))
         patches, grid = self._patches(rgb, self.image_limits)
+        return VisionInput(patches, grid)
+
+    def smaller(self, image: ImageLike, keep: Keep) -> VisionInput:
+        """As `image`, the picture resized under an area of `keep` merged cells.
+
+        Args:
+            image: as for `image`.
+            keep: tokens, or their share of those that the picture would give; None for all.
+
+        Raises:
+            CallError: also a picture so long that it gives more tokens at any size.
+        """
+        rgb = open_image(image)
+        name = name_of(image)
+        self._check_aspect(rgb, name)
+        rows, columns = self._rows_columns(rgb.height, rgb.width, self.image_limits)
+        full = rows * columns // self.config.merge_unit
+        most = budgets.count(keep, full)
+        if most >= full:
+            patches, grid = self._patches(rgb, self.image_limits)
+            return VisionInput(patches, grid)
+        area = 1, most * self.config.pixel_factor**2  # the least area counts for full pictures
+        rows, columns = self._rows_columns(rgb.height, rgb.width, area)
+        least = rows * columns // self.config.merge_unit
+        if least > most:
+            raise CallError(
+                f"{name} is {rgb.width} x {rgb.height} pixels, which give {least} visual tokens at"
+                f" least, and {most} are to enter: keep more, or crop it"
+            )
+        patches, grid = self._patches(rgb, area)
         return VisionInput(patches, grid)
 
     def images(self, images: Sequence[ImageLike]) -> list[VisionInput]:

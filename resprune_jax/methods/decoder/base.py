@@ -107,6 +107,21 @@ class DecoderMethod(Method):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it merges")
 
+    def missing(self) -> str:
+        """See `Method.missing`."""
+        cls = type(self)
+        if self.stage != "decoder":
+            return f"it is a DecoderMethod, whose stage is decoder, not {self.stage}"
+        if self.writes("merge") or self.merges not in ("", "states"):
+            return "inside the decoder states are merged: merges is states or empty, see merged"
+        if not self.writes("scores", "order", "select"):
+            return "it decides nothing: write its scores or its order"
+        if cls.drops is DecoderMethod.drops:
+            return "it drops nowhere: write its drops, or make it a SingleDrop"
+        if self.merges and cls.merged is DecoderMethod.merged:
+            return "it merges states and has no merged: write it"
+        return ""
+
     def rule(self) -> Self:
         """The method without what only the host reads, so that budgets share a program."""
         return replace(self, keep_average=None)

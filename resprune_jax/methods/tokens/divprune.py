@@ -1,12 +1,12 @@
 """DivPrune: tokens as far from one another as can be."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resprune_jax.methods.base import Method
+from resprune_jax.methods.base import Merged, Merges, Method
 from resprune_jax.methods.inputs import PromptContext, VisualTokens
 from resprune_jax.relevance import unit
 
@@ -19,9 +19,28 @@ class DivPrune(Method):
     The first token is the one whose nearest neighbour is farthest; then always the token whose
     nearest chosen one is farthest. In float32 and with chosen tokens closed, which the released
     code leaves to the rounding of float16.
+
+    Attributes:
+        sort: image order, as released. False is the order of choice, in which the numbers of the
+            paper were made, for models that count positions through.
     """
 
+    sort: bool = field(default=True, metadata={"static": True})
+
+    sequence = "listed"
     source = "vbdi/divprune @ 799e2d9"
+
+    @property
+    def merges(self) -> Merges:
+        """An order of its own takes rows, although each is a token as it is."""
+        return "" if self.sort else "embeddings"
+
+    def merge(
+        self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
+    ) -> Merged:
+        """See `Method.merge`: the tokens in the order of choice."""
+        order = self.order(image, prompt, keep, limit)
+        return Merged(order, image.embeddings[order], limit)
 
     def order(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array

@@ -341,6 +341,14 @@ def test_a_failed_row_ends_the_measurement(lvlm, images, asked):
         answer(lvlm, broken, asked, Setting("resprune", Fraction(1, 9)))
 
 
+@pytest.mark.deep
+def test_smaller_pictures_are_measured_from_the_pictures(lvlm, items):
+    made = measure.measure(lvlm, items[:1], settings(("downsample",), (Fraction(1, 9),)))
+    assert [setting.name for setting in made.settings] == ["full", "downsample 1/9"]
+    assert (made.kept["downsample 1/9"] == 16).all() and (made.kept["full"] == N).all()
+    assert (made.averages["downsample 1/9"] == 16).all() and all(made.texts["downsample 1/9"])
+
+
 def test_a_model_of_other_images_is_refused(checkpoint):
     with pytest.raises(CallError, match=r"56 pixels.*168"):
         measure.preset_of(load_model(checkpoint, dtype="float32"))

@@ -11,15 +11,17 @@ import pytest
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.methods import (
+    DecoderMethod,
     Method,
     PromptContext,
+    SingleDrop,
     VisualTokens,
     check_method,
     get_method,
     method_class,
 )
 from resprune_jax.methods.base import without_padding
-from resprune_jax.models import LVLM
+from resprune_jax.models import LVLM, CallOptions
 from tests.compiles import backend_compiles
 from tests.methods.decoder.views import ROWS, H, N, batch, problem
 
@@ -122,6 +124,62 @@ class Upstart(Method):
 
     def scores(self, image: VisualTokens, prompt: PromptContext) -> jax.Array:
         return -image.embeddings[:, 0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class NoRule(SingleDrop):
+    needs = frozenset({"attention"})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class NoDrops(DecoderMethod):
+    def scores(self, image: VisualTokens, prompt: PromptContext) -> jax.Array:
+        return -image.embeddings[:, 0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class NoMerged(NoRule):
+    merges = "states"
+
+    def scores(self, image: VisualTokens, prompt: PromptContext) -> jax.Array:
+        return -image.embeddings[:, 0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Early(NoDrops):
+    stage = "tokens"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Embedded(NoMerged):
+    merges = "embeddings"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class UpstartWithout(Method):
+    stage = "decoder"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (NoRule(), "NoRule cannot run: it decides nothing: write its scores or its order"),
+        (NoDrops(), "NoDrops cannot run: it drops nowhere: write its drops"),
+        (NoMerged(), "NoMerged cannot run: it merges states and has no merged"),
+        (Early(), "whose stage is decoder, not tokens"),
+        (Embedded(), "merges is states or empty"),
+        (UpstartWithout(), "UpstartWithout cannot run: it decides nothing"),
+    ],
+)
+def test_what_a_method_inside_lacks_is_named(given: Any, said: str, lvlm: LVLM) -> None:
+    with pytest.raises(CallError, match=said):
+        lvlm.method_of(CallOptions(method=given, keep=4))
 
 
 def test_a_view_is_for_methods_inside_alone(lvlm: LVLM, photographs: Any) -> None:
