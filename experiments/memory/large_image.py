@@ -190,7 +190,7 @@ def check(height: int, width: int, *, keep: int = KEEP) -> list[Step]:
                 state, visual, plan.rows, nouns, np.ones_like(nouns, bool), plan.full, plan.limits,
                 np.float32(-1), get_method("resprune", **family.resprune), None,
             )  # fmt: skip
-            _, kept, _ = step(
+            _, kept, *_ = step(
                 "select", run.prune.lower(*choice, keep=plan.picks), *choice,
                 allowed=(slots * slots, "the Gram matrix"),
             )  # fmt: skip

@@ -114,5 +114,7 @@ def _read(
             np.array([np.nan if x is None else x for x in data["aucs"]]), settings,
             data["noun_backend"], data["seconds"],
         )  # fmt: skip
+    except CallError:  # a ValueError too
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is not what --resume wrote ({error!r}): remove it") from None
