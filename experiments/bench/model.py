@@ -266,7 +266,7 @@ def _compile(
         clock.lap("encode")
         there = kept
         if select is not None:
-            _, there, _ = jax.block_until_ready(select(state, visual, *choice))
+            _, there, *_ = jax.block_until_ready(select(state, visual, *choice))
         clock.lap("select")
         x, places, count, position = lay_out(state, *prompt, visual.embeddings, there, None)
         logits, cache = fill(state, x, places, count)
