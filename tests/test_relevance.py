@@ -205,6 +205,7 @@ def test_the_method_is_its_parts():
         assert result.ok, result.violations
 
 
+@pytest.mark.deep
 def test_alpha_is_a_leaf_that_a_sweep_can_vmap():
     visual, prompt = visual_batch(2)
     alphas = jnp.asarray([0.0, 0.75, 1.25])

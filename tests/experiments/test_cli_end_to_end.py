@@ -105,7 +105,10 @@ def test_what_is_loaded_is_what_was_asked_for(
     monkeypatch.setattr(load, "load_model", load_model)
     words = ["answer", "--model", "owner/name", "--image", "a.png", "--prompt", QUESTION]
     assert cli.main([*words, "--revision", "v2", "--dtype", "bfloat16"]) == 1
-    assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16", "chat_template": None})]
+    expected = {"revision": "v2", "dtype": "bfloat16", "chat_template": None, "clip": None}
+    assert asked == [("owner/name", expected)]
+    assert cli.main([*words, "--clip", "some/clip"]) == 1
+    assert asked.pop()[1]["clip"] == "some/clip"
     Path("mine.jinja").write_text("{{ messages }}")
     for given in ("mine.jinja", "./mine.jinja", str(place / "mine.jinja")):
         assert cli.main([*words, "--chat-template", given]) == 1

@@ -16,6 +16,7 @@ def photograph(tmp_path: Path, photographs: list[Image.Image]) -> Path:
     return tmp_path / "a.png"
 
 
+@pytest.mark.deep
 def test_answers_times_and_a_picture(
     lvlm: LVLM, photograph: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

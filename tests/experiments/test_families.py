@@ -53,6 +53,7 @@ def info(capsys: pytest.CaptureFixture[str], folder: Path, config: Any, *words: 
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.deep
 def test_info_of_llava_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = info(capsys, tmp_path / "m", NEXT_7B, "--keep", "0.222", "128")
     assert facts["family"] == "LLaVA-NeXT"

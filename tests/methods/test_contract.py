@@ -26,6 +26,8 @@ from tests.methods.toy_tower import tower
 
 B, N, D, V, M, H, C, K = 4, 20, 8, 6, 3, 4, 5, 8
 LIMITS = jnp.asarray([8, 3, 5, 1], jnp.int32)
+OFTEN = ("random", "scope", "resprune", "visionzip", "trim")
+"""Of every way to be written one: for what `make test` asks less often."""
 ROWS = {"pooling": [8, 3, 5, 1]}
 """What a method makes of these budgets on a grid of 4 x 5, where it is not the budget itself."""
 AT_MOST = {"prumerge+"}
@@ -138,7 +140,10 @@ def test_the_contract(name: str) -> None:
     assert made.count.tolist() == batch.count.tolist()
 
 
-@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.deep) for name in TOKENS],
+)
 def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
     chosen = method(name)
     visual, prompt = inputs(3)

@@ -101,11 +101,9 @@ def test_every_method(family: str, photographs: Any) -> None:
     "name",
     [
         "pooling",
-        "visionzip",
-        "tome",
         *(
             pytest.param(name, marks=pytest.mark.deep)
-            for name in ("prumerge", "prumerge+", "trim", "apet")
+            for name in ("visionzip", "tome", "prumerge", "prumerge+", "trim", "apet")
         ),
     ],
 )

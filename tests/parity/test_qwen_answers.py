@@ -126,7 +126,7 @@ def references(variant: str) -> list[Reference]:
     return [reference(variant, row, question) for row, question in pairs]
 
 
-@pytest.mark.parametrize("variant", ["untied", "tied"])
+@pytest.mark.parametrize("variant", ["untied", pytest.param("tied", marks=pytest.mark.deep)])
 def test_full_logits_and_answers_of_pictures_and_videos(variant: str) -> None:
     rows = references(variant)
     grids = [grid for row in lvlm(variant).encode(ROWS).layouts for grid in row]
@@ -138,6 +138,7 @@ def test_full_logits_and_answers_of_pictures_and_videos(variant: str) -> None:
     assert tokens >= 64
 
 
+@pytest.mark.deep
 def test_one_prompt_alone_and_a_long_one() -> None:
     model = lvlm("untied")
     tokens = check_greedy(model, ROWS[0], QUESTIONS[:1], references("untied")[:1])

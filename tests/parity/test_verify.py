@@ -51,7 +51,7 @@ FAMILIES = {
     "interleave": tiny_interleave,
     "onevision": tiny_onevision,
 }
-OFTEN = ("llava", "qwen")
+OFTEN = ("llava",)
 """Those that `make test` runs; the others are in make test-deep."""
 NO_CLASS_TOKEN = ("qwen", "qwen2", "interleave", "onevision")
 QUESTION = "What colour is the dog near the window?"
@@ -173,6 +173,7 @@ def test_the_command_prints_a_report(
     assert all(len(line) <= verify.WIDTH for line in report.splitlines())
 
 
+@pytest.mark.deep
 def test_bfloat16_passes_at_its_own_bound() -> None:
     there = make_reference(folder("qwen"), picture(), QUESTION, dtype="bfloat16", device="cpu")
     ours = Ours(there, folder("qwen"), picture(), QUESTION, "bfloat16")

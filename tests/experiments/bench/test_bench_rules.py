@@ -8,6 +8,7 @@ import pytest
 from resprune_jax.experiments import cli
 
 
+@pytest.mark.deep
 def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rules.json"
     words = ["bench", "rules", "--sizes", "40,16,8", "--repeats", "3", "--output", str(out)]

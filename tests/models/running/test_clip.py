@@ -146,6 +146,7 @@ def test_long_texts(with_clip: Any) -> None:
     assert (parts.ids == end).sum(axis=(1, 2)).tolist() == [1] * 4
 
 
+@pytest.mark.deep
 def test_answers_batches_and_compiles(with_clip: Any, photographs: Any) -> None:
     images, questions = list(photographs[:2]), ["What colour is the dog?", "Is it red?" + TAIL]
     alone = {}
@@ -192,6 +193,7 @@ def test_a_text_changes_the_choice(with_clip: Any, photographs: Any) -> None:
     assert np.abs(made[0].relevance[0] - made[0].relevance[1]).max() > 0.01
 
 
+@pytest.mark.deep
 def test_newlines_take_no_part(clip_checkpoint: Path, photographs: Any, tmp_path: Path) -> None:
     lvlm = load_model(tiny_next(tmp_path / "next"), dtype="float32", clip=clip_checkpoint)
     seen = lvlm.encode(list(photographs[:2]), needs=["features", "clip_patches"])
@@ -245,6 +247,7 @@ def test_methods_of_ones_own(with_clip: Any, photographs: Any) -> None:
     assert np.asarray(made.selections.indices)[0, :4].tolist() == best.tolist()
 
 
+@pytest.mark.deep
 def test_commands(with_clip: Any, lvlm: Any, photographs: Any, tmp_path: Path) -> None:
     """What compare shows with and without one; a result file knows which it was."""
     photographs[0].save(tmp_path / "a.png")

@@ -21,6 +21,7 @@ QUESTIONS = [
 ]
 
 
+@pytest.mark.deep
 def test_alpha_may_be_one_for_each_prompt(lvlm: LVLM, photographs: Any) -> None:
     alphas = [0.0, 0.75, 2.0]  # three rows, a batch of four
     images, call = photographs[:3], {"keep": 6, "max_new_tokens": 3}

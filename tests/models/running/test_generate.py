@@ -110,6 +110,7 @@ def test_a_row_stops_at_its_end_of_sequence(lvlm: LVLM, photographs):
     assert len(cut[0]) <= 5
 
 
+@pytest.mark.deep
 def test_rows_do_not_see_their_batch_mates(lvlm: LVLM, photographs):
     prompts = [QUESTION, "What is red?", "Is there a bus near the old table in the picture?"]
     keep = [4, 0.5, None]
