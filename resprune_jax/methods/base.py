@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from resprune_jax.choices import ClipText, TextSource
@@ -28,6 +27,7 @@ from .inputs import (
     PromptContext,
     VisualTokens,
 )
+from .settings import for_rows, rows_of, settings_of_rows
 
 FAILED = -1
 """What an order begins with where the image cannot be judged."""
@@ -216,7 +216,7 @@ class Method:
         keep = min(keep, most)
         if limit is None:
             limit = jnp.full(size, max(keep - self.beside, 0), jnp.int32)
-        rows = _settings_of_rows(self)
+        rows = settings_of_rows(self)
         parts = frozenset(self.needs) & _NUMBERS
 
         def one(
@@ -380,40 +380,6 @@ def check_method(method: Any) -> None:
     depends = isinstance(own, property) and own is not inspect.getattr_static(Method, "merges")
     if method.writes("merge") and not (depends or method.merges):
         raise CallError(f"{name} has a merge and merges nothing: say what its rows are, merges=...")
-
-
-def _settings_of_rows(method: Any) -> dict[str, Any]:
-    """The settings that a method has for each row, by name."""
-    own = {f.name: getattr(method, f.name) for f in fields(method) if f.metadata.get("per_row")}
-    return {name: value for name, value in own.items() if np.ndim(value)}
-
-
-def rows_of(method: Any) -> int:
-    """For how many rows a method has settings; 1 where they are for all rows."""
-    return max((np.shape(value)[0] for value in _settings_of_rows(method).values()), default=1)
-
-
-def for_rows(method: Any, rows: int, size: int) -> Any:
-    """A method whose settings a row are padded with the batch, as every other array is.
-
-    Args:
-        method: with settings for all rows, or for each.
-        rows: B, real rows.
-        size: rows of the batch; those beyond B repeat row 0.
-
-    Raises:
-        CallError: a setting with entries for another number of rows.
-    """
-    padded = {}
-    for name, value in _settings_of_rows(method).items():
-        count = np.shape(value)[0]
-        if count != rows:
-            raise CallError(
-                f"{name} has {count} entries for {rows} prompts: give one for all, or one for each"
-            )
-        which = np.where(np.arange(size) < rows, np.arange(size), 0)
-        padded[name] = np.asarray(value)[which]
-    return replace(method, **padded) if padded else method
 
 
 __all__ = [

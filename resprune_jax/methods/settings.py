@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from typing import Any, Literal, Union
 
 import jax
@@ -123,3 +123,37 @@ def _number(own: Field[Any], kind: type, value: Any) -> Any:
     if found is None or not -largest <= found <= largest or not low <= found <= high:
         raise CallError(f"{own.name} must be {said}, got {shown(value)}")
     return kind(found)
+
+
+def settings_of_rows(method: Any) -> dict[str, Any]:
+    """The settings that a method has for each row, by name."""
+    own = {f.name: getattr(method, f.name) for f in fields(method) if f.metadata.get("per_row")}
+    return {name: value for name, value in own.items() if np.ndim(value)}
+
+
+def rows_of(method: Any) -> int:
+    """For how many rows a method has settings; 1 where they are for all rows."""
+    return max((np.shape(value)[0] for value in settings_of_rows(method).values()), default=1)
+
+
+def for_rows(method: Any, rows: int, size: int) -> Any:
+    """A method whose settings a row are padded with the batch, as every other array is.
+
+    Args:
+        method: with settings for all rows, or for each.
+        rows: B, real rows.
+        size: rows of the batch; those beyond B repeat row 0.
+
+    Raises:
+        CallError: a setting with entries for another number of rows.
+    """
+    padded = {}
+    for name, value in settings_of_rows(method).items():
+        count = np.shape(value)[0]
+        if count != rows:
+            raise CallError(
+                f"{name} has {count} entries for {rows} prompts: give one for all, or one for each"
+            )
+        which = np.where(np.arange(size) < rows, np.arange(size), 0)
+        padded[name] = np.asarray(value)[which]
+    return replace(method, **padded) if padded else method
