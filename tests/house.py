@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("resprune_jax.errors", "resprune_jax.choices"),
     ("resprune_jax.engines", "resprune_jax.text"),
     ("resprune_jax",),
-    ("resprune_jax.methods.inputs",),
+    ("resprune_jax.methods.inputs", "resprune_jax.methods.settings"),
     ("resprune_jax.methods.base", "resprune_jax.methods.spectrum"),
     (
         "resprune_jax.methods.baselines",

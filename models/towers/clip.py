@@ -7,7 +7,7 @@ makes the queries and keys of the very next block: PruMerge reads them.
 
 import math
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -212,10 +212,21 @@ class ClipAttention(nnx.Module):
         return self.out_proj(mixed.astype(x.dtype).reshape(x.shape)), k
 
 
-class ClipMlp(nnx.Module):
-    """Two layers with the tower's activation between."""
+class MlpSizes(Protocol):
+    """What a configuration says of its blocks' two layers."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+
+
+class ClipMlp(nnx.Module):
+    """Two layers with the tower's activation between; CLIP's texts have them too."""
+
+    def __init__(self, config: MlpSizes, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         width, inner = config.hidden_size, config.intermediate_size
         self.fc1 = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)

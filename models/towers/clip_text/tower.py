@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.models.decoder.attention import attend
-from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm
+from resprune_jax.models.decoder.layers import LayerNorm
+from resprune_jax.models.towers.clip import ClipMlp
 from resprune_jax.models.towers.clip_text.config import (
     UNKNOWN_EOS,
     ClipPairConfig,
@@ -59,21 +60,6 @@ class TextAttention(nnx.Module):
         return self.out_proj(attend(q, k, v, valid=valid, causal=True).reshape(x.shape))
 
 
-class TextMlp(nnx.Module):
-    """Two layers with the tower's activation between."""
-
-    def __init__(self, config: ClipTextConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
-        """Make the parameters; `config` gives every size."""
-        width, inner = config.hidden_size, config.intermediate_size
-        self.fc1 = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(inner, width, param_dtype=dtype, rngs=rngs)
-        self.activation = config.hidden_act
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(S, L', w) to the same shape."""
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-
-
 class TextBlock(nnx.Module):
     """One pre-norm transformer block."""
 
@@ -83,7 +69,7 @@ class TextBlock(nnx.Module):
         self.layer_norm1 = LayerNorm(width, epsilon, dtype=dtype)
         self.self_attn = TextAttention(config, rngs=rngs, dtype=dtype)
         self.layer_norm2 = LayerNorm(width, epsilon, dtype=dtype)
-        self.mlp = TextMlp(config, rngs=rngs, dtype=dtype)
+        self.mlp = ClipMlp(config, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """(S, L', w) and (S, L') bool to (S, L', w)."""
