@@ -259,7 +259,7 @@ def model_rows(
             of_prompts = (plan.rows, plan.noun_ids, plan.noun_valid, plan.full, plan.limits)
             chosen = row(
                 "prune", plan, 0, choose, visual, *map(put, of_prompts), np.float32(-1), method,
-                None,
+                None, None,
             )  # fmt: skip
             yield chosen
             if chosen.compiled.result is None:
