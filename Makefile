@@ -8,11 +8,14 @@ TORCH = torch==2.13.0
 # Named, because other tests cannot be collected without torch.
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
 # Without torch, in all less than three minutes, and every dependency at work in one of them.
+KERNELS = tests/engines/test_pallas.py
 TRAINING = tests/experiments/pocket/test_pocket_training.py
 CORE_TESTS = tests/core tests/models/checkpoint/test_hub.py tests/models/prompts/test_chat_files.py \
 	tests/models/families/test_qwen_processing.py tests/models/images/test_image_files.py \
 	tests/experiments/test_cli.py tests/test_nouns.py tests/test_packaging.py \
-	$(TRAINING)::test_training_goes_on_bit_by_bit_after_it_was_stopped
+	$(TRAINING)::test_training_goes_on_bit_by_bit_after_it_was_stopped \
+	$(KERNELS)::test_the_gpu_kernel_lowers_to_one_triton_launch \
+	$(KERNELS)::test_questions_about_one_image_share_its_gram_matrix
 TRITON = triton==3.5.0
 UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

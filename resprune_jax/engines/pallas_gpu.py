@@ -94,10 +94,11 @@ def _picks(
     """
     n, width = gram.shape[1], given.shape[1]
     places = lax.iota(jnp.int32, width)
-    real, lanes = places < n, pl.ds(0, width)
+    # Indices, not a slice of `width`: one that ends behind the last token is refused, masked or not.
+    real = places < n
 
     def one(matrix: Any, index: jax.Array, ready: jax.Array) -> jax.Array:
-        return plgpu.load(matrix.at[index, lanes], mask=ready & real, other=0.0)  # [W]
+        return plgpu.load(matrix.at[index, places], mask=ready & real, other=0.0)  # [W]
 
     def step(k: jax.Array, state: State) -> State:
         pick, left = kernels.choose(state.score, places)
@@ -114,7 +115,7 @@ def _picks(
         tokens = given[SQUARES, :], given[SHARES, :], given[GATE, :]
         products = one(gram, pick, left) - known
         new, state, total = kernels.advance(state, tokens, places, pick, left, products)
-        plgpu.store(rows.at[k, lanes], new, mask=real)
+        plgpu.store(rows.at[k, places], new, mask=real)
         picks[k] = jnp.where(left, pick, n)
         totals[k] = total
         if not kernels.interpreted():  # which runs in order
