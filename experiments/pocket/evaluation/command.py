@@ -179,7 +179,7 @@ def measured(options: EvalOptions) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     lvlm = load_model(options.model, dtype="float32", clip=options.clip)
     if "all" in methods:
-        can, left_out = of_the_model(lvlm)
+        can, left_out = of_the_model(lvlm, ratios_of(options.ratios))
         methods = [name for name in methods if name != "all"]
         methods += [name for name in can if name not in methods]
     chosen = settings(methods, ratios_of(options.ratios), options.draws)

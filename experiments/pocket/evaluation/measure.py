@@ -27,8 +27,10 @@ from resprune_jax.experiments.pocket.scenes.questions import Question
 from resprune_jax.experiments.pocket.scenes.scene import render
 from resprune_jax.experiments.pocket.scenes.words import SHAPES
 from resprune_jax.methods import Method, get_method
+from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.api import LVLM
+from resprune_jax.models.prompts.budgets import count
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Generation
@@ -102,22 +104,29 @@ def settings(
     ]
 
 
-def of_the_model(lvlm: LVLM) -> tuple[list[str], dict[str, str]]:
+def of_the_model(
+    lvlm: LVLM, ratios: Sequence[Fraction] = RATIOS
+) -> tuple[list[str], dict[str, str]]:
     """Every method that can be asked with, and why the others cannot.
 
     Args:
         lvlm: the model.
+        ratios: of the tokens that are to be kept.
 
     Returns:
-        (names, reasons by name): a method needs what a model does not have, or a setting that has
-        no default.
+        (names, reasons by name): a method needs what a model does not have, a setting that has no
+        default, or a decoder of more layers for one of the budgets.
     """
+    total, layers = lvlm.config.num_visual_tokens, lvlm.config.text.num_layers
     names, reasons = list(METHODS), {}
     for name in pruning.METHODS:
         if name in METHODS:
             continue
         try:
-            lvlm.method_of(CallOptions(method=name, keep=1 / 3))
+            method = lvlm.method_of(CallOptions(method=name, keep=1 / 3))
+            if isinstance(method, DecoderMethod):
+                for ratio in ratios:
+                    method.drops(total, count(float(ratio), total), layers)
         except CallError as error:
             reasons[name] = str(error)
         else:
