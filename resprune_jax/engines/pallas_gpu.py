@@ -94,7 +94,7 @@ def _picks(
     """
     n, width = gram.shape[1], given.shape[1]
     places = lax.iota(jnp.int32, width)
-    # Indices, not a slice of `width`: one that ends behind the last token is refused, though masked.
+    # Indices, not a slice: one that ends behind the last token is refused, masked or not.
     real = places < n
 
     def one(matrix: Any, index: jax.Array, ready: jax.Array) -> jax.Array:
