@@ -422,8 +422,9 @@ def test_all_methods_in_parts_and_several_draws(folder, tmp_path, capsys, no_cac
 
 def test_what_a_model_cannot_run_is_named(lvlm):
     names, reasons = measure.of_the_model(lvlm)
-    assert {"full", "oracle", "uniform", "scope", "fastv", "visionzip"} <= set(names)
+    assert {"full", "oracle", "uniform", "scope", "visionzip"} <= set(names)
     assert "agilepruner" in reasons and "average" in reasons["agilepruner"]
+    assert "layers 0 to 1" in reasons["fastv"]  # of which the drop is behind
     assert set(names).isdisjoint(reasons)
 
 
