@@ -124,7 +124,7 @@ class LVLM(Preparer):
                 most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
             made = self.run(call, last=int(most.max()))
         selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
-        errors = row_errors(selection, made.finite, plan)
+        errors = row_errors(made.failed, made.finite, plan)
         rows = [
             row[:0] if error else row[:last][row[:last] != EMPTY]
             for row, error, last in zip(tokens, errors, most, strict=True)
@@ -170,10 +170,11 @@ class LVLM(Preparer):
             jax.block_until_ready(call.visual)
             encoded = time.perf_counter()
             chosen = self.choose(call)
-            selection, kept = chosen.selection, chosen.kept
+            selection, kept, failed = chosen.selection, chosen.kept, chosen.failed
             if call.schedule is not None:
                 dropped = self.drop(call, self.assemble(call, chosen))[-1]
                 selection, kept = dropped.selection, dropped.kept
+                failed = np.asarray(dropped.failed)
             relevance = None if selection is None else self.relevance(call)
             jax.block_until_ready((kept, relevance))
         end, plan = time.perf_counter(), call.plan
@@ -186,7 +187,7 @@ class LVLM(Preparer):
             visual_tokens=plan.totals[: plan.size].tolist(),
             nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
             noun_backend=call.prompts.backend,
-            errors=row_errors(selection, np.ones(plan.size, bool), plan),
+            errors=row_errors(failed, np.ones(plan.size, bool), plan),
             rows=list(plan.about),
             timings={
                 "encode": encoded - begin,

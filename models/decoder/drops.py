@@ -47,12 +47,15 @@ class Dropped:
         kept: (B, N) bool, the visual tokens that went through the last layer.
         left: (D, B) int32, visual tokens behind each drop, merged ones included.
         broken: () bool, a keep list was none: see `Method.order`.
+        failed: (B,) bool, a drop could not judge the row's tokens. Its selection does not say so:
+            it may hold none of the prompt's own tokens where merged ones stayed.
     """
 
     selection: Selection
     kept: jax.Array
     left: jax.Array
     broken: jax.Array
+    failed: jax.Array
 
 
 def prefill(
@@ -89,7 +92,7 @@ def prefill(
     config = decoder.config
     memory = _begin(method, segment, optional, room)
     caches, following, left = [], [segment.following], []
-    broken = jnp.array(False)
+    broken, failed = jnp.array(False), jnp.zeros_like(full)
     tokens = optional.valid.shape[1]
     selection = Selection(
         jnp.zeros((len(full), 0), jnp.int32), None, jnp.zeros_like(full, jnp.int32)
@@ -122,6 +125,7 @@ def prefill(
                 selection, chosen, wrong = _choose(
                     method, image, prompt, full, limits[number], own.picks
                 )
+                failed = failed | (~full & (selection.count == 0))
                 new = None
                 if method.merges:
                     new = _merge(method, image, prompt, chosen, full, own.merged)
@@ -133,7 +137,7 @@ def prefill(
             left.append(segment.visual)
             following.append(segment.following)
         kept = _named(segment.original, tokens)
-        dropped = Dropped(selection, kept, jnp.stack(left), broken)
+        dropped = Dropped(selection, kept, jnp.stack(left), broken, failed)
         return segment, decoder.norm(x), tuple(caches), tuple(following), dropped
 
 

@@ -127,6 +127,14 @@ class Chosen:
     selection: Selection | None = None
     merged: jax.Array | None = None
 
+    @property
+    def failed(self) -> np.ndarray:
+        """(B,) bool, rows of which an image could not be judged."""
+        if self.selection is None:
+            return np.zeros(len(self.kept), bool)
+        counts = np.asarray(self.selection.count)
+        return (counts.reshape(len(counts), -1) == 0).any(axis=1)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -135,6 +143,7 @@ class Outcome:
     Attributes:
         selection: see `Generation.selections`.
         kept: (B, N) bool, the visual tokens that entered the LLM.
+        failed: (B,) bool, rows whose visual tokens could not be judged.
         finite: (B,) bool, whether the logits of all its steps are.
         tokens: (B, T) int32, `programs.EMPTY` where nothing was generated.
         timings: seconds for "select", "prefill" and "decode".
@@ -143,6 +152,7 @@ class Outcome:
 
     selection: Selection | None
     kept: jax.Array | np.ndarray
+    failed: np.ndarray
     finite: np.ndarray
     tokens: np.ndarray
     timings: dict[str, float]
@@ -189,13 +199,10 @@ def first_rows(selection: Selection, size: int) -> Selection:
     return jax.tree.map(lambda x: np.asarray(x)[:size], selection)
 
 
-def row_errors(selection: Selection | None, finite: np.ndarray, plan: Plan) -> list[str | None]:
-    """Why each row failed, or None."""
+def row_errors(failed: np.ndarray, finite: np.ndarray, plan: Plan) -> list[str | None]:
+    """Why each row failed, or None; arguments as in `Outcome`."""
     size = plan.size
-    failed = np.zeros(size, bool)
-    if selection is not None:
-        failed = (np.asarray(selection.count)[:size] == 0).reshape(size, -1).any(axis=1)
-        failed &= plan.totals[:size] > 0
+    failed = failed[:size] & (plan.totals[:size] > 0)
     return [
         "the visual tokens of this image are not finite (NaN or infinite): nothing was selected"
         if bad

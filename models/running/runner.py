@@ -105,7 +105,7 @@ class Runner:
         """
         marks = [time.perf_counter()]
         chosen = self.choose(call)
-        selection, kept = chosen.selection, chosen.kept
+        selection, kept, failed = chosen.selection, chosen.kept, chosen.failed
         jax.block_until_ready((kept, chosen.merged))
         marks.append(time.perf_counter())
         drawn = call.options
@@ -121,6 +121,7 @@ class Runner:
                 call, (x, places, count, position), slots=slots
             )
             selection, kept, left = dropped.selection, dropped.kept, np.asarray(dropped.left)
+            failed = np.asarray(dropped.failed)
         finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
         marks.append(time.perf_counter())
         buffer, _ = self.programs.decode(
@@ -136,7 +137,7 @@ class Runner:
         marks.append(time.perf_counter())
         laps = np.diff(marks).tolist()
         timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
-        return Outcome(selection, kept, finite, tokens, timings, left)
+        return Outcome(selection, kept, failed, finite, tokens, timings, left)
 
     def rules(self, call: Call) -> Rules | None:
         """What the settings do to the scores of this call; None for nothing."""
