@@ -130,7 +130,8 @@ def compare(
     does not have, or that cannot meet the budget, is a row with the reason. Inside the LLM choosing
     is a part of prefill.
     """
-    from resprune_jax.methods.inputs import CLIP, LAYER_NEEDS, ON_REQUEST
+    from resprune_jax.methods.inputs import ON_REQUEST
+    from resprune_jax.models.prompts.options import CallOptions
 
     runs: dict[str, Any] = {}
     refused: dict[str, str] = {}
@@ -138,10 +139,10 @@ def compare(
         call = {"method": method, "keep": keep}
         if name == "resprune":  # by name it has this family's settings
             call["method"] = name
-        missing = sorted(set(method.needs) - lvlm.gives - LAYER_NEEDS)
-        if missing and name != "resprune":
-            way = ": give a --clip" if set(missing) <= CLIP and lvlm.family.takes_clip else ""
-            refused[name] = f"reads {', '.join(missing)}, which this model does not have{way}"
+        try:
+            lvlm.method_of(CallOptions(**call))
+        except CallError as error:
+            refused[name] = str(error)
         else:
             runs[name] = call
     needs = {part for name in runs for part in methods[name].needs & ON_REQUEST}

@@ -10,16 +10,6 @@ from resprune_jax.models.families.base import Family
 from resprune_jax.models.prompts.options import Positions
 
 
-def given(family: Family, *, clip: bool) -> frozenset[str]:
-    """What a method's `needs` may name, beside parts of the decoder's layers.
-
-    Args:
-        family: of the model.
-        clip: whether a CLIP is beside it.
-    """
-    return family.gives | {"text", "kind"} | (CLIP if clip else frozenset())
-
-
 def check_needs(
     family: Family,
     needs: Collection[str],
@@ -40,7 +30,7 @@ def check_needs(
     Raises:
         CallError: what is missing.
     """
-    gives = given(family, clip=clip)
+    gives = family.gives | {"text", "kind"} | (CLIP if clip else frozenset())
     if missing := sorted(set(needs) - gives - LAYER_NEEDS):
         hint = (instead or {}).get(missing[0], f"it gives {', '.join(sorted(gives))}")
         if set(missing) <= CLIP and family.takes_clip:

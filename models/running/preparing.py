@@ -29,7 +29,7 @@ from resprune_jax.models.running.encoded import (
     rows_of,
     spread,
 )
-from resprune_jax.models.running.fitting import check_fits, given
+from resprune_jax.models.running.fitting import check_fits
 from resprune_jax.models.running.generation import Call
 from resprune_jax.models.running.plan import (
     Planned,
@@ -166,11 +166,6 @@ class Preparer(Runner):
             raise CallError(
                 f"the settings of {name} say how many tokens stay, and keep was given too: drop one"
             )
-
-    @property
-    def gives(self) -> frozenset[str]:
-        """What a method's `needs` may name here, beside parts of the decoder's layers."""
-        return given(self.family, clip=self.clip is not None)
 
     def _check_least(self, method: Method, plans: list[Planned], each: list[Keep]) -> None:
         """Refuse budgets below what a method can make of the images.

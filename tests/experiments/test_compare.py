@@ -47,7 +47,11 @@ def test_answers_times_and_a_picture(
     monkeypatch.setattr(type(lvlm.family), "gives", frozenset({"features", "coords"}))
     assert cli.main([*words, "--method", "fastervlm", "random"]) == 0
     said = capsys.readouterr().out
-    assert "not here: reads saliency" in said and "fastervlm" in said
+    assert "not here: FasterVLM" in said and "fastervlm" in said
+    assert cli.main([*words, "--method", "fastervlm", "random", "--json"]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["fastervlm"]["error"].startswith("FasterVLM reads saliency, which LLaVA-1.5 does")
+    assert rows["random"]["kept"] == 4
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,8 @@ def test_commands(with_clip: Any, lvlm: Any, photographs: Any, tmp_path: Path) -
         "none": 16, "trim": 5, "visionzip": 4
     }  # fmt: skip
     rows = compare(lvlm, options, {"trim": chosen(options)["trim"]}, 4)
-    assert rows[-1]["error"].endswith("give a --clip")
+    assert "Trim reads clip_patches, clip_text" in rows[-1]["error"]
+    assert "give the CLIP" in rows[-1]["error"] and "--clip" in rows[-1]["error"]
     given = AnswerOptions(model="m", prompt="Why?", clip="org/clip")
     assert settings_of(given)["clip"] == "org/clip"
     assert "clip" not in settings_of(AnswerOptions(model="m", prompt="Why?"))
