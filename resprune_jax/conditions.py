@@ -41,6 +41,8 @@ def of_rows(
             "a rule is an instance of a subclass of resprune_jax.rules.Rule that is a frozen"
             f" dataclass and a pytree, got {shown(rule)}"
         )
+    if type(rule).score is Rule.score:
+        raise CallError(f"the rule {type(rule).__name__} decides nothing: write its score")
     made = {}
     for option in fields(rule):
         axes, value = option.metadata.get("per_row"), getattr(rule, option.name)

@@ -134,6 +134,12 @@ class Undecorated(Rule):
     pass
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scoreless(Rule):
+    pass
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -141,6 +147,7 @@ class Undecorated(Rule):
         ({"rule": ResidualEnergy(), "engine": "blocked"}, "paper's rule alone"),
         ({"rule": ResidualEnergy}, "a rule is an instance"),
         ({"rule": Undecorated()}, "a rule is an instance"),
+        ({"rule": Scoreless()}, "Scoreless decides nothing"),
         ({"rule": 3}, "a rule is an instance"),
         ({"places": np.zeros((N, 2))}, "read by a rule"),
         ({"rule": Distance(), "places": np.zeros((N, 3))}, "places has shape"),
