@@ -11,13 +11,9 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.models.towers.clip import (
-    ClipEncoder,
-    ClipVision,
-    cut_patches,
-    resized_positions,
-)
+from resprune_jax.models.towers.clip import ClipEncoder, ClipVision
 from resprune_jax.models.towers.config import SiglipConfig, VisionConfig
+from resprune_jax.models.towers.patches import cut_patches, resized_positions
 
 
 class SiglipEmbeddings(nnx.Module):

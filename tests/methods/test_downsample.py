@@ -17,7 +17,7 @@ from resprune_jax.models import LVLM, CallOptions
 from resprune_jax.models.families.base import Video
 from resprune_jax.models.families.llava.images import ImageProcessor
 from resprune_jax.models.families.qwen_vl.images import smart_resize
-from resprune_jax.models.towers.clip import resized_positions
+from resprune_jax.models.towers.patches import resized_positions
 from tests.compiles import backend_compiles
 from tests.methods.oracles.baselines import downsample as oracle
 from tests.methods.test_on_models import QUESTIONS, model

@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.siglip.modeling_siglip import SiglipVisionEmbeddings
 
 from resprune_jax.models import LVLM
-from resprune_jax.models.towers.clip import resized_positions
+from resprune_jax.models.towers.patches import resized_positions
 
 
 @torch.no_grad()
