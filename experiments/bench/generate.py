@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.bench import reference as bench_torch
 from resprune_jax.experiments.bench.selection import start, write
@@ -26,7 +24,13 @@ from resprune_jax.experiments.bench.timing import (
     peak_growth,
     taken,
 )
-from resprune_jax.experiments.common import check_number, check_target, import_models, make_folder
+from resprune_jax.experiments.common import (
+    check_number,
+    check_target,
+    import_models,
+    make_folder,
+    shown,
+)
 
 ModelName = Literal["small", "llava-1.5-7b"]
 
@@ -38,26 +42,21 @@ LONG = 4.0
 """Seconds; a pass that takes longer is not made again to see what it needs."""
 
 
-def _arg(metavar: str, default: str = "") -> Any:
-    hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateOptions:
     """Measure whole answers with random weights: full against pruned, selection included."""
 
     model: Annotated[
-        ModelName | None, _arg("{small,llava-1.5-7b}", "small on a CPU, else llava-1.5-7b")
+        ModelName | None, shown("{small,llava-1.5-7b}", "small on a CPU, else llava-1.5-7b")
     ] = None
     """Shapes of the model."""
-    keep: Annotated[tuple[int, ...], _arg("COUNT ...", "192 128 64")] = (192, 128, 64)
+    keep: Annotated[tuple[int, ...], shown("COUNT ...", "192 128 64")] = (192, 128, 64)
     """Visual tokens to keep, each set against the full model."""
-    batch: Annotated[tuple[int, ...], _arg("B ...", "1 8 32")] = (1, 8, 32)
+    batch: Annotated[tuple[int, ...], shown("B ...", "1 8 32")] = (1, 8, 32)
     """Prompts in a batch, each about an image of its own."""
-    new_tokens: Annotated[int, _arg("N", "32")] = 32
+    new_tokens: Annotated[int, shown("N", "32")] = 32
     """Tokens of an answer."""
-    repeats: Annotated[int, _arg("N", "10")] = 10
+    repeats: Annotated[int, shown("N", "10")] = 10
     """Rounds of a batch; fewer where they would take more than 40 seconds."""
     quick: bool = False
     """One image, 128 tokens, three rounds."""
@@ -65,7 +64,7 @@ class GenerateOptions:
     """Leave transformers out."""
     resume: bool = False
     """Keep the batches that the JSON file holds already."""
-    out: Annotated[Path, _arg("DIR", "bench")] = Path("bench")
+    out: Annotated[Path, shown("DIR", "bench")] = Path("bench")
     """Folder for generate.json, generate.md and generate.png; made if missing."""
     debug: bool = False
     """Show the traceback when something fails."""
@@ -103,7 +102,7 @@ def run(options: GenerateOptions) -> int:
         RunError: a measurement in which something was compiled.
     """
     import_models()
-    from resprune_jax.experiments.bench import generate_report as shown
+    from resprune_jax.experiments.bench import generate_report as bench_report
     from resprune_jax.experiments.bench.markdown import generate_markdown
     from resprune_jax.experiments.bench.model import model_config
 
@@ -132,9 +131,9 @@ def run(options: GenerateOptions) -> int:
         note(f"{row} ...")
         report["rows"][row] = bench.measure(batch, (None, *keep), options.new_tokens, repeats)
         write(path, report)
-        shown.print_row(row, report["rows"][row])
-    shown.print_end(report)
-    shown.draw(report, options.out / "generate.png")
+        bench_report.print_row(row, report["rows"][row])
+    bench_report.print_end(report)
+    bench_report.draw(report, options.out / "generate.png")
     words = options.out / "generate.md"
     words.write_text(generate_markdown(report), encoding="utf-8")
     note(f"written: {path}, {words}, {options.out / 'generate.png'}")

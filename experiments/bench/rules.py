@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from resprune_jax.experiments.bench.problems import ALPHA, QUICK_SIZES, make_problem, parse_size
 from resprune_jax.experiments.bench.timing import Side, interleave, machine
 from resprune_jax.experiments.common import (
@@ -14,28 +12,24 @@ from resprune_jax.experiments.common import (
     check_target,
     console,
     import_models,
+    shown,
 )
 
 NOUNS = 4
 """Of the rule that follows them."""
 
 
-def _arg(metavar: str, default: str = "") -> Any:
-    hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RulesOptions:
     """Measure the greedy loop with a rule (select(..., rule=)) beside the one that is built in."""
 
-    sizes: Annotated[tuple[str, ...], _arg("N,d,K ...", "two of the supported models")] = ()
+    sizes: Annotated[tuple[str, ...], shown("N,d,K ...", "two of the supported models")] = ()
     """Visual tokens, their width, and how many are kept."""
-    batch: Annotated[int, _arg("B", "1")] = 1
+    batch: Annotated[int, shown("B", "1")] = 1
     """Images that are chosen from together."""
-    repeats: Annotated[int, _arg("N", "20")] = 20
+    repeats: Annotated[int, shown("N", "20")] = 20
     """Rounds; fewer where they would take more than 30 seconds."""
-    output: Annotated[Path | None, _arg("OUT.json", "none")] = None
+    output: Annotated[Path | None, shown("OUT.json", "none")] = None
     """Write the figures to this file."""
     debug: bool = False
     """Show the traceback when something fails."""

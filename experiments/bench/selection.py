@@ -9,8 +9,6 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.bench import engines as bench_engines
 from resprune_jax.experiments.bench import reference as bench_torch
@@ -23,7 +21,13 @@ from resprune_jax.experiments.bench.problems import (
 )
 from resprune_jax.experiments.bench.rows import Row, TokenDType, measure
 from resprune_jax.experiments.bench.timing import leave_memory_to_torch, machine, note, speeds
-from resprune_jax.experiments.common import check_number, check_target, import_models, make_folder
+from resprune_jax.experiments.common import (
+    check_number,
+    check_target,
+    import_models,
+    make_folder,
+    shown,
+)
 
 VERSION = 1
 """Of the JSON file's layout."""
@@ -31,29 +35,24 @@ VERSION = 1
 QUICK_REPEATS = 5
 
 
-def _arg(metavar: str, default: str = "") -> Any:
-    hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectionOptions:
     """Measure what choosing the tokens costs: every engine, and torch's Algorithm 1 beside them."""
 
-    sizes: Annotated[tuple[str, ...], _arg("N,d,K ...", "the sizes of the supported models")] = ()
+    sizes: Annotated[tuple[str, ...], shown("N,d,K ...", "the sizes of the supported models")] = ()
     """Visual tokens, their width, and how many are kept."""
-    batch: Annotated[tuple[int, ...], _arg("B ...", "1 8 32")] = (1, 8, 32)
+    batch: Annotated[tuple[int, ...], shown("B ...", "1 8 32")] = (1, 8, 32)
     """Images that are chosen from together."""
-    dtype: Annotated[tuple[TokenDType, ...], _arg("{float32,bfloat16} ...", "both")] = (
+    dtype: Annotated[tuple[TokenDType, ...], shown("{float32,bfloat16} ...", "both")] = (
         "float32",
         "bfloat16",
     )
     """Number formats of the tokens."""
-    engines: Annotated[tuple[str, ...], _arg("NAME ...", "all that are registered")] = ()
+    engines: Annotated[tuple[str, ...], shown("NAME ...", "all that are registered")] = ()
     """Engines to measure."""
-    repeats: Annotated[int, _arg("N", "20")] = 20
+    repeats: Annotated[int, shown("N", "20")] = 20
     """Rounds of a row; fewer where they would take more than 30 seconds."""
-    limit: Annotated[float, _arg("SECONDS", "60")] = 60.0
+    limit: Annotated[float, shown("SECONDS", "60")] = 60.0
     """Leave out what would take longer than this a call."""
     quick: bool = False
     """Two sizes, one image, float32, five rounds: about four minutes of CPU time, most of it
@@ -68,7 +67,7 @@ class SelectionOptions:
     """Leave out the row of eight questions about one image."""
     resume: bool = False
     """Keep the rows that the JSON file holds already."""
-    out: Annotated[Path, _arg("DIR", "bench")] = Path("bench")
+    out: Annotated[Path, shown("DIR", "bench")] = Path("bench")
     """Folder for selection.json, selection.md and selection.png; made if missing."""
     debug: bool = False
     """Show the traceback when something fails."""

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from resprune_jax.errors import CallError
-from resprune_jax.experiments.common import check_number, console, import_models
+from resprune_jax.experiments.common import (
+    check_number,
+    console,
+    import_models,
+    shown,
+)
 from resprune_jax.experiments.compile_check.compiler import (
     HBM,
     Row,
@@ -30,25 +33,20 @@ TABLE_WIDTH = 144
 ModelName = Literal["llava-1.5-7b", "qwen2.5-vl-7b"]
 
 
-def _arg(metavar: str, default: str = "") -> Any:
-    hint = f"(default: {default})" if default else ""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TpuCheckOptions:
     """Compile 7B models for TPU without one, and show the memory that each chip would need."""
 
-    model: Annotated[tuple[ModelName, ...], _arg("{llava-1.5-7b,qwen2.5-vl-7b} ...", "both")] = (
+    model: Annotated[tuple[ModelName, ...], shown("{llava-1.5-7b,qwen2.5-vl-7b} ...", "both")] = (
         "llava-1.5-7b",
         "qwen2.5-vl-7b",
     )
     """Models, in bfloat16."""
-    topology: Annotated[str, _arg("CHIP:GRID", "v5e:2x2")] = "v5e:2x2"
+    topology: Annotated[str, shown("CHIP:GRID", "v5e:2x2")] = "v5e:2x2"
     """Chips that a model is sharded over."""
-    chips: Annotated[int | None, _arg("COUNT", "all")] = None
+    chips: Annotated[int | None, shown("COUNT", "all")] = None
     """How many chips of the topology."""
-    batch: Annotated[tuple[int, ...], _arg("ROWS ...", "1 8")] = (1, 8)
+    batch: Annotated[tuple[int, ...], shown("ROWS ...", "1 8")] = (1, 8)
     """Prompts in a batch, each about an image of its own."""
     selection: bool = False
     """Compile the selection engines in place of models, each for one chip of the topology."""

@@ -11,8 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.common import (
     Checkpoint,
@@ -22,6 +20,7 @@ from resprune_jax.experiments.common import (
     check_target,
     console,
     model_name,
+    shown,
     use_compilation_cache,
 )
 from resprune_jax.experiments.progress import progress
@@ -29,11 +28,6 @@ from resprune_jax.experiments.progress import progress
 MOST = 2500
 EACH = 5  # questions about a scene, one of every family
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
-
-
-def _arg(metavar: str, default: str | None = None) -> Any:
-    hint = f"(default: {default})" if default else default
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,29 +39,29 @@ class EvalOptions:
     clip: ClipCheckpoint = None
     split: Literal["test", "validation"] = "test"
     """Scenes of the frozen test set, or others of the same kind, to choose settings by."""
-    questions: Annotated[int, _arg("N")] = MOST
+    questions: Annotated[int, shown("N", None)] = MOST
     """How many questions, the first ones; a multiple of five, which each scene has."""
-    methods: Annotated[tuple[str, ...], _arg("NAME")] = (
+    methods: Annotated[tuple[str, ...], shown("NAME", None)] = (
         "full", "blank", "resprune", "alpha0", "random", "oracle",
     )  # fmt: skip
     """What to ask with: full, which is always among them, blank, oracle, alpha0, or any pruning
     method by name (resprune methods), with settings as agilepruner:average=9,most=0.3; all stands
     for every one that the model can run without settings."""
-    ratios: Annotated[tuple[str, ...], _arg("RATIO")] = ("1/3", "2/9", "1/9")
+    ratios: Annotated[tuple[str, ...], shown("RATIO", None)] = ("1/3", "2/9", "1/9")
     """Shares of the visual tokens that pruning methods keep."""
-    draws: Annotated[int, _arg("N")] = 1
+    draws: Annotated[int, shown("N", None)] = 1
     """How often random tokens are drawn; their figures are the mean."""
-    rng_seed: Annotated[int, _arg("N")] = 0
+    rng_seed: Annotated[int, shown("N", None)] = 0
     """Seed of random tokens and of the intervals."""
-    resume: Annotated[Path | None, _arg("FOLDER", "none")] = None
+    resume: Annotated[Path | None, shown("FOLDER", "none")] = None
     """Keep here what each method said, and ask only those that are not there yet."""
-    output: Annotated[Path | None, _arg("OUT.json", "none")] = None
+    output: Annotated[Path | None, shown("OUT.json", "none")] = None
     """Write the figures to this file."""
-    figure: Annotated[Path | None, _arg("OUT.png", "none")] = None
+    figure: Annotated[Path | None, shown("OUT.png", "none")] = None
     """Draw accuracy against the tokens kept in this picture."""
-    card: Annotated[Path | None, _arg("OUT.md", "none")] = None
+    card: Annotated[Path | None, shown("OUT.md", "none")] = None
     """Write a model card with the figures to this file."""
-    results: Annotated[Path | None, _arg("FILE.json", "measure now")] = None
+    results: Annotated[Path | None, shown("FILE.json", "measure now")] = None
     """Show the figures of this file, written by --output, in place of measuring."""
     markdown: bool = False
     """Print Markdown in place of tables."""
