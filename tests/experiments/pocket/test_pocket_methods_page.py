@@ -14,8 +14,7 @@ def test_the_page_holds_the_tables_of_its_figures() -> None:
     page = (DOCS / "pocket_methods.md").read_text("utf-8")
     assert markdown(figures, level=2) in page
     asked = {row["method"].partition(":")[0] for row in figures["settings"]}
-    missing = {name for name in METHODS if name not in asked and f"`{name}`" not in page}
-    assert not missing, "the page says nothing of them"
+    assert asked | set(figures["left_out"]) >= set(METHODS), "a method is missing"
     draws = {row["draws"] for row in figures["settings"] if row["method"] == "random"}
     assert draws == {5} and figures["split"] == "test"
 
