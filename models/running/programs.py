@@ -215,29 +215,28 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
 
         def choose_among(
             candidates: jax.Array, limit: jax.Array
-        ) -> tuple[Selection, jax.Array, jax.Array]:
+        ) -> tuple[Selection, jax.Array, jax.Array, jax.Array]:
             offered = dataclasses.replace(visual, valid=candidates)
             made = method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
-            seats = dataclasses.replace(made, indices=method.seats(made, candidates))
-            chosen = seats.mask(count) & candidates
+            seats = method.seats(made, candidates)  # [B, K]
+            chosen = dataclasses.replace(made, indices=seats).mask(count) & candidates
             beyond = made.count > limit + method.beside
             beyond |= jnp.sum(chosen, axis=1) != made.count
-            return made, chosen, jnp.any(beyond)
+            return made, seats, chosen, jnp.any(beyond)
 
-        def seated(made: Any, candidates: jax.Array, embeddings: jax.Array) -> jax.Array:
-            own = made.rows.astype(embeddings.dtype)  # [B, K, w]
+        def seated(rows: Any, seats: jax.Array, embeddings: jax.Array) -> jax.Array:
+            own = rows.astype(embeddings.dtype)  # [B, K, w]
             if method.merges == "features":
                 own = lvlm.projector(own)
-            seats = method.seats(made, candidates)
             return jax.vmap(lambda x, at, own: x.at[at].set(own, mode="drop"))(
                 embeddings, seats, own
             )
 
         merged = visual.embeddings if method.makes_rows else None
         if owner is None:
-            selection, chosen, broken = choose_among(real & ~always, limit)
+            selection, seats, chosen, broken = choose_among(real & ~always, limit)
             if merged is not None:
-                merged = seated(selection, real & ~always, merged)
+                merged = seated(selection.rows, seats, merged)
         else:
             each = []
             chosen, broken = jnp.zeros_like(real), jnp.array(False)
@@ -246,10 +245,11 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
                 own = real & ~always & (owner == image)
                 # An image that a row does not have: any tokens will do, none of them stays.
                 own = jnp.where(there[:, None], own, real)
-                one, its, wrong = choose_among(own, jnp.maximum(limit[:, image], 1))
+                one, seats, its, wrong = choose_among(own, jnp.maximum(limit[:, image], 1))
                 chosen |= its & there[:, None]
                 if merged is not None:
-                    merged = jnp.where(there[:, None, None], seated(one, own, merged), merged)
+                    placed = seated(one.rows, seats, merged)
+                    merged = jnp.where(there[:, None, None], placed, merged)
                 broken |= wrong
                 each.append(one)
             selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)

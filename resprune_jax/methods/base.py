@@ -267,17 +267,18 @@ class Method:
         return any(getattr(type(self), name) is not getattr(Method, name) for name in names)
 
     def seats(self, selection: Selection, valid: jax.Array) -> jax.Array:
-        """Where the rows of a selection stand among an image's places.
+        """Where what was selected stands among an image's places: tokens that are no rows of their
+        own making, each at its own.
 
         Args:
-            selection: of B rows, with merged rows.
+            selection: of B rows.
             valid: (B, N) bool, the places that the image has.
 
         Returns:
             (B, K) int32, N for rows that do not count.
         """
         most = valid.shape[1]
-        if self.sequence == "image":
+        if not self.makes_rows or self.sequence == "image":
             return selection.indices
         # A budget is at most what was offered: there are as many places as rows.
         places = jnp.argsort(~valid, axis=1, stable=True)[:, : selection.indices.shape[1]]

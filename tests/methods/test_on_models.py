@@ -81,6 +81,11 @@ def test_every_method(family: str, photographs: Any) -> None:
         else:
             assert made.kept == budgets, name
         assert made.mask.sum(axis=1).tolist() == made.kept
+        if not method.makes_rows:  # what enters are the tokens that were chosen
+            assert made.selections is not None
+            for row, own in enumerate(made.kept):
+                picks = sorted(np.asarray(made.selections.indices)[row, :own].tolist())
+                assert picks == np.flatnonzero(made.mask[row]).tolist(), name
         # In another batch, the same; what is compiled is the same too.
         other = lvlm.select(images[::-1], QUESTIONS[::-1], keep=[0.25, 9], **call)
         own = np.flatnonzero(other.mask[0]).tolist()
@@ -190,13 +195,18 @@ def test_the_order_of_choice_is_another_prompt(photographs: Any) -> None:
     ]
     whole = lvlm.encode(images)
     assert whole.embeddings is not None
-    own = np.take_along_axis(np.asarray(whole.embeddings), order[..., None], axis=1)
-    by_hand = lvlm.logits(VisualTokens(own, np.ones((2, 5), bool)), QUESTIONS, method="none")
+    made_by_hand = []
+    for own in (np.sort(order, axis=1), order):
+        tokens = np.take_along_axis(np.asarray(whole.embeddings), own[..., None], axis=1)
+        tokens = VisualTokens(tokens, np.ones((2, 5), bool))
+        made_by_hand.append(lvlm.logits(tokens, QUESTIONS, method="none"))
     for row in range(2):
-        sorted_, unsorted, expected = (
-            np.asarray(logits[row])[np.asarray(valid[row])] for logits, valid in (*scores, by_hand)
+        sorted_, unsorted, expected, other = (
+            np.asarray(logits[row])[np.asarray(valid[row])]
+            for logits, valid in (*scores, *made_by_hand)
         )
-        np.testing.assert_allclose(unsorted, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(sorted_, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(unsorted, other, rtol=1e-4, atol=1e-4)
         assert np.abs(unsorted - sorted_).max() > 1e-2
     with pytest.raises(CallError, match="DivPrune lists its rows in an order of their own"):
         lvlm.select(images, QUESTIONS, keep=5, positions="original", **call)
