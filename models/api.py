@@ -112,7 +112,7 @@ class LVLM(Preparer):
         options = self.settings.resolve(options)
         assert options.max_new_tokens is not None
         with compiling() as compiled:
-            call = self._prepare(
+            call = self.prepare(
                 images, prompts, options, new_tokens=options.max_new_tokens, ceiling=ceiling,
                 announce=announce,
             )  # fmt: skip
@@ -166,7 +166,7 @@ class LVLM(Preparer):
         """
         begin = time.perf_counter()
         with compiling() as compiled:
-            call = self._prepare(images, prompts, options, new_tokens=0)
+            call = self.prepare(images, prompts, options, new_tokens=0)
             jax.block_until_ready(call.visual)
             encoded = time.perf_counter()
             chosen = self.choose(call)
@@ -240,7 +240,7 @@ class LVLM(Preparer):
             (logits (B, P, V) float32, valid (B, P) bool); rows are right padded, and only valid
             positions mean anything.
         """
-        call = self._prepare(images, prompts, options, new_tokens=0)
+        call = self.prepare(images, prompts, options, new_tokens=0)
         plan = call.plan
         assembled = self.assemble(call, self.choose(call))
         if call.schedule is None:

@@ -213,7 +213,7 @@ class Preparer(Runner):
                 )
         return [found[row] for row in sorted(found)]
 
-    def _prepare(
+    def prepare(
         self,
         images: Images,
         prompts: Questions,

@@ -95,6 +95,7 @@ class Runner:
         call: Call,
         *,
         last: int,
+        chosen: Chosen | None = None,
     ) -> Outcome:
         """Select, prefill and decode what is laid out: the devices' part of `generate`.
 
@@ -102,9 +103,10 @@ class Runner:
             call: from `lay_out`.
             last: stop after so many tokens, at most the `max_new_tokens` of its options, which are
                 resolved.
+            chosen: what enters the LLM, where that is known; default what the call's method says.
         """
         marks = [time.perf_counter()]
-        chosen = self.choose(call)
+        chosen = self.choose(call) if chosen is None else chosen
         selection, kept, failed = chosen.selection, chosen.kept, chosen.failed
         jax.block_until_ready((kept, chosen.merged))
         marks.append(time.perf_counter())

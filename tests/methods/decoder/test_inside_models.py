@@ -87,7 +87,7 @@ def test_each_segment_has_a_cache_that_decoding_updates_in_place(
 ) -> None:
     settings = {"k": 1}
     options = CallOptions(keep=5, method="fastv", method_settings=settings, max_new_tokens=6)
-    call = lvlm._prepare(photographs[0], QUESTIONS[0], options, new_tokens=6)
+    call = lvlm.prepare(photographs[0], QUESTIONS[0], options, new_tokens=6)
     words = int(call.plan.valid.sum()) - NUM_VISUAL_TOKENS
     made = lvlm.drop(call, lvlm.assemble(call, lvlm.choose(call)), slots=64)
     logits, _, caches, positions, _ = made

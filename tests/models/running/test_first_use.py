@@ -105,7 +105,7 @@ def test_select_says_what_generate_would_keep(lvlm: LVLM, photographs: Any, keep
     # Against the definition: the largest cosine with a noun token, negative ones 0.
     table = np.asarray(lvlm.state["language_model"]["embed_tokens"]["embedding"].get_value())
     visual = lvlm.encode(images).embeddings
-    call = lvlm._prepare(images, QUESTIONS, _options(keep), new_tokens=0)
+    call = lvlm.prepare(images, QUESTIONS, _options(keep), new_tokens=0)
     for row in range(3):
         ids = call.plan.noun_ids[row][call.plan.noun_valid[row]]
         if not len(ids):  # "What is red?": uniform, as the paper says
