@@ -29,6 +29,7 @@ from resprune_jax.experiments.compile_check import command as tpu_check
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
+from resprune_jax.experiments.sweep import command as sweep
 from resprune_jax.experiments.verify import command as verify
 
 COMMANDS: dict[str, Command] = {
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "info": Command(info.InfoOptions, info.run),
     "compare": Command(compare.CompareOptions, compare.run),
     "methods": Command(methods.MethodsOptions, methods.run),
+    "sweep": Command(sweep.SweepOptions, sweep.run),
     "verify": Command(verify.VerifyOptions, verify.run),
     "demo": Command(demo.DemoOptions, demo.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),

@@ -16,6 +16,7 @@ from resprune_jax.models.running.fitting import check_needs
 from resprune_jax.models.running.generation import (
     Generation,
     Selected,
+    answered_ids,
     costs_of_rows,
     drops_of_rows,
     first_rows,
@@ -123,12 +124,9 @@ class LVLM(Preparer):
             if ceiling is not None:
                 most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
             made = self.run(call, last=int(most.max()))
-        selection, kept, tokens = made.selection, made.kept, made.tokens[: plan.size]
+        selection, kept = made.selection, made.kept
         errors = row_errors(made.failed, made.finite, plan)
-        rows = [
-            row[:0] if error else row[:last][row[:last] != EMPTY]
-            for row, error, last in zip(tokens, errors, most, strict=True)
-        ]
+        rows = answered_ids(made, errors, most, EMPTY)
         drops = drops_of_rows(made, call)
         return Generation(
             texts=[self.encoder.decode(row) for row in rows],

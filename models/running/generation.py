@@ -1,5 +1,6 @@
 """What a call is once it is laid out, and what it gives back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -192,6 +193,24 @@ def costs_of_rows(
     return [
         schedule_row(total, own, shape) if total else None
         for total, own in zip(plan.totals[: plan.size].tolist(), drops, strict=True)
+    ]
+
+
+def answered_ids(
+    made: Outcome, errors: Sequence[str | None], most: np.ndarray, empty: int
+) -> list[np.ndarray]:
+    """The new token ids of each real row; none of a row that failed.
+
+    Args:
+        made: of the devices.
+        errors: of `row_errors`.
+        most: (B,) the most tokens of each row.
+        empty: what the buffer holds where nothing was generated.
+    """
+    tokens = made.tokens[: len(errors)]
+    return [
+        row[:0] if error else row[:last][row[:last] != empty]
+        for row, error, last in zip(tokens, errors, most, strict=True)
     ]
 
 

@@ -145,6 +145,7 @@ class Programs:
             `Clip.texts` gave, or None.
         weigh: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), method, clip) -> the
             text relevance (B, N) float32 that the method gates with.
+        embed: (state, ids) -> their rows of the embedding table.
         assemble: (state, ids, visual_index, valid, rows, embeddings, kept, rope, *, length,
             positions) -> what `assemble` gives, for `prefill` and `score`.
         prefill: (state, x, position ids, count, *, slots) -> (logits (B, V) float32 of each row's
@@ -164,6 +165,7 @@ class Programs:
     encode: Callable[..., VisualTokens]
     prune: Callable[..., tuple[Selection, jax.Array, jax.Array, jax.Array | None]]
     weigh: Callable[..., jax.Array]
+    embed: Callable[..., jax.Array]
     assemble: Callable[..., tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
     prefill: Callable[..., tuple[jax.Array, KVCache]]
     drop: Callable[..., tuple[jax.Array, jax.Array, Caches, tuple[jax.Array, ...], Dropped]]
@@ -270,6 +272,10 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         visual = jax.tree.map(lambda x: x[rows], visual)
         words = model(state).embed(noun_ids)
         return method.relevance(visual, PromptContext(words, noun_valid, *(clip or ())))
+
+    @jax.jit
+    def embed(state: Any, ids: jax.Array) -> jax.Array:
+        return model(state).embed(ids)
 
     @partial(jax.jit, static_argnames=("length", "positions"))
     def lay_out(
@@ -410,4 +416,4 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         real = jnp.arange(x.shape[1]) < count[:, None]
         return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
 
-    return Programs(encode, prune, weigh, lay_out, prefill, drop, decode, score)
+    return Programs(encode, prune, weigh, embed, lay_out, prefill, drop, decode, score)

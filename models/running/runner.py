@@ -75,7 +75,7 @@ class Runner:
         inputs = pictures.inputs
         if self.mesh is not None:
             batched = pictures.batched
-            inputs = jax.tree.map(lambda x: self._put(x)[0] if batched else x, inputs)
+            inputs = jax.tree.map(lambda x: self.put(x)[0] if batched else x, inputs)
         # What costs nothing is not named: methods that differ in that share a program.
         parts = needs & ON_REQUEST
         if "clip_patches" not in parts:
@@ -152,7 +152,7 @@ class Runner:
         if made is None or self.mesh is None:
             return made
         of_rows = {"least": made.least, "past": made.past}
-        return dataclasses.replace(made, **jax.tree.map(lambda x: self._put(x)[0], of_rows))
+        return dataclasses.replace(made, **jax.tree.map(lambda x: self.put(x)[0], of_rows))
 
     def choose(self, call: Call) -> Chosen:
         """Which visual tokens enter the LLM."""
@@ -161,7 +161,7 @@ class Runner:
         if call.method is None or plan.full.all():
             # An array of the devices, as a selection gives: one program for both.
             everything = np.arange(most) < plan.totals[:, None]
-            return Chosen(jax.device_put(self._put(everything)[0]))
+            return Chosen(jax.device_put(self.put(everything)[0]))
         per_image = plan.limits.ndim == 2
         full = plan.full[:, None] if per_image else plan.full
         # A row that keeps everything needs no picks: it must not stretch the loop of the others.
@@ -170,10 +170,10 @@ class Runner:
             limits = np.maximum(limits, 1)  # of the row that a prompt without images borrows
         tolerance = call.options.tolerance
         stop = np.float32(-1 if tolerance is None else tolerance)
-        owner = self._put(plan.owner(most))[0] if per_image else None
+        owner = self.put(plan.owner(most))[0] if per_image else None
         selection, kept, broken, merged = self.programs.prune(
             self.state, visual,
-            *self._put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
+            *self.put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             call.method, owner, self._clip_texts(call), keep=plan.picks,
             newline=call.options.newline,
         )  # fmt: skip
@@ -195,8 +195,8 @@ class Runner:
         visual: VisualTokens = dataclasses.replace(call.visual, **unread)
         owner = plan.owner(visual.valid.shape[1])
         made = self.programs.drop(
-            self.state, *assembled, *self._put(own.number), visual,
-            *self._put(plan.rows, owner, own.full), own.limits, own.method,
+            self.state, *assembled, *self.put(own.number), visual,
+            *self.put(plan.rows, owner, own.full), own.limits, own.method,
             stops=own.stops, room=own.room, slots=slots, every=every,
         )  # fmt: skip
         _refuse_broken(made[-1].broken, call)
@@ -210,7 +210,7 @@ class Runner:
         if not hasattr(method, "relevance"):
             return None
         return self.programs.weigh(
-            self.state, call.visual, *self._put(plan.rows, plan.noun_ids, plan.noun_valid), method,
+            self.state, call.visual, *self.put(plan.rows, plan.noun_ids, plan.noun_valid), method,
             self._clip_texts(call),
         )  # fmt: skip
 
@@ -227,13 +227,13 @@ class Runner:
         rows, embeddings = plan.rows, call.visual.embeddings
         if chosen.merged is not None:  # these are of the prompts already, not of the images
             rows, embeddings = np.arange(len(rows), dtype=rows.dtype), chosen.merged
-        rope = jax.tree.map(lambda x: self._put(x)[0], plan.rope)
+        rope = jax.tree.map(lambda x: self.put(x)[0], plan.rope)
         return self.programs.assemble(
-            self.state, *self._put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
+            self.state, *self.put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
             chosen.kept, rope, length=plan.length, positions=call.positions,
         )  # fmt: skip
 
-    def _put(self, *arrays: np.ndarray) -> list[Any]:
+    def put(self, *arrays: np.ndarray) -> list[Any]:
         """Host arrays as the compiled functions take them: over the data axis if there is one."""
         if self.mesh is None:
             return list(arrays)

@@ -1,0 +1,1 @@
+"""`resprune sweep`: a grid of configurations on a data set, each distinct answer computed once."""

@@ -1,0 +1,206 @@
+"""`resprune sweep`: a grid of configurations on a data set, resumable, on any number of hosts.
+
+The module is light: JAX comes in when something is asked.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from resprune_jax.errors import CallError
+from resprune_jax.experiments.common import (
+    Checkpoint,
+    ClipCheckpoint,
+    DType,
+    check_number,
+    model_name,
+    shown,
+    use_compilation_cache,
+)
+from resprune_jax.experiments.progress import progress
+from resprune_jax.experiments.sweep.grid import Grid
+
+Preset = Literal["none", "tables"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(Grid):
+    """Answer a data set under every configuration of a grid, and keep every row.
+
+    Image work is shared, every distinct choice of tokens is answered once. A second call goes on
+    where the first was stopped; resprune report makes tables and figures of the folder.
+    """
+
+    output: Annotated[Path, shown("FOLDER", None)]
+    """Results: Parquet files that are added block by block."""
+    model: Checkpoint = "pocket"
+    """Checkpoint folder, Hub id, or pocket for the one that comes with the package."""
+    clip: ClipCheckpoint = None
+    dtype: DType = "float32"
+    """Precision of the model."""
+    data: Annotated[str, shown("NAME_OR_PATH", None)] = "pocket:validation"
+    """pocket:test, pocket:validation, a .jsonl or .parquet file of rows, or a folder of a data set
+    (docs/data.md)."""
+    examples: Annotated[int | None, shown("N", "all")] = None
+    """Only the first so many."""
+    preset: Preset = "none"
+    """tables: the grids of the paper's Tables I and IV to VII and of the plot of tolerances, in
+    place of one grid."""
+    config: Annotated[Path | None, shown("FILE", "none")] = None
+    """A TOML or JSON file with any of these options, and in place of one grid a list of grids;
+    what the command line says as well must agree with it."""
+    max_new_tokens: Annotated[int | None, shown("N", "the checkpoint's, else 128; pocket 6")] = None
+    """The most tokens of an answer."""
+    block: Annotated[int, shown("N", None)] = 40
+    """Examples that are worked on together: what a kill loses at most."""
+    batch: Annotated[int, shown("N", None)] = 64
+    """Answers that run together on the devices, a multiple of 8."""
+    num_processes: Annotated[int | None, shown("N", "what the cluster says, else 1")] = None
+    """Processes that share the work."""
+    process_id: Annotated[int | None, shown("N", "what the cluster says, else 0")] = None
+    """Which of them this is, from 0 on."""
+    coordinator: Annotated[str | None, shown("HOST:PORT", "what the cluster says, else none")] = (
+        None
+    )
+    """Where process 0 can be reached by the others."""
+    dry_run: bool = False
+    """Say how many configurations, choices and answers there are and how long they will take."""
+    debug: bool = False
+    """Show the traceback when something fails."""
+
+
+def run(options: SweepOptions) -> int:
+    """Carry out `resprune sweep`.
+
+    Returns:
+        0, or 1 where a row failed.
+
+    Raises:
+        CallError: a wrong call, or a folder of another sweep.
+        RunError: results that cannot be written.
+    """
+    from resprune_jax.experiments.sweep.config import read_config
+
+    options, grids = read_config(options)
+    check_number("--block", options.block, 1, 100_000)
+    check_number("--batch", options.batch, 8, 100_000)
+    if options.batch % 8:
+        raise CallError(f"--batch {options.batch}: give a multiple of 8")
+    if options.examples is not None:
+        check_number("--examples", options.examples, 1, 10**9)
+    if options.max_new_tokens is not None:
+        check_number("--max-new-tokens", options.max_new_tokens, 1, 2**31 - 1)
+    use_compilation_cache()
+    from resprune_jax.experiments.data.examples import open_dataset
+    from resprune_jax.experiments.sweep.engine import Engine
+    from resprune_jax.experiments.sweep.grid import configurations
+    from resprune_jax.experiments.sweep.hosts import agree, join, local_mesh
+    from resprune_jax.experiments.sweep.identity import fingerprint
+    from resprune_jax.models.load import load_model
+    from resprune_jax.models.prompts.options import CallOptions
+
+    hosts = join(
+        processes=options.num_processes, process=options.process_id, coordinator=options.coordinator
+    )
+    chosen = configurations(grids)
+    data = open_dataset(options.data, options.examples)
+    lvlm = load_model(
+        options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh(hosts)
+    )
+    most = options.max_new_tokens
+    if most is None and options.model == "pocket":
+        most = 6
+    call = CallOptions(max_new_tokens=most)
+    engine = Engine(lvlm, data, chosen, call, size=options.block, batch=options.batch)
+    if options.dry_run:
+        return forecast(engine)
+    manifest = manifest_of(options, engine, fingerprint(lvlm.path))
+    agree(hosts, manifest)
+    return sweep(options, engine, manifest, hosts)
+
+
+def manifest_of(options: SweepOptions, engine: Any, fingerprint: str) -> dict[str, Any]:
+    """What a results folder says of itself; two runs with one manifest give the same rows."""
+    from resprune_jax.experiments.sweep.shards import FORMAT
+    from resprune_jax.experiments.words import version
+
+    lvlm = engine.lvlm
+    return {
+        "format": FORMAT,
+        "code": version(),
+        "model": model_name(options.model),
+        "model_fingerprint": fingerprint,
+        "clip": None if options.clip is None else model_name(options.clip),
+        "data": engine.data.name,
+        "data_fingerprint": engine.data.fingerprint,
+        "precision": options.dtype,
+        "tagger": lvlm.extractor().backend,
+        "layers": lvlm.config.text.num_layers,
+        "block": options.block,
+        "batch": options.batch,
+        "max_new_tokens": engine.answerer.options.max_new_tokens,
+        "examples": len(engine.data.examples),
+        "configurations": [one.record() for one in engine.configurations],
+    }
+
+
+def sweep(options: SweepOptions, engine: Any, manifest: dict[str, Any], hosts: Any) -> int:
+    """Run the blocks of this process that are not there yet."""
+    from resprune_jax.experiments.common import console
+    from resprune_jax.experiments.sweep.engine import blocks_of
+    from resprune_jax.experiments.sweep.shards import Shards
+
+    failed = 0
+    begin = time.perf_counter()
+    with Shards(options.output, manifest, number=hosts.number, count=hosts.count) as shards:
+        if hosts.number == 0:
+            shards.write_examples(engine.data.examples)
+        own = range(hosts.number, engine.blocks, hosts.count)
+        left = list(blocks_of(engine, shards.done, hosts.number, hosts.count))
+        with progress("blocks", len(own), len(own) - len(left)) as step:
+            for block in left:
+                rows = engine.run(block)
+                failed += sum(row["error"] is not None for row in rows)
+                shards.write(block, rows)
+                step()
+    out = console()
+    out.print(
+        f"{len(engine.configurations)} configurations on {len(engine.data.examples)} examples:"
+        f" {len(left)} of {len(own)} blocks answered now, in"
+        f" {time.perf_counter() - begin:.0f} s; {options.output}",
+        markup=False,
+    )
+    if failed:
+        out.print(f"{failed} rows failed: their error says why", markup=False)
+    return 1 if failed else 0
+
+
+def forecast(engine: Any) -> int:
+    """Say what a sweep will do, from its first blocks, and how long it will take."""
+    from resprune_jax.experiments.common import console
+
+    engine.run(0)  # compiles, which a run does once
+    begin = time.perf_counter()
+    last = min(1, engine.blocks - 1)
+    made = engine.choose(last)
+    engine.run(last)
+    seconds = time.perf_counter() - begin - made.seconds
+    asked = len(engine.configurations) * len(engine.data.examples)
+    share = len(made.examples) / max(1, len(engine.data.examples))
+    alone = len(engine.alone) * len(made.examples)
+    answers = len(made.wanted) + alone
+    out = console()
+    out.print(
+        f"{len(engine.configurations)} configurations on {len(engine.data.examples)} examples are"
+        f" {asked} rows in {engine.blocks} blocks.",
+        markup=False,
+    )
+    out.print(
+        f"In block {last}, {len(engine.pruned) * len(made.examples)} choices give"
+        f" {len(made.wanted)} distinct keep lists, and {alone} answers are of methods that share"
+        f" none: about {answers / share:.0f} answers in all, {seconds / share / 60:.1f} minutes"
+        " on this machine, by one process.",
+        markup=False,
+    )
+    return 0

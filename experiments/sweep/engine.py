@@ -1,0 +1,284 @@
+"""One block of a sweep, from pictures to rows; and the loop over a plan's blocks."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resprune_jax.errors import CallError, ResPruneError
+from resprune_jax.experiments import stopping
+from resprune_jax.experiments.common import reason
+from resprune_jax.experiments.data.examples import Dataset, Example
+from resprune_jax.experiments.data.metrics import score
+from resprune_jax.experiments.sweep.answering import Answer, Answerer, Wanted
+from resprune_jax.experiments.sweep.choosing import (
+    Block,
+    Chooser,
+    Kept,
+    lists_tokens,
+    method_of,
+    needs_of,
+)
+from resprune_jax.experiments.sweep.grid import Configuration
+from resprune_jax.experiments.sweep.summary import summaries
+from resprune_jax.methods import Method
+from resprune_jax.methods.inputs import ON_REQUEST
+from resprune_jax.models.api import LVLM
+from resprune_jax.models.prompts.options import CallOptions
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A block whose tokens are chosen, before anything is answered.
+
+    Attributes:
+        block: the examples whose pictures could be read.
+        examples: their numbers among the block's.
+        errors: why the others cannot be answered, by number.
+        pictures: of each row of images.
+        kept: what each configuration that lists tokens keeps, in the order of configurations.
+        wanted: the distinct lists.
+        which: for each configuration, which of them each example has; -1 for none.
+        seconds: that choosing took.
+    """
+
+    block: Block
+    examples: list[int]
+    errors: dict[int, str]
+    pictures: list[Any]
+    kept: dict[str, Kept]
+    wanted: list[Wanted]
+    which: dict[str, list[int]]
+    seconds: float
+
+
+class Engine:
+    """Runs blocks of a sweep on a model.
+
+    Args:
+        lvlm: the model.
+        data: the data set.
+        configurations: of the grid.
+        options: what holds for every call.
+        size: examples of a block.
+        batch: rows that are answered together.
+
+    Raises:
+        CallError: a configuration that cannot run on this model.
+    """
+
+    def __init__(
+        self,
+        lvlm: LVLM,
+        data: Dataset,
+        configurations: Sequence[Configuration],
+        options: CallOptions,
+        *,
+        size: int,
+        batch: int,
+    ) -> None:
+        self.lvlm, self.data, self.size = lvlm, data, size
+        self.configurations = list(configurations)
+        self.methods: dict[str, Method | None] = {}
+        for one in configurations:
+            try:
+                self.methods[one.name] = method_of(lvlm, one)
+            except CallError as error:
+                raise CallError(f"configuration {one.name}: {error}") from None
+        listing = [one for one in configurations if lists_tokens(self.methods[one.name])]
+        self.pruned = [one for one in listing if self.methods[one.name] is not None]
+        self.whole = [one for one in listing if self.methods[one.name] is None]
+        self.alone = [one for one in configurations if not lists_tokens(self.methods[one.name])]
+        own = [method for one in self.pruned if (method := self.methods[one.name]) is not None]
+        self.chooser = Chooser(lvlm, self.pruned, own)
+        self.answerer = Answerer(lvlm, options, batch)
+        reading = [m for m in self.methods.values() if m is not None and m.stage != "pixels"]
+        self.needs = needs_of(reading) & ON_REQUEST
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the data set has."""
+        return -(-len(self.data.examples) // self.size)
+
+    def examples(self, block: int) -> list[Example]:
+        """The examples of a block."""
+        return list(self.data.examples[block * self.size : (block + 1) * self.size])
+
+    def choose(self, number: int) -> Chosen:
+        """Encode the pictures of a block and choose under every configuration that lists tokens."""
+        own = self.examples(number)
+        errors: dict[int, str] = {}
+        at: dict[Any, int] = {}
+        pictures: list[Any] = []
+        rows: list[int] = []
+        read: list[int] = []
+        for n, example in enumerate(own):
+            try:
+                key = _identity(example)
+                if key not in at:
+                    shown = self._pictures(example)
+                    at[key] = len(pictures)
+                    pictures.append(shown)
+                rows.append(at[key])
+                read.append(n)
+            except (ResPruneError, OSError, ValueError) as error:
+                errors[n] = reason(error)
+        if not read:
+            raise CallError(f"no example of block {number} can be read: {errors[0]}")
+        begin = time.perf_counter()
+        encoded = self.lvlm.encode(pictures, needs=self.needs)
+        totals = np.asarray([sum(i.tokens for i in encoded.layouts[row]) for row in rows])
+        questions = tuple(own[n].question for n in read)
+        block = Block(encoded, tuple(rows), questions, totals)
+        kept = self.chooser.choose(block)
+        everything = self._everything(block)
+        kept |= {one.name: everything for one in self.whole}
+        listed = [(one, kept[one.name]) for one in self.configurations if one.name in kept]
+        wanted, which = self.answerer.distinct(block, listed)
+        seconds = time.perf_counter() - begin
+        return Chosen(block, read, errors, pictures, kept, wanted, which, seconds)
+
+    def run(self, number: int) -> list[Row]:
+        """The rows of a block, sorted by configuration and example."""
+        stopping.check()
+        made = self.choose(number)
+        answers = self.answerer.answer(made.block, made.wanted)
+        visual = made.block.encoded.visual
+        places = self.answerer.places(made.block)
+        residual, rank = summaries(
+            visual.embeddings, visual.valid, places, made.wanted
+        )
+        each = made.seconds / max(1, len(made.which) * len(made.examples))
+        own = self.examples(number)
+        rows: list[Row] = []
+        for one in self.configurations:
+            stopping.check()
+            if one.name in made.which:
+                rows += self._listed(one, made, answers, residual, rank, each, own)
+            else:
+                rows += self._alone(one, made, own)
+            rows += [_failed(one, own[n], why) for n, why in made.errors.items()]
+        order = {example.key: n for n, example in enumerate(own)}
+        rank_of = {one.name: n for n, one in enumerate(self.configurations)}
+        return sorted(rows, key=lambda r: (rank_of[r["configuration"]], order[r["example"]]))
+
+    def _listed(
+        self,
+        one: Configuration,
+        made: Chosen,
+        answers: list[Answer],
+        residual: np.ndarray,
+        rank: np.ndarray,
+        each: float,
+        own: list[Example],
+    ) -> list[Row]:
+        kept = made.kept[one.name]
+        sharing = np.bincount(
+            [w for ws in made.which.values() for w in ws if w >= 0], minlength=len(answers)
+        )
+        rows = []
+        for place, n in enumerate(made.examples):
+            number = made.which[one.name][place]
+            if number < 0:
+                rows.append(_failed(one, own[n], _NOT_FINITE, int(made.block.totals[place])))
+                continue
+            answer = answers[number]
+            rows.append({
+                **_said(one, own[n], answer, int(made.block.totals[place])),
+                "residual": _number(residual[number]),
+                "effective_rank": _number(rank[number]),
+                "nouns": kept.nouns[place],
+                "noun_backend": kept.noun_backend,
+                "distinct": number,
+                "select_ms": 1e3 * each,
+                "answer_ms": 1e3 * answer.seconds / max(1, int(sharing[number])),
+            })  # fmt: skip
+        return rows
+
+    def _alone(self, one: Configuration, made: Chosen, own: list[Example]) -> list[Row]:
+        method = self.methods[one.name]
+        assert method is not None
+        try:
+            answers = self.answerer.alone(made.block, one, method, made.pictures)
+        except CallError as error:
+            raise CallError(f"configuration {one.name}: {error}") from None
+        return [
+            {
+                **_said(one, own[n], answers[place], int(made.block.totals[place])),
+                "nouns": list(answers[place].nouns),
+                "noun_backend": answers[place].noun_backend,
+                "select_ms": 1e3 * answers[place].select_seconds,
+                "answer_ms": 1e3 * answers[place].seconds,
+            }
+            for place, n in enumerate(made.examples)
+        ]
+
+    def _everything(self, block: Block) -> Kept:
+        valid = np.asarray(block.encoded.visual.valid)
+        mask = valid[list(self.answerer.places(block))] & (block.totals[:, None] > 0)
+        failed = np.zeros(len(mask), bool)
+        return Kept(mask, failed, [[] for _ in failed], "none")
+
+    def _pictures(self, example: Example) -> Any:
+        shown = list(self.data.pictures(example))
+        return shown or None
+
+
+_NOT_FINITE = "the visual tokens of this image are not finite (NaN or infinite)"
+
+
+def _identity(example: Example) -> Any:
+    """What two examples share that are about the same pictures."""
+    try:
+        hash(example.images)
+    except TypeError:
+        return example.key
+    return example.images
+
+
+def _number(value: Any) -> float | None:
+    found = float(value)
+    return found if np.isfinite(found) else None
+
+
+def _said(one: Configuration, example: Example, answer: Answer, total: int) -> Row:
+    if answer.error is not None:
+        return _failed(one, example, answer.error, total)
+    return {
+        **_EMPTY,
+        "configuration": one.name,
+        "example": example.key,
+        "answer": answer.text,
+        "score": score(example.metric, answer.text, example.answers),
+        "visual_tokens": total,
+        "kept": answer.kept,
+        "average": answer.average,
+    }
+
+
+_EMPTY: Row = {
+    "answer": "", "score": None, "error": None, "visual_tokens": 0, "kept": 0, "average": 0.0,
+    "residual": None, "effective_rank": None, "nouns": [], "noun_backend": "none",
+    "distinct": None, "select_ms": 0.0, "answer_ms": 0.0,
+}  # fmt: skip
+
+
+def _failed(one: Configuration, example: Example, why: str, total: int = 0) -> Row:
+    return {
+        **_EMPTY, "configuration": one.name, "example": example.key, "error": why,
+        "visual_tokens": total,
+    }  # fmt: skip
+
+
+def blocks_of(engine: Engine, done: set[int], number: int, count: int) -> Iterator[int]:
+    """The blocks that are left for a process, one of `count`."""
+    for block in range(number, engine.blocks, count):
+        if block not in done:
+            yield block
+
+
+Step = Callable[[int], None]
