@@ -6,6 +6,7 @@ follow Pillow's `convert("RGB")`, which Hugging Face's processors use: alpha is 
 without its colour profile. Animations give their first frame.
 """
 
+import io
 import os
 import re
 import stat
@@ -91,6 +92,22 @@ def open_image(image: ImageLike) -> Image.Image:
     )
 
 
+def open_bytes(data: bytes, name: str) -> Image.Image:
+    """Read a picture from the bytes of its file, as `open_image` reads the file.
+
+    Args:
+        data: the file's content.
+        name: what messages call it.
+
+    Raises:
+        CallError: a size or a content beyond the limits.
+        RunError: bytes that are none, or not those of an image in one of `FORMATS`.
+    """
+    if not data:
+        raise RunError(f"{name} is empty (0 bytes)")
+    return _decoded(io.BytesIO(data), name)
+
+
 def check_size(width: int, height: int, name: str) -> None:
     """Refuse an image that is empty or too large to read in bounded memory.
 
@@ -171,7 +188,13 @@ def _kind(file: BinaryIO, name: str) -> tuple[str, bytes]:
 def _from_path(given: str | os.PathLike[str]) -> Image.Image:
     """Read an image file."""
     name = _named(given)
-    with _opened(given, name) as file, _reading(name):
+    with _opened(given, name) as file:
+        return _decoded(file, name)
+
+
+def _decoded(file: BinaryIO, name: str) -> Image.Image:
+    """Read a picture from a file that is open at its beginning."""
+    with _reading(name):
         kind, head = _kind(file, name)
         if kind == "WEBP" and (size := webp_size(head)):
             check_size(*size, name)

@@ -55,7 +55,7 @@ def sieve(file: BinaryIO, kind: str, name: str) -> BinaryIO:
     """Look a picture's file through.
 
     Args:
-        file: open at its beginning; a real file.
+        file: open at its beginning; a real file, or one in memory.
         kind: one of `kinds.FORMATS`.
         name: what messages call it.
 
@@ -74,7 +74,7 @@ def sieve(file: BinaryIO, kind: str, name: str) -> BinaryIO:
     file.seek(0)
     if walk is None or size == 0:
         return file
-    if size <= MAX_METADATA:
+    if size <= MAX_METADATA or isinstance(file, io.BytesIO):
         found = _walked(file.read(), walk, name)
     else:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,0 +1,4 @@
+"""Data sets: rows of pictures, a question and accepted answers, and how answers are scored.
+
+`examples.open_dataset` reads one, `metrics.score` scores an answer; docs/data.md has the format.
+"""
