@@ -4,6 +4,8 @@ The module is light: JAX comes in when something is asked.
 """
 
 import dataclasses
+import json
+import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +22,8 @@ from resprune_jax.experiments.common import (
 )
 from resprune_jax.experiments.progress import progress
 from resprune_jax.experiments.sweep.grid import Grid
+
+logger = logging.getLogger("resprune_jax")
 
 Preset = Literal["none", "tables"]
 
@@ -81,6 +85,7 @@ def run(options: SweepOptions) -> int:
         RunError: results that cannot be written.
     """
     from resprune_jax.experiments.sweep.config import read_config
+    from resprune_jax.experiments.sweep.hosts import check as check_hosts
 
     options, grids = read_config(options)
     check_number("--block", options.block, 1, 100_000)
@@ -91,23 +96,25 @@ def run(options: SweepOptions) -> int:
         check_number("--examples", options.examples, 1, 10**9)
     if options.max_new_tokens is not None:
         check_number("--max-new-tokens", options.max_new_tokens, 1, 2**31 - 1)
+    check_hosts(options.num_processes, options.process_id, options.coordinator)
     use_compilation_cache()
     from resprune_jax.experiments.data.examples import open_dataset
     from resprune_jax.experiments.sweep.engine import Engine
     from resprune_jax.experiments.sweep.grid import configurations
-    from resprune_jax.experiments.sweep.hosts import agree, join, local_mesh
+    from resprune_jax.experiments.sweep.hosts import join, local_mesh
     from resprune_jax.experiments.sweep.identity import fingerprint
     from resprune_jax.models.load import load_model
     from resprune_jax.models.prompts.options import CallOptions
 
-    hosts = join(
-        processes=options.num_processes, process=options.process_id, coordinator=options.coordinator
-    )
     chosen = configurations(grids)
     data = open_dataset(options.data, options.examples)
-    lvlm = load_model(
-        options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh(hosts)
-    )
+    # The others are met before JAX looks for devices, which a cluster may divide.
+    hosts = join(
+        digest=_plan(options, chosen, data.fingerprint),
+        processes=options.num_processes, process=options.process_id,
+        coordinator=options.coordinator,
+    )  # fmt: skip
+    lvlm = load_model(options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh())
     most = options.max_new_tokens
     if most is None and options.model == "pocket":
         most = 6
@@ -115,9 +122,21 @@ def run(options: SweepOptions) -> int:
     engine = Engine(lvlm, data, chosen, call, size=options.block, batch=options.batch)
     if options.dry_run:
         return forecast(engine)
-    manifest = manifest_of(options, engine, fingerprint(lvlm.path))
-    agree(hosts, manifest)
-    return sweep(options, engine, manifest, hosts)
+    for name, why in engine.left_out.items():
+        logger.warning("%s is left out: %s", name, why)
+    return sweep(options, engine, manifest_of(options, engine, fingerprint(lvlm.path)), hosts)
+
+
+def _plan(options: SweepOptions, chosen: Any, data: str) -> bytes:
+    """What all processes of a sweep have in common, before any of them loads the model."""
+    from resprune_jax.experiments.words import version
+
+    told = {
+        name: str(getattr(options, name))
+        for name in ("clip", "dtype", "examples", "max_new_tokens", "block", "batch")
+    }
+    records = [one.record() for one in chosen]
+    return json.dumps([version(), data, told, records], default=str).encode()
 
 
 def manifest_of(options: SweepOptions, engine: Any, fingerprint: str) -> dict[str, Any]:
@@ -137,11 +156,13 @@ def manifest_of(options: SweepOptions, engine: Any, fingerprint: str) -> dict[st
         "precision": options.dtype,
         "tagger": lvlm.extractor().backend,
         "layers": lvlm.config.text.num_layers,
+        "visual_tokens": engine.tokens,
         "block": options.block,
         "batch": options.batch,
         "max_new_tokens": engine.answerer.options.max_new_tokens,
         "examples": len(engine.data.examples),
         "configurations": [one.record() for one in engine.configurations],
+        "left_out": engine.left_out,
     }
 
 

@@ -1,7 +1,7 @@
 """One block of a sweep, from pictures to rows; and the loop over a plan's blocks."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ from resprune_jax.experiments.sweep.choosing import (
 from resprune_jax.experiments.sweep.grid import Configuration
 from resprune_jax.experiments.sweep.summary import summaries
 from resprune_jax.methods import Method
+from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.api import LVLM
+from resprune_jax.models.prompts.budgets import count
 from resprune_jax.models.prompts.options import CallOptions
 
 Row = dict[str, Any]
@@ -82,22 +84,52 @@ class Engine:
         batch: int,
     ) -> None:
         self.lvlm, self.data, self.size = lvlm, data, size
-        self.configurations = list(configurations)
         self.methods: dict[str, Method | None] = {}
+        self.left_out: dict[str, str] = {}
+        self.tokens = self._tokens()
         for one in configurations:
             try:
-                self.methods[one.name] = method_of(lvlm, one)
+                self.methods[one.name] = self._method(one)
             except CallError as error:
-                raise CallError(f"configuration {one.name}: {error}") from None
-        listing = [one for one in configurations if lists_tokens(self.methods[one.name])]
+                if not one.optional:
+                    raise CallError(f"configuration {one.name}: {error}") from None
+                self.left_out[one.name] = str(error)
+        self.configurations = [one for one in configurations if one.name in self.methods]
+        listing = [one for one in self.configurations if lists_tokens(self.methods[one.name])]
         self.pruned = [one for one in listing if self.methods[one.name] is not None]
         self.whole = [one for one in listing if self.methods[one.name] is None]
-        self.alone = [one for one in configurations if not lists_tokens(self.methods[one.name])]
+        self.alone = [one for one in self.configurations if not lists_tokens(self.methods[one.name])]
         own = [method for one in self.pruned if (method := self.methods[one.name]) is not None]
         self.chooser = Chooser(lvlm, self.pruned, own)
         self.answerer = Answerer(lvlm, options, batch)
         reading = [m for m in self.methods.values() if m is not None and m.stage != "pixels"]
         self.needs = needs_of(reading) & ON_REQUEST
+
+    def _tokens(self) -> int:
+        """The visual tokens of the first example whose pictures can be read, 0 without any."""
+        for example in self.data.examples[: self.size]:
+            try:
+                shown = self._pictures(example)
+            except (ResPruneError, OSError, ValueError):
+                continue
+            if shown is None:
+                return 0
+            return sum(image.tokens for image in self.lvlm.encode([shown]).layouts[0])
+        return 0
+
+    def _method(self, one: Configuration) -> Method | None:
+        """The method of a configuration.
+
+        Raises:
+            CallError: it cannot run on this model, or not at this budget.
+        """
+        if one.refused:
+            raise CallError(one.refused)
+        method = method_of(self.lvlm, one)
+        if isinstance(method, DecoderMethod) and self.tokens:
+            keep = self.tokens if one.budget is None else count(one.budget, self.tokens)
+            method.drops(self.tokens, keep, self.lvlm.config.text.num_layers)
+        return method
 
     @property
     def blocks(self) -> int:
@@ -118,12 +150,11 @@ class Engine:
         read: list[int] = []
         for n, example in enumerate(own):
             try:
-                key = _identity(example)
-                if key not in at:
+                if example.images not in at:
                     shown = self._pictures(example)
-                    at[key] = len(pictures)
+                    at[example.images] = len(pictures)
                     pictures.append(shown)
-                rows.append(at[key])
+                rows.append(at[example.images])
                 read.append(n)
             except (ResPruneError, OSError, ValueError) as error:
                 errors[n] = reason(error)
@@ -231,15 +262,6 @@ class Engine:
 _NOT_FINITE = "the visual tokens of this image are not finite (NaN or infinite)"
 
 
-def _identity(example: Example) -> Any:
-    """What two examples share that are about the same pictures."""
-    try:
-        hash(example.images)
-    except TypeError:
-        return example.key
-    return example.images
-
-
 def _number(value: Any) -> float | None:
     found = float(value)
     return found if np.isfinite(found) else None
@@ -279,6 +301,3 @@ def blocks_of(engine: Engine, done: set[int], number: int, count: int) -> Iterat
     for block in range(number, engine.blocks, count):
         if block not in done:
             yield block
-
-
-Step = Callable[[int], None]

@@ -12,12 +12,22 @@ from fractions import Fraction
 from typing import Annotated, Any, get_args
 
 from resprune_jax.arguments import read_setting, settings_by_name
-from resprune_jax.choices import Aggregate, NonNegative, OcrLine, SeedRule, TextSource
+from resprune_jax.choices import (
+    METHODS,
+    Aggregate,
+    NonNegative,
+    OcrLine,
+    SeedRule,
+    TextSource,
+)
 from resprune_jax.errors import CallError, shown
 from resprune_jax.experiments.common import parse_keep
 from resprune_jax.experiments.common import shown as option
 from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import CallOptions, Positions
+
+ALL = "all"
+"""Stands for every method."""
 
 OFF = "off"
 """On the axis of tolerances: keep the whole budget."""
@@ -50,7 +60,8 @@ class Grid:
 
     methods: Annotated[tuple[str, ...], option("NAME", None)] = ("none", "resprune")
     """Methods (resprune methods lists them), with settings as agilepruner:average=9,most=0.3, or a
-    class of your own as FILE.py:NAME; none keeps every token."""
+    class of your own as FILE.py:NAME; none keeps every token; all is every one that the model can
+    run without settings."""
     keep: Annotated[tuple[str, ...], option("BUDGET", None)] = ("1/3", "2/9", "1/9")
     """Budgets: shares of the visual tokens (1/9, 0.2) or counts (64)."""
     alpha: Annotated[tuple[float, ...], option("X", "the method's")] = ()
@@ -90,6 +101,8 @@ class Configuration:
         settings: of the method, by name.
         draw: of random tokens.
         axes: the axes that apply to it and that the grid gives, by name.
+        optional: it may be left out where the model cannot run it.
+        refused: why it cannot run anywhere, of an optional one.
     """
 
     name: str
@@ -98,6 +111,8 @@ class Configuration:
     settings: Mapping[str, Any] = field(default_factory=dict)
     draw: int = 0
     axes: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
+    refused: str = ""
 
     @property
     def budget(self) -> Keep:
@@ -198,7 +213,14 @@ def _of(grid: Grid) -> list[Configuration]:
         read_keep(str(keep))
     made = []
     for written in grid.methods:
-        made += _of_method(grid, str(written))
+        if written != ALL:
+            made += _of_method(grid, str(written))
+            continue
+        for name in ("none", *METHODS):
+            try:
+                made += _of_method(grid, name, optional=True)
+            except CallError as error:
+                made.append(Configuration(name, name, None, optional=True, refused=str(error)))
     return made
 
 
@@ -226,7 +248,7 @@ def _parts(told: str) -> list[str]:
     return parts
 
 
-def _of_method(grid: Grid, written: str) -> list[Configuration]:
+def _of_method(grid: Grid, written: str, *, optional: bool = False) -> list[Configuration]:
     name, settings = split_method(written)
     if name == "none":
         if settings:
@@ -246,7 +268,7 @@ def _of_method(grid: Grid, written: str) -> list[Configuration]:
         for draw in range(draws):
             label = " ".join([*words, *([f"draw={draw}"] if draw else [])])
             one = Configuration(
-                label, name, None if keep is None else str(keep), settings, draw, own
+                label, name, None if keep is None else str(keep), settings, draw, own, optional
             )
             one.options()  # refuses what cannot be
             made.append(one)

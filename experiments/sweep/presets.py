@@ -1,6 +1,5 @@
 """Grids that come with the package."""
 
-from resprune_jax.choices import METHODS
 from resprune_jax.experiments.sweep.grid import Grid
 
 BUDGETS = ("1/3", "2/9", "1/9")
@@ -17,7 +16,7 @@ ALPHAS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25)
 
 PRESETS = {
     "tables": [
-        Grid(methods=("none", *METHODS), keep=BUDGETS, draws=5),  # Table I
+        Grid(methods=("all",), keep=BUDGETS, draws=5),  # Table I
         Grid(methods=("resprune",), keep=BUDGETS, text=("nouns", "prompt")),  # Table IV
         Grid(methods=("resprune",), keep=BUDGETS, alpha=(0.0, *ALPHAS)),  # Tables IV and V
         Grid(methods=("resprune",), keep=BUDGETS, aggregate=("max", "mean", "pooled")),
