@@ -165,9 +165,11 @@ class Engine:
         totals = np.asarray([sum(i.tokens for i in encoded.layouts[row]) for row in rows])
         questions = tuple(own[n].question for n in read)
         block = Block(encoded, tuple(rows), questions, totals)
-        kept = self.chooser.choose(block)
         everything = self._everything(block)
-        kept |= {one.name: everything for one in self.whole}
+        if totals.any():
+            kept = self.chooser.choose(block) | {one.name: everything for one in self.whole}
+        else:  # text alone: there is nothing to choose from
+            kept = {one.name: everything for one in (*self.pruned, *self.whole)}
         listed = [(one, kept[one.name]) for one in self.configurations if one.name in kept]
         wanted, which = self.answerer.distinct(block, listed)
         seconds = time.perf_counter() - begin

@@ -1,6 +1,6 @@
 """The grid of a sweep: axes as a user writes them, and the configurations that they span.
 
-Nothing here imports JAX: a wrong grid is refused before a model is loaded.
+A wrong grid is refused before a model is loaded; JAX comes in where methods are looked up.
 """
 
 import dataclasses
@@ -177,27 +177,15 @@ def configurations(grids: Sequence[Grid]) -> list[Configuration]:
     """The configurations of some grids, each once, in their order.
 
     Raises:
-        CallError: an unknown method or value, one twice on an axis, or two configurations of one
-            name that differ.
+        CallError: an unknown method or value, or one twice on an axis.
     """
     found: dict[str, Configuration] = {}
     for grid in grids:
         for made in _of(grid):
-            before = found.setdefault(made.name, made)
-            if before.record() != made.record():
-                raise CallError(
-                    f"two configurations are called {shown(made.name)} and differ: "
-                    f"{_difference(before, made)}"
-                )
+            found.setdefault(made.name, made)
     if not found:
         raise CallError("the grid is empty: give methods and budgets")
     return list(found.values())
-
-
-def _difference(one: Configuration, other: Configuration) -> str:
-    mine, theirs = one.record(), other.record()
-    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-    return ", ".join(f"{n} {shown(mine.get(n))} and {shown(theirs.get(n))}" for n in sorted(names))
 
 
 def _of(grid: Grid) -> list[Configuration]:
@@ -256,6 +244,8 @@ def _of_method(grid: Grid, written: str, *, optional: bool = False) -> list[Conf
         return [Configuration("none", "none", None)]
     if not grid.keep:
         raise CallError("keep is empty: give a budget such as 1/9, or --methods none alone")
+    from resprune_jax.methods import get_method
+
     fits, budgeted = _applies(name, settings)
     axes = {axis: getattr(grid, axis) for axis in AXES if axis in fits and getattr(grid, axis)}
     keeps: Sequence[Any] = [None] if budgeted else grid.keep
@@ -270,7 +260,7 @@ def _of_method(grid: Grid, written: str, *, optional: bool = False) -> list[Conf
             one = Configuration(
                 label, name, None if keep is None else str(keep), settings, draw, own, optional
             )
-            one.options()  # refuses what cannot be
+            get_method(name, one.options().settings)  # refuses what cannot be
             made.append(one)
     return made
 
@@ -295,10 +285,7 @@ def _value(axis: str, value: Any) -> Any:
 
 
 def _applies(name: str, settings: Mapping[str, Any]) -> tuple[set[str], bool]:
-    """The axes that mean something to a method, and whether its settings say how many stay.
-
-    The method is looked up here, which imports JAX, unless no axis is given.
-    """
+    """The axes that mean something to a method, and whether its settings say how many stay."""
     from resprune_jax.methods import get_method
     from resprune_jax.methods.decoder.base import DecoderMethod
 
