@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from resprune_jax.errors import ResPruneError, RunError
 
 WINDOW = 64 * 2**20
-"""Bytes of rows that are held at once, uncompressed; one row may be larger."""
+"""Bytes of rows that are held at once, uncompressed; a single row or page may be larger."""
 
 _BUFFER = 2**20
 
@@ -65,6 +65,9 @@ class Table(ABC):
         """The schema, and the count of rows where the file says it at once."""
 
     @abstractmethod
+    def _parts(self, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """As `windows`, not looked through."""
+
     def windows(
         self, columns: Sequence[str], start: int = 0
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -77,6 +80,10 @@ class Table(ABC):
         Yields:
             The number of a window's first row, and its rows.
         """
+        for first, batch in self._parts([*columns], start):
+            # Of a broken file values may point anywhere, and end the process where they are read.
+            batch.validate(full=True)
+            yield first, batch
 
     def cell(self, row: int, column: str) -> Any:
         """A value, as a Python object.
@@ -147,9 +154,7 @@ class ParquetTable(Table):
         with self._open() as file:
             return file.schema_arrow, file.metadata.num_rows
 
-    def windows(
-        self, columns: Sequence[str], start: int = 0
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _parts(self, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         with self._open() as file:
             first = 0
             for number in range(file.metadata.num_row_groups):
@@ -158,7 +163,7 @@ class ParquetTable(Table):
                 if first + rows > start and rows:
                     some = max(1, min(rows, rows * WINDOW // max(size, 1)))
                     at = first
-                    for batch in file.iter_batches(some, row_groups=[number], columns=[*columns]):
+                    for batch in file.iter_batches(some, row_groups=[number], columns=columns):
                         yield at, batch
                         at += batch.num_rows
                 first += rows
@@ -185,12 +190,10 @@ class ArrowTable(Table):
         with self._batches() as (schema, _):
             return schema, None
 
-    def windows(
-        self, columns: Sequence[str], start: int = 0
-    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def _parts(self, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         with self._batches() as (_, batches):
             first = 0
             for batch in batches:
                 if first + batch.num_rows > start and batch.num_rows:
-                    yield first, batch.select([*columns])
+                    yield first, batch.select(columns)
                 first += batch.num_rows
