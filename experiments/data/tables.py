@@ -55,14 +55,14 @@ class Table(ABC):
         self._first = 0
         self._values: Any = ()
         with self.reading():
-            self.schema, self.rows = self._look()
-        names = self.schema.names
+            self.schema = self._look()
+            names = self.schema.names
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise RunError(f"{path} has two columns {twice!r}: rename or drop one")
 
     @abstractmethod
-    def _look(self) -> tuple[pa.Schema, int | None]:
-        """The schema, and the count of rows where the file says it at once."""
+    def _look(self) -> pa.Schema:
+        """The schema."""
 
     @abstractmethod
     def _parts(self, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -150,9 +150,9 @@ class ParquetTable(Table):
         # Buffered, so that pages of a large row group come one after the other.
         return pq.ParquetFile(self.path, buffer_size=_BUFFER, pre_buffer=False)
 
-    def _look(self) -> tuple[pa.Schema, int | None]:
+    def _look(self) -> pa.Schema:
         with self._open() as file:
-            return file.schema_arrow, file.metadata.num_rows
+            return file.schema_arrow
 
     def _parts(self, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         with self._open() as file:
@@ -186,9 +186,9 @@ class ArrowTable(Table):
                 with pa.ipc.open_stream(source) as stream:
                     yield stream.schema, iter(stream)
 
-    def _look(self) -> tuple[pa.Schema, int | None]:
+    def _look(self) -> pa.Schema:
         with self._batches() as (schema, _):
-            return schema, None
+            return schema
 
     def _parts(self, columns: list[str], start: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         with self._batches() as (_, batches):

@@ -172,6 +172,8 @@ def test_a_parquet_file_cut_or_turned_anywhere(tmp_path: Path) -> None:
         for at in range(0, len(content), 61):
             path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
             _opened(home)
+        path.write_bytes(content.replace(b"question", b"\xe1uestion"))  # no text
+        assert "or a broken one" in refusal(home, RunError)
 
 
 def _opened(path: Path) -> str:
