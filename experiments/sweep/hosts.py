@@ -150,8 +150,9 @@ def cluster(environ: Mapping[str, str] = os.environ) -> str | None:
         value = environ.get(name, "")
         return int(value) if value.isdecimal() else 0
 
-    if {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= set(environ):
-        return "Slurm" if number("SLURM_NTASKS") > 1 else None
+    task = {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"}
+    if number("SLURM_NTASKS") > 1 and task <= set(environ):
+        return "Slurm"
     if number("OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
     workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
@@ -255,9 +256,10 @@ def _agree(records: list[tuple[str, int, str]], own: int) -> None:
     if others:
         names = ", ".join(f"{number} (on {records[number][2]})" for number in others[:4])
         more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        who = f"process {names} runs" if len(others) == 1 else f"processes {names}{more} run"
         raise CallError(
-            f"process {names}{more} runs another sweep than process 0 (on {records[0][2]}): start "
-            f"all with the same options, model, data and version; this is process {own}"
+            f"{who} another sweep than process 0 (on {records[0][2]}): start all with the same "
+            f"options, model, data and version (this is process {own})"
         )
 
 

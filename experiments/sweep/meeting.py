@@ -20,29 +20,27 @@ from typing import Any
 
 LEAVE_S = 10
 """Seconds that a process waits for the others to leave with it."""
-DEVICES = ("jax_cuda_visible_devices", "jax_rocm_visible_devices", "jax_oneapi_visible_devices")
-"""JAX's settings of the devices that a process may see; the newest of them is not in JAX 0.10."""
 
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Meet the other processes.
 
     Args:
-        asked: `digest` (hexadecimal) and `wait` (seconds); `processes`, `process` and `coordinator`,
-            each None where JAX finds them out from the cluster that started this process.
+        asked: `digest` (hexadecimal) and `wait` (seconds); `processes`, `process` and
+            `coordinator`, each None where JAX asks the cluster that started this process.
 
     Returns:
         `number` and `count` of this process; `records`, what each process brought: its digest, the
-        number of processes that it was told of, its host; `devices`, the settings of DEVICES that
-        the cluster asks for. Or `error`, why they did not meet.
+        number of processes that it was told of, its host; `devices`, the
+        settings of visible devices that the cluster asks for. Or `error`, why they did not meet.
     """
     end = time.monotonic() + asked["wait"]
-    if asked["coordinator"] is not None and (trouble := _trouble(asked, end)):
-        return {"error": trouble}
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
+    if asked["coordinator"] is not None and (trouble := _trouble(asked, end)):
+        return {"error": trouble}
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     before = _visible(jax)
@@ -59,8 +57,9 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # any library that JAX asks may raise what it likes
         return {"error": f"JAX could not join the processes: {error}"}
     count = asked["processes"] or jax.process_count()
-    record = json.dumps([asked["digest"], count, socket.gethostname()[:80]]).encode()
-    row = np.frombuffer(record.ljust(400), np.uint8)
+    host = "".join(filter(str.isascii, socket.gethostname()))[:80]
+    record = json.dumps([asked["digest"], count, host])
+    row = np.frombuffer(record.encode().ljust(800), np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(row)).reshape(-1, row.size)
     return {
         "number": jax.process_index(),
@@ -79,7 +78,9 @@ def leave() -> None:
 
 
 def _visible(jax: Any) -> dict[str, str]:
-    return {name: getattr(jax.config, name) for name in DEVICES if hasattr(jax.config, name)}
+    """JAX's settings of the devices that this process may see, one for each kind of GPU."""
+    names = [name for name in jax.config.values if name.endswith("_visible_devices")]
+    return {name: jax.config.read(name) for name in names}
 
 
 def _trouble(asked: dict[str, Any], end: float) -> str:
@@ -88,7 +89,7 @@ def _trouble(asked: dict[str, Any], end: float) -> str:
     The first process is the coordinator itself and needs the port; the others wait for it.
     """
     host, _, port = asked["coordinator"].rpartition(":")
-    if asked["process"] == 0:
+    if asked["process"] == 0:  # looked at last thing: gRPC would share the port without a word
         if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
             return ""
         try:
@@ -113,8 +114,8 @@ def _trouble(asked: dict[str, Any], end: float) -> str:
             said = error.strerror or str(error) or said
         time.sleep(min(0.2, max(left, 0)))
     return (
-        f"no coordinator at {asked['coordinator']} in {asked['wait']:g} s ({said}): start process 0 "
-        "on that host, or give its address with --coordinator"
+        f"no coordinator at {asked['coordinator']} in {asked['wait']:g} s ({said}): start process "
+        "0 on that host, or give its address with --coordinator"
     )
 
 

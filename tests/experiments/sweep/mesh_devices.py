@@ -1,0 +1,65 @@
+"""Run by `test_hosts.py` in a process with 4 devices: where compiled programs work."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from resprune_jax.experiments.sweep.hosts import local_mesh
+from resprune_jax.models import LVLM, load_model
+
+QUESTIONS = ["What is red?", "How many people are there?", "Is it a dog?", "What is it?"] * 2
+
+
+def parts(tree: Any, rows: int) -> list[list[int]]:
+    """Of each array with a dimension of `rows`: how many of its rows each device holds."""
+    found = []
+    for leaf in jax.tree.leaves(tree):
+        axes = [axis for axis, size in enumerate(leaf.shape) if size == rows]
+        if axes:
+            found.append([shard.data.shape[axes[0]] for shard in leaf.addressable_shards])
+    return found
+
+
+def main(checkpoint: Path) -> dict[str, Any]:
+    jax.config.update("jax_disable_most_optimizations", True)  # what is compiled runs once
+    mesh = local_mesh()
+    assert mesh is not None
+    images = list(np.random.default_rng(0).integers(0, 256, (8, 64, 80, 3), dtype=np.uint8))
+    lvlm = load_model(checkpoint, dtype="float32", mesh=mesh)
+    made = lvlm.programs
+    seen: dict[str, Any] = {}
+
+    def watched(name: str, program: Any) -> Any:
+        def call(*args: Any, **settings: Any) -> Any:
+            compiled = program.lower(*args, **settings).compile()
+            out = compiled(*args)  # the settings are static
+            held = {len(each.device_set) for each in jax.tree.leaves(compiled.output_shardings)}
+            seen[name] = {
+                "partitions": f"num_partitions={len(jax.devices())}" in compiled.as_text(),
+                "devices": sorted(held),
+                "rows": parts(out, len(QUESTIONS)),
+            }
+            return out
+
+        return call
+
+    calls = {name: watched(name, getattr(made, name)) for name in ("encode", "prefill")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LVLM, "programs", dataclasses.replace(made, **calls))
+        got = lvlm.generate(images, QUESTIONS, keep=4, max_new_tokens=3)
+    plain = load_model(checkpoint, dtype="float32").generate(
+        images, QUESTIONS, keep=4, max_new_tokens=3
+    )
+    pairs = zip(got.tokens, plain.tokens, strict=True)
+    equal = [a.tolist() == b.tolist() for a, b in pairs]
+    return {"mesh": dict(mesh.shape), "programs": seen, "equal": equal}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]))))
