@@ -31,8 +31,8 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `number` and `count` of this process; `records`, what each process brought: its digest, the
-        number of processes that it was told of, its host; `devices`, the
-        settings of visible devices that the cluster asks for. Or `error`, why they did not meet.
+        number of processes that it was told of, its host; `devices`, the settings of visible
+        devices that the cluster asks for. Or `error`, why they did not meet.
     """
     end = time.monotonic() + asked["wait"]
     import jax
@@ -60,7 +60,14 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     host = "".join(filter(str.isascii, socket.gethostname()))[:80]
     record = json.dumps([asked["digest"], count, host])
     row = np.frombuffer(record.encode().ljust(800), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(row)).reshape(-1, row.size)
+    try:
+        rows = np.asarray(multihost_utils.process_allgather(row)).reshape(-1, row.size)
+    except Exception as error:
+        return {
+            "error": f"the processes joined but Gloo could not connect them ({error}): the name of "
+            f"each host, here {host}, must lead to it from the others; without --coordinator they "
+            "need no network"
+        }
     return {
         "number": jax.process_index(),
         "count": count,

@@ -1,0 +1,39 @@
+"""A process with several devices gives each of them a part of every batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from resprune_jax.experiments.sweep.hosts import local_mesh
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_one_device_has_no_mesh() -> None:
+    assert len(jax.local_devices()) == 1 and local_mesh() is None
+
+
+@pytest.mark.deep
+def test_every_device_of_a_process_gets_work(checkpoint: Path) -> None:
+    environ = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.experiments.sweep.mesh_devices", str(checkpoint)],
+        env=environ, capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["mesh"] == {"data": 4} and found["equal"] == [True] * 8
+    for program in found["programs"].values():
+        assert program["partitions"] and program["devices"] == [4]
+        assert [2, 2, 2, 2] in program["rows"]
+    # Logits and every layer's keys and values: two of eight rows a device.
+    rows = found["programs"]["prefill"]["rows"]
+    assert len(rows) > 2 and rows == [[2, 2, 2, 2]] * len(rows)
