@@ -44,6 +44,7 @@ METHODS = {
     "cdpruner": "tokens.cdpruner:Cdpruner",
     "cdpruner-llm": "tokens.cdpruner:CdprunerLlm",
     "resprune": "tokens.resprune:ResPrune",
+    "relevance": "tokens.relevance:Relevance",
     "spare": "tokens.spare:Spare",
     "lrcp": "tokens.lrcp:Lrcp",
     "svdprune": "tokens.svdprune:SvdPrune",

@@ -19,6 +19,7 @@ from resprune_jax.methods import Method, PromptContext, VisualTokens, get_method
 from resprune_jax.methods.baselines.uniform import rows_of_grid
 from tests.methods.oracles.baselines.uniform import uniform
 from tests.methods.oracles.encoder.fastervlm import fastervlm
+from tests.methods.oracles.encoder.ranking import top
 from tests.methods.oracles.encoder.vispruner import vispruner
 from tests.methods.oracles.result import Kept
 from tests.methods.oracles.tokens.agilepruner import agilepruner
@@ -31,7 +32,7 @@ from tests.methods.oracles.tokens.cdpruner import (
 )
 from tests.methods.oracles.tokens.divprune import divprune
 from tests.methods.oracles.tokens.lrcp import lrcp
-from tests.methods.oracles.tokens.relevance import relevance
+from tests.methods.oracles.tokens.relevance import cosines, relevance
 from tests.methods.oracles.tokens.resprune import resprune
 from tests.methods.oracles.tokens.scope import scope
 from tests.methods.oracles.tokens.spare import spare
@@ -184,6 +185,14 @@ CASES: dict[str, tuple[Method, Oracle]] = {
                 embeddings=p.embeddings, text=p.text, how="shift", relevance_sign=-1
             ),
         ),
+    ),
+    "relevance": (
+        get_method("relevance"),
+        lambda p: Kept(top(cosines(p.embeddings, p.text), p.keep)),
+    ),
+    "relevance pooled": (
+        get_method("relevance", aggregate="pooled"),
+        lambda p: Kept(top(cosines(p.embeddings, p.text, "pooled"), p.keep)),
     ),
     "spare": (
         get_method("spare"),
