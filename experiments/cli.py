@@ -29,6 +29,7 @@ from resprune_jax.experiments.compile_check import command as tpu_check
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
+from resprune_jax.experiments.sweep import bench as bench_sweep
 from resprune_jax.experiments.sweep import command as sweep
 from resprune_jax.experiments.verify import command as verify
 
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),
     "bench rules": Command(bench_rules.RulesOptions, bench_rules.run),
     "bench generate": Command(bench_generate.GenerateOptions, bench_generate.run),
+    "bench sweep": Command(bench_sweep.SweepBenchOptions, bench_sweep.run),
     "pocket train": Command(train.TrainOptions, train.run),
     "pocket eval": Command(evaluate.EvalOptions, evaluate.run),
     "pocket export": Command(pocket.ExportOptions, pocket.export_run),

@@ -139,23 +139,29 @@ class Answerer:
             made += [own[at : at + self.batch] for at in range(0, len(own), self.batch)]
         return made
 
-    def answer(self, block: Block, wanted: Sequence[Wanted]) -> list[Answer]:
+    def answer(self, block: Block, wanted: Sequence[Wanted]) -> tuple[list[Answer], float]:
         """Prefill and decode every distinct list.
+
+        Returns:
+            (the answers, seconds that prefilling and decoding took of it)
 
         Raises:
             KeyboardInterrupt: the run is to stop.
         """
         found: list[Answer | None] = [None] * len(wanted)
+        on_devices = 0.0
         prompts = self._prompts(block)
         for numbers in self.batches(wanted):
             stopping.check()
-            for number, one in zip(
-                numbers, self._together(block, prompts, [wanted[n] for n in numbers]), strict=True
-            ):
+            said, spent = self._together(block, prompts, [wanted[n] for n in numbers])
+            on_devices += spent
+            for number, one in zip(numbers, said, strict=True):
                 found[number] = one
-        return [one for one in found if one is not None]
+        return [one for one in found if one is not None], on_devices
 
-    def _together(self, block: Block, prompts: Prompts, rows: list[Wanted]) -> list[Answer]:
+    def _together(
+        self, block: Block, prompts: Prompts, rows: list[Wanted]
+    ) -> tuple[list[Answer], float]:
         begin = time.perf_counter()
         real = len(rows)
         # Few sizes of a batch: a last one is filled up to a power of two.
@@ -176,7 +182,8 @@ class Answerer:
         call = dataclasses.replace(call, plan=dataclasses.replace(call.plan, length=length))
         kept = np.stack([row.mask for row in filled])
         made = self.lvlm.run(call, last=self._most, chosen=Chosen(*self.lvlm.put(kept)))
-        return self._said(call, made, begin)[:real]
+        spent = made.timings["prefill"] + made.timings["decode"]
+        return self._said(call, made, begin)[:real], spent
 
     @property
     def _most(self) -> int:
@@ -249,7 +256,7 @@ class Answerer:
 
     def _prompts(self, block: Block) -> Prompts:
         layouts = block.encoded.layouts
-        media = [tuple(image.media for image in layouts[row]) for row in block.rows]
+        media: list[tuple[str, ...]] = [tuple(image.media for image in layouts[row]) for row in block.rows]
         return read_prompts(
             self.lvlm.encoder, list(block.questions), media, text=None, extractor=None,
             ocr_line="strip", chat_template=True,

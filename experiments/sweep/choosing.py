@@ -24,7 +24,7 @@ from resprune_jax.methods.base import PATCH
 from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.tokens.resprune import ResPrune
 from resprune_jax.models.api import LVLM
-from resprune_jax.models.prompts import budgets, buckets
+from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.plan import noun_tokens, read_prompts
@@ -182,9 +182,7 @@ class Chooser:
             own = one.options()
             reading = _Reading(own.text or method.text, own.ocr_line, own.tagger)
             number = readings.setdefault(reading, len(readings))
-            weight = _Weight(
-                number, method.aggregate, method.nonnegative, method.relevance_sign
-            )
+            weight = _Weight(number, method.aggregate, method.nonnegative, method.relevance_sign)
             which = weights.setdefault(weight, len(weights))
             # Only the rule "text" looks at the relevance.
             looks = which if method.seed_rule == "text" else -1
@@ -211,11 +209,11 @@ class Chooser:
         )  # fmt: skip
         order, energy, ends = (np.asarray(x) for x in made)  # [E, P, ...]
         found = {}
-        for (one, _), point, own in zip(self.fast, at, counts, strict=True):
+        for (one, _), point, most in zip(self.fast, at, counts, strict=True):
             which = list(weights)[int(table[point, 0])].reading
             found[one.name] = _kept(
                 one, order[:, point], ends[:, point], energy[:, point],
-                ends[:, point] == 0, own, block, nouns[which], backends[which],
+                ends[:, point] == 0, most, block, nouns[which], backends[which],
             )  # fmt: skip
         return found
 
@@ -339,9 +337,7 @@ def _choose_all(
             )
             for rule, looks in seeds
         ])  # fmt: skip
-        made = select(
-            own, keep, relevance=relevances[weight], alpha=alpha, first=firsts[seed]
-        )
+        made = select(own, keep, relevance=relevances[weight], alpha=alpha, first=firsts[seed])
         assert made.energy is not None
         return made.indices, made.energy, made.count
 

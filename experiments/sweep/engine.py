@@ -95,10 +95,15 @@ class Engine:
                     raise CallError(f"configuration {one.name}: {error}") from None
                 self.left_out[one.name] = str(error)
         self.configurations = [one for one in configurations if one.name in self.methods]
-        listing = [one for one in self.configurations if lists_tokens(self.methods[one.name])]
-        self.pruned = [one for one in listing if self.methods[one.name] is not None]
-        self.whole = [one for one in listing if self.methods[one.name] is None]
-        self.alone = [one for one in self.configurations if not lists_tokens(self.methods[one.name])]
+        self.pruned: list[Configuration] = []
+        self.whole: list[Configuration] = []
+        self.alone: list[Configuration] = []
+        for one in self.configurations:
+            method = self.methods[one.name]
+            if method is None:
+                self.whole.append(one)
+            else:
+                (self.pruned if lists_tokens(method) else self.alone).append(one)
         own = [method for one in self.pruned if (method := self.methods[one.name]) is not None]
         self.chooser = Chooser(lvlm, self.pruned, own)
         self.answerer = Answerer(lvlm, options, batch)
@@ -177,14 +182,16 @@ class Engine:
 
     def run(self, number: int) -> list[Row]:
         """The rows of a block, sorted by configuration and example."""
+        return self.timed(number)[0]
+
+    def timed(self, number: int) -> tuple[list[Row], float]:
+        """The rows of a block, and the seconds of prefilling and decoding its distinct lists."""
         stopping.check()
         made = self.choose(number)
-        answers = self.answerer.answer(made.block, made.wanted)
+        answers, on_devices = self.answerer.answer(made.block, made.wanted)
         visual = made.block.encoded.visual
         places = self.answerer.places(made.block)
-        residual, rank = summaries(
-            visual.embeddings, visual.valid, places, made.wanted
-        )
+        residual, rank = summaries(visual.embeddings, visual.valid, places, made.wanted)
         each = made.seconds / max(1, len(made.which) * len(made.examples))
         own = self.examples(number)
         rows: list[Row] = []
@@ -197,7 +204,8 @@ class Engine:
             rows += [_failed(one, own[n], why) for n, why in made.errors.items()]
         order = {example.key: n for n, example in enumerate(own)}
         rank_of = {one.name: n for n, one in enumerate(self.configurations)}
-        return sorted(rows, key=lambda r: (rank_of[r["configuration"]], order[r["example"]]))
+        rows.sort(key=lambda row: (rank_of[row["configuration"]], order[row["example"]]))
+        return rows, on_devices
 
     def _listed(
         self,

@@ -107,6 +107,7 @@ def test_rows_do_not_depend_on_blocks_or_batches(lvlm: Any, data: Dataset):
     chosen = configurations(GRIDS[:2])
 
     wanted = ("configuration", "example", "answer", "kept", "average", "nouns", "error", "score")
+
     def plain(rows: list[Row]) -> list[tuple[Any, ...]]:
         return [tuple(str(row[name]) for name in wanted) for row in rows]
 
@@ -147,7 +148,7 @@ def test_what_kept_tokens_hold(lvlm: Any, data: Dataset):
             tokens = np.asarray(visual.embeddings[image], np.float64)
             inside = tokens[mask[: len(tokens)]]
             basis = np.linalg.svd(inside, full_matrices=False)
-            directions = basis.Vh[basis.S > 1e-3 * basis.S[0]]
+            directions = basis.Vh[1e-3 * basis.S[0] < basis.S]
             left = tokens - tokens @ directions.T @ directions
             share = np.square(left).sum() / np.square(tokens).sum()
             weights = basis.S / basis.S.sum()
@@ -162,7 +163,8 @@ def test_what_kept_tokens_hold(lvlm: Any, data: Dataset):
 def test_a_picture_that_breaks_fails_its_rows_alone(lvlm: Any, data: Dataset, tmp_path: Path):
     rows = []
     for number in range(3):
-        Image.new("RGB", (40, 40), ("red", "green", "blue")[number]).save(tmp_path / f"{number}.png")
+        colour = ("red", "green", "blue")[number]
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{number}.png")
         rows.append({"image": f"{number}.png", "question": "Which colour?", "answer": "red"})
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     own = open_dataset(str(tmp_path / "rows.jsonl"))

@@ -46,9 +46,7 @@ def some(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 @settings(max_examples=30, deadline=None)
 def test_every_point_of_the_axes_is_there_once(axes: dict[str, Any], keep: tuple[str, ...]):
     found = configurations([Grid(methods=("resprune",), keep=keep, **axes)])
-    points = {
-        (one.keep, *(one.axes.get(axis) for axis in AXES)) for one in found
-    }
+    points = {(one.keep, *(one.axes.get(axis) for axis in AXES)) for one in found}
     spans = [axes[axis] or (None,) for axis in AXES]
     expected = {
         (budget, *(_as_recorded(axis, value) for axis, value in zip(AXES, point, strict=True)))
