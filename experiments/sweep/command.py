@@ -175,8 +175,7 @@ def sweep(options: SweepOptions, engine: Any, manifest: dict[str, Any], hosts: A
     failed = 0
     begin = time.perf_counter()
     with Shards(options.output, manifest, number=hosts.number, count=hosts.count) as shards:
-        if hosts.number == 0:
-            shards.write_examples(engine.data.examples)
+        shards.write_examples(engine.data.examples)
         own = range(hosts.number, engine.blocks, hosts.count)
         left = list(blocks_of(engine, shards.done, hosts.number, hosts.count))
         with progress("blocks", len(own), len(own) - len(left)) as step:
