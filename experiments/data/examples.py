@@ -213,6 +213,7 @@ def _table_rows(table: Table) -> Iterator[_Row]:
                 where = f"{table.path}, row {first + i}"
                 named = values | dict.fromkeys(others)  # for what messages say of columns
                 yield _Row(where, table.path.parent, named, table, first + i)
+            del batch, shown_as  # before the next window is read: never two
 
 
 def _labelled(value: Any, names: Sequence[str]) -> Any:

@@ -84,6 +84,7 @@ class Table(ABC):
             # Of a broken file values may point anywhere, and end the process where they are read.
             batch.validate(full=True)
             yield first, batch
+            del batch  # before the next one is read: never two
 
     def cell(self, row: int, column: str) -> Any:
         """A value, as a Python object.
@@ -101,12 +102,13 @@ class Table(ABC):
                 self._column = column
                 self._windows = self.windows([column], row)
             while not self._first <= row < self._first + len(self._values):
-                self._values = ()  # before the next one comes: never two
+                self._values = ()
                 found = next(self._windows, None)
                 if found is None:
                     self.release()
                     raise RunError(f"{self.path} has no row {row} any more: start again")
                 self._first, self._values = found[0], found[1].column(0)
+                del found
             return self._values[row - self._first].as_py()
 
     def release(self) -> None:
@@ -166,6 +168,7 @@ class ParquetTable(Table):
                     for batch in file.iter_batches(some, row_groups=[number], columns=columns):
                         yield at, batch
                         at += batch.num_rows
+                        del batch
                 first += rows
 
 

@@ -81,6 +81,7 @@ ROWS = [
     ("choice", "A dog", ["A"], 0),
     ("choice", "I see a dog", ["I"], 0),
     ("choice", "The answer is A. The answer is B.", ["A"], 0),
+    ("choice", "The answer is A. The answer is B.", ["B"], 0),
     ("choice", "The answer is A. So option A it is.", ["A"], 1),
     ("choice", "Boat", ["B"], 0),
     ("choice", "", ["A"], 0),
