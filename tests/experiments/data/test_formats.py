@@ -148,6 +148,15 @@ def test_pictures_in_every_column_type(fresh: Path) -> None:
         assert len({example.cluster for example in data.examples}) == 1, name
 
 
+def test_a_file_whose_name_is_no_text(fresh: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (fresh / name).write_bytes(png(3))
+    rows = [{"image": name, "question": "what?", "answer": "cat"}]
+    data = open_dataset(str(jsonl(fresh, rows, ascii_only=True)))
+    assert data.examples[0].cluster.encode() == b"caf\\udce9.png"
+    assert np.asarray(*data.pictures(data.examples[0])).flat[0] == 3
+
+
 def test_annotators_as_vqav2_lists_them(fresh: Path) -> None:
     kind = pa.list_(pa.struct([("answer", pa.string()), ("answer_id", pa.int64())]))
     answers = [[{"answer": f"cat {i // 3}", "answer_id": i} for i in range(10)]]

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from resprune_jax.errors import CallError, ResPruneError, RunError
-from resprune_jax.models.images.files import MAX_PIXELS, MAX_SIDE, check_size, open_image
+from resprune_jax.models.images.files import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    check_size,
+    open_bytes,
+    open_image,
+)
 from tests.models.images.pictures import HEIGHT, SIXTEEN, WIDTH, picture, png, saved
 
 # --- files that do not work -----------------------------------------------------------------------
@@ -236,9 +242,26 @@ def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes], Path]:
 @given(content=st.one_of(st.binary(max_size=100), _MAGIC, _BROKEN))
 def test_any_bytes_are_read_or_refused(write: Callable[[bytes], Path], content: bytes) -> None:
     """Only this project's errors come out, on one line, and no warning (they are errors here)."""
+    path = write(content)
     try:
-        image = open_image(write(content))
+        image = open_image(path)
     except ResPruneError as problem:
         assert "\n" not in str(problem) and "picture'" in str(problem)
+        with pytest.raises(type(problem)) as caught:
+            open_bytes(content, f"image {str(path)!r}")
+        assert str(caught.value) == str(problem)
     else:
         assert image.mode == "RGB" and min(image.size) > 0
+        assert open_bytes(content, "the same").tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "BMP", "PPM"])
+def test_bytes_are_read_as_a_file_is(tmp_path: Path, form: str) -> None:
+    """Also of more than a mebibyte, where a file is mapped and bytes are not."""
+    noise = np.random.default_rng(1).integers(0, 256, (700, 600, 3), dtype=np.uint8)
+    content = saved(Image.fromarray(noise), form, **({"quality": 100} if form == "JPEG" else {}))
+    (tmp_path / "large").write_bytes(content)
+    assert len(content) > 2**20 or form == "JPEG"
+    assert open_bytes(content, "x").tobytes() == open_image(tmp_path / "large").tobytes()
+    with pytest.raises(RunError, match="row 3"):
+        open_bytes(content[: len(content) // 2], "the picture of row 3")
