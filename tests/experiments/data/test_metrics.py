@@ -120,7 +120,7 @@ PROCESSED = [
     ("girls'", "girls'"),
     ("its a's", "its 's"),
     (".b)_',s", "b 's"),
-    ("?\n_b_a", "b a"),
+    ("?\n_b_c", "b c"),
     ("whyre", "why're"),
     ("dont", "don't"),
     ("Couldnt've", "couldn't've"),
