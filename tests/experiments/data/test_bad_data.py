@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resprune_jax.errors import LONGEST, CallError, ResPruneError, RunError
@@ -126,6 +126,7 @@ def test_two_rows_of_one_id(
 
 
 @pytest.mark.parametrize("kind", WRITERS)
+@settings(deadline=None)
 @given(broken=st.sampled_from(["question", "answer"]), at=st.integers(0, 4))
 def test_the_row_is_named_in_every_format(
     tmp_path_factory: pytest.TempPathFactory, kind: str, broken: str, at: int

@@ -75,7 +75,7 @@ def fresh() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(rows=ROWS)
 @example(rows=LONG)
 def test_rows_are_read_back_as_they_were_written(kind: str, rows: list[dict[str, Any]]) -> None:

@@ -155,6 +155,7 @@ def test_rules_of_contractions_make_only_their_own_words() -> None:
 TENS = st.lists(WORDS, min_size=10, max_size=10)
 
 
+@settings(deadline=None)
 @given(answer=WORDS, answers=TENS | st.lists(WORDS, min_size=4, max_size=13))
 def test_vqa_accuracy_is_the_mean_over_all_who_are_left_out(
     answer: str, answers: list[str]
@@ -203,7 +204,7 @@ def slow_plain(text: str) -> str:
 TEXTS = st.text("aAnthe .,-'?!$5()", max_size=12)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_the_form_of_exact_is_the_slow_one(text: str) -> None:
     slow = slow_plain(text)
@@ -211,7 +212,7 @@ def test_the_form_of_exact_is_the_slow_one(text: str) -> None:
         assert plain(text) == slow
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.text(max_size=20), st.lists(st.text(max_size=20), min_size=4, max_size=6))
 def test_every_metric_is_a_score_of_any_text(answer: str, answers: list[str]) -> None:
     for name in METRICS:
@@ -223,6 +224,7 @@ def test_every_metric_is_a_score_of_any_text(answer: str, answers: list[str]) ->
     assert score("vqa", answer, [answer] * 4) == 1
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(string.ascii_uppercase),
     st.sampled_from(["{}", "({})", "{}.", "{}) x", "Answer: {}"]),
