@@ -256,7 +256,9 @@ class Answerer:
 
     def _prompts(self, block: Block) -> Prompts:
         layouts = block.encoded.layouts
-        media: list[tuple[str, ...]] = [tuple(image.media for image in layouts[row]) for row in block.rows]
+        media: list[tuple[str, ...]] = [
+            tuple(image.media for image in layouts[row]) for row in block.rows
+        ]
         return read_prompts(
             self.lvlm.encoder, list(block.questions), media, text=None, extractor=None,
             ocr_line="strip", chat_template=True,

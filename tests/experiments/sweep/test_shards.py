@@ -149,7 +149,11 @@ def test_a_folder_that_is_none(tmp_path: Path):
         Shards(tmp_path / "old", MANIFEST)
     with pytest.raises(CallError, match="give the --output of resprune sweep"):
         read_manifest(tmp_path)
-    for text, error in (("{", "is broken"), ("[]", "another version"), ('{"format": 9}', "another")):
+    for text, error in (
+        ("{", "is broken"),
+        ("[]", "another version"),
+        ('{"format": 9}', "another"),
+    ):
         (tmp_path / "sweep.json").write_text(text)
         with pytest.raises(RunError, match=error):
             read_manifest(tmp_path)
