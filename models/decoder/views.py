@@ -31,6 +31,8 @@ class Segment:
             for padding and for one that was merged of others.
         following: (B,) int32, the position of the first generated token.
         owner: (B, tokens) int32, which image of its prompt each visual token belongs to.
+        words: (B,) int32, text tokens behind the prompt's last visual token, dropped ones included;
+            they end the sequence.
         tokens: the prompt's visual tokens at first, static.
     """
 
@@ -41,6 +43,7 @@ class Segment:
     original: jax.Array
     following: jax.Array
     owner: jax.Array
+    words: jax.Array
     tokens: int = field(metadata={"static": True})
 
     @property
@@ -58,10 +61,24 @@ class Segment:
         return compact(self.number >= 0, self.original.shape[1])[0]
 
     def text_places(self, room: int) -> jax.Array:
-        """(B, room) int32, the slots of the text behind the last visual token, S where it ends."""
-        slot = jnp.arange(self.x.shape[1])
-        last = jnp.max(jnp.where(self.number >= 0, slot, -1), axis=1, keepdims=True)
-        return compact(self.valid & (slot > last), room)[0]
+        """(B, room) int32, the slots of the prompt's last `words`, S where they end.
+
+        The same tokens in every segment: where the last image loses all of its tokens, the text in
+        front of it does not join them.
+        """
+        first = (self.count - self.words)[:, None]
+        return compact(self.valid & (jnp.arange(self.x.shape[1]) >= first), room)[0]
+
+
+def words_behind(number: jax.Array, count: jax.Array) -> jax.Array:
+    """Text tokens behind the last visual one, (B,) int32; all where there is none.
+
+    Args:
+        number: (B, S) int32, -1 for text and padding.
+        count: (B,) int32, real slots.
+    """
+    slot = jnp.arange(number.shape[1], dtype=jnp.int32)
+    return count - 1 - jnp.max(jnp.where(number >= 0, slot, -1), axis=1)
 
 
 def compact(keep: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:

@@ -24,7 +24,7 @@ from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.drops import Dropped, Stop
 from resprune_jax.models.decoder.drops import prefill as prefill_with_drops
-from resprune_jax.models.decoder.views import Segment, compact, take
+from resprune_jax.models.decoder.views import Segment, compact, take, words_behind
 from resprune_jax.models.families.registry import module_class
 from resprune_jax.models.prompts.options import Newline, Positions
 from resprune_jax.models.running.processors import Past, Rules, process
@@ -333,8 +333,9 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         own = jnp.arange(tokens, dtype=jnp.int32)
         there = own < jnp.sum(number >= 0, axis=1, keepdims=True)
         segment = Segment(
-            x, places, count, number, jnp.where(there, own, tokens), following, owner, tokens
-        )
+            x, places, count, number, jnp.where(there, own, tokens), following, owner,
+            words_behind(number, count), tokens,
+        )  # fmt: skip
         segment, hidden, caches, next_, dropped = prefill_with_drops(
             lvlm, segment, visual, full, limits, method, stops=stops, room=room, slots=slots
         )

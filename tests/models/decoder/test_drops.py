@@ -7,7 +7,7 @@ import pytest
 
 from resprune_jax.models.decoder.attention import attend, attention_rows, seen_by
 from resprune_jax.models.decoder.drops import leave
-from resprune_jax.models.decoder.views import Segment, take
+from resprune_jax.models.decoder.views import Segment, take, words_behind
 
 S, N, ROOM, D = 26, 12, 14, 3
 
@@ -71,7 +71,8 @@ def test_what_a_drop_leaves(merges: bool) -> None:
         count = np.asarray([len(own["number"]) for own in rows], np.int32)
         segment = Segment(
             x, table["positions"], count, table["number"], table["original"],
-            np.asarray([50, 60], np.int32), np.zeros((2, N), np.int32), N,
+            np.asarray([50, 60], np.int32), np.zeros((2, N), np.int32),
+            words_behind(table["number"], count), N,
         )  # fmt: skip
         segment = jax.tree.map(jnp.asarray, segment)
         chosen = np.asarray([[n in own for n in range(N)] for own in picks])
@@ -90,6 +91,12 @@ def test_what_a_drop_leaves(merges: bool) -> None:
             states = [x[i, at] if at >= 0 else fresh[i, -1 - at] for at in want["slots"]]
             np.testing.assert_array_equal(np.asarray(made.x)[i, :size], np.stack(states))
             assert int(made.following[i]) == (size if merges else (50, 60)[i])
+            # Text that was in front of a dropped token is not behind the image now.
+            last = max((at for at, n in enumerate(own["number"]) if n >= 0), default=-1)
+            behind = [at for at, slot in enumerate(want["slots"]) if slot > last]
+            slots = np.asarray(made.text_places(ROOM))[i].tolist()
+            assert slots[: len(behind)] == behind
+            assert set(slots[len(behind) :]) <= {made.x.shape[1]}
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
