@@ -22,7 +22,8 @@ class AdaptPrune(SingleDrop):
     layer K's key projections of the states, without norm and rotation.
 
     The release knows one grid of 24 x 24. Here distances are those of `VisualTokens.coords`, an
-    image's own tokens alone are neighbours, and the prior spans -half to half over every image.
+    image's own tokens alone are neighbours, and the prior spans -half to half over every image, a
+    single row or column of which lies in the middle.
 
     Attributes:
         prior_sigma: of the prior.
@@ -54,7 +55,8 @@ class AdaptPrune(SingleDrop):
 
         low, high = of_image(image.coords, False), of_image(image.coords, True)
         span = jnp.where(high > low, high - low, 1)
-        place = (2 * (image.coords - low) / span - 1) * self.half
+        # An image's only row is its middle: strips beside whole pictures are not at a border.
+        place = jnp.where(high > low, 2 * (image.coords - low) / span - 1, 0) * self.half
         return jnp.exp(-jnp.sum(place**2, axis=1) / (2 * self.prior_sigma**2))
 
     def order(

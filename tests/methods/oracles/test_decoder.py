@@ -159,9 +159,9 @@ def test_dart_counts_and_norm() -> None:
 
 
 def test_adaptprunes_prior_weighs_the_middle() -> None:
-    # A row of three at -12, 0, 12 (a single row lies at -12): exp(-1/2 - 1/2), exp(-1/2), exp(-1).
+    # A row of three at -12, 0, 12; it is the middle one of its image.
     prior = adaptprune_prior((1, 3))
-    np.testing.assert_allclose(prior, [np.exp([-1, -0.5, -1])])
+    np.testing.assert_allclose(prior, [np.exp([-0.5, 0, -0.5])])
     prior = adaptprune_prior((24, 24))
     np.testing.assert_allclose(prior.max(), np.exp(-((12 / 23) ** 2) / 144))
     np.testing.assert_allclose(prior[0, 0], np.exp(-1))

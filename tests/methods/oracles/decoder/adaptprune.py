@@ -10,11 +10,14 @@ from tests.methods.oracles.decoder.drops import Drops
 
 
 def adaptprune_prior(grid: tuple[int, int], half: float = 12.0, sigma: float = 12.0) -> np.ndarray:
-    """The Gaussian in the middle of the grid, (rows, columns), over -half..half on both axes."""
-    rows, columns = grid
+    """The Gaussian in the middle of the grid, (rows, columns), over -half..half on both axes.
+
+    A single row or column lies in the middle.
+    """
+    axes = [np.linspace(-half, half, size) if size > 1 else [0.0] for size in grid]
     prior = np.zeros(grid)
-    for r, y in enumerate(np.linspace(-half, half, rows)):
-        for c, x in enumerate(np.linspace(-half, half, columns)):
+    for r, y in enumerate(axes[0]):
+        for c, x in enumerate(axes[1]):
             prior[r, c] = np.exp(-(x * x + y * y) / (2 * sigma * sigma))
     return prior
 
