@@ -50,7 +50,7 @@ class Rows:
 
     Attributes:
         hidden: (S, d).
-        positions: (S,) position ids, ascending.
+        positions: (S,) position ids, or (S, 3) on M-RoPE's axes.
         places: place of each row in the prompt as given, -1 for a merged row.
         visual: which rows are visual, merged ones included.
     """
@@ -63,7 +63,8 @@ class Rows:
 
 @dataclass
 class Cached:
-    """Keys with RoPE and values of a layer, (G, S, h), and the position ids of their rows."""
+    """Keys with RoPE and values of a layer, (G, S, h), and the position ids of their rows, which
+    stand in the order of the prompt."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -95,7 +96,7 @@ class Trace:
 
 
 def parts(model: Any) -> tuple[Any, Any]:
-    """(language model, head) of a LlamaForCausalLM or a LLaVA model."""
+    """(language model, head) of a LlamaForCausalLM, a LLaVA or a Qwen2.5-VL model."""
     inner = model.model
     return getattr(inner, "language_model", inner), model.lm_head
 
@@ -111,13 +112,22 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     return x * cos + torch.cat([-right, left], dim=-1) * sin
 
 
+def rotary(
+    language: Any, hidden: torch.Tensor, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (S, h) of position ids (S,) or (S, 3), by the model's own module."""
+    ids = positions[None] if positions.ndim == 1 else positions.T[:, None]  # (1, S) or (3, 1, S)
+    cos, sin = language.rotary_emb(hidden[None], ids)
+    return cos[0], sin[0]
+
+
 def project(
     language: Any, layer: int, hidden: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries (H, S, h) and keys (G, S, h) with RoPE and values of a layer's normed input."""
     block = language.layers[layer]
     attention, normed = block.self_attn, block.input_layernorm(hidden)
-    cos, sin = (table[0] for table in language.rotary_emb(hidden[None], positions[None]))
+    cos, sin = rotary(language, hidden, positions)
 
     def heads(rows: torch.Tensor) -> torch.Tensor:
         return rows.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
@@ -127,17 +137,19 @@ def project(
 
 
 def attend(
-    language: Any, layer: int, queries: torch.Tensor, at: torch.Tensor, cached: Cached
+    language: Any, layer: int, queries: torch.Tensor, cached: Cached
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(what attention adds to the rows (S, d), its probabilities (H, S, T)).
 
-    A row sees the rows of its layer whose position ids are not above its own.
+    The queries are of the last S rows of the layer; a row sees itself and those in front of it.
     """
     attention = language.layers[layer].self_attn
     group = queries.shape[0] // cached.keys.shape[0]
+    size, total = queries.shape[1], cached.keys.shape[1]
+    behind = torch.ones(size, total, dtype=torch.bool).triu(total - size + 1)
     keys, values = (x.repeat_interleave(group, dim=0) for x in (cached.keys, cached.values))
     scores = queries @ keys.transpose(1, 2) * attention.head_dim**-0.5
-    scores = scores.masked_fill(cached.positions[None, :] > at[:, None], -torch.inf)
+    scores = scores.masked_fill(behind, -torch.inf)
     probabilities = torch.softmax(scores, dim=-1)
     return attention.o_proj((probabilities @ values).transpose(0, 1).flatten(1)), probabilities
 
@@ -157,7 +169,7 @@ def run_layer(
             torch.cat([cached.positions, rows.positions]),
         )
     )
-    added, probabilities = attend(language, layer, queries, rows.positions, cached)
+    added, probabilities = attend(language, layer, queries, cached)
     hidden = rows.hidden + added
     hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
     return hidden, probabilities, cached
@@ -189,8 +201,9 @@ class View:
 
     @property
     def text_after(self) -> list[int]:
-        """Rows of every text token after the image."""
-        return list(range(max(self.visual) + 1, len(self.rows.places)))
+        """Rows of every text token behind the prompt's last visual token, dropped ones included."""
+        words = len(self.embeddings) - 1 - max(self.first)
+        return list(range(len(self.rows.places) - words, len(self.rows.places)))
 
     @property
     def positions(self) -> list[int]:
@@ -266,22 +279,26 @@ def prefill(
     embeddings: torch.Tensor | np.ndarray,
     visual: Sequence[int],
     drops: Sequence[Drop] = (),
+    positions: np.ndarray | None = None,
 ) -> Trace:
     """Run a prompt, dropping where `drops` say.
 
     Args:
-        model: a LlamaForCausalLM or LLaVA model in float32.
+        model: see `parts`; in float32.
         embeddings: (S, d), visual tokens in their places.
         visual: the places of the visual tokens, ascending.
         drops: by falling no `before`; of several before one layer the later ones see what the
             earlier ones left, and no attention or keys of the layer behind.
+        positions: (S,) or (S, 3); 0, 1, ... if not given.
     """
     language, head = parts(model)
     if getattr(language.config, "sliding_window", None):
         raise ValueError("a decoder with a sliding window is not supported")
     embeddings = torch.as_tensor(embeddings).detach().float()
     numbers = {place: number for number, place in enumerate(visual)}
-    rows = Rows(embeddings, torch.arange(len(embeddings)), [*range(len(embeddings))], [*visual])
+    places = np.arange(len(embeddings)) if positions is None else positions
+    ids = torch.from_numpy(np.ascontiguousarray(places)).long()
+    rows = Rows(embeddings, ids, [*range(len(embeddings))], [*visual])
     cache: list[Cached] = []
     trace = Trace(np.zeros(0), [], [], cache)
     probabilities = None
@@ -306,6 +323,8 @@ def decode(
     model: Any, trace: Trace, count: int, stop: int | None = None
 ) -> tuple[list[int], np.ndarray]:
     """Greedy decoding behind a prefill; each layer goes on from its own last position id.
+
+    The last row of a prompt is text, which stands behind all others, on every axis alike.
 
     Args:
         trace: whose cache grows.

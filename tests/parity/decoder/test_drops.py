@@ -80,7 +80,7 @@ def traces(
 
 
 def compare(
-    lvlm: LVLM, reference: Any, wanted: list[Trace], pictures: list[Image.Image],
+    lvlm: LVLM, reference: Any, wanted: list[Trace], pictures: list[Any],
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Keep lists, logits of all that is left, cache lengths, and `NEW` greedy tokens.
