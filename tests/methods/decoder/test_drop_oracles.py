@@ -14,7 +14,7 @@ from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.inputs import LayerView, PromptContext
 from resprune_jax.models.decoder.attention import attention_rows
 from tests.methods.decoder.views import FRONT, ROWS, SIZE, M, N, Problem, batch, problem
-from tests.methods.oracles.decoder.adaptprune import adaptprune
+from tests.methods.oracles.decoder.adaptprune import adaptprune, adaptprune_prior
 from tests.methods.oracles.decoder.dart import dart
 from tests.methods.oracles.decoder.dpc_knn import dpc_knn
 from tests.methods.oracles.decoder.fastv import fastv
@@ -150,6 +150,25 @@ def test_adaptprune_on_the_released_grid() -> None:
         assert kept == adaptprune(rows, keys, range(576), 57, **changed).kept[0]
         if changed:
             assert kept != adaptprune(rows, keys, range(576), 57).kept[0]
+
+
+def test_adaptprunes_prior_spans_every_image() -> None:
+    """Images side by side in a prompt, strips and single tokens among them."""
+    method = get_method("adaptprune", prior_sigma=7.0, half=9.0)
+    run = jax.jit(method.prior)
+    for grids in ([(3, 4), (1, 12)], [(12, 1), (4, 3)], [(1, 1), (1, 2), (3, 7)], [(2, 2), (4, 5)]):
+        coords = np.concatenate([np.argwhere(np.ones(grid)) for grid in grids])
+        image = np.repeat(np.arange(len(grids)), [np.prod(grid) for grid in grids])
+        fill = 24 - len(image)
+        found = run(
+            VisualTokens(
+                jnp.zeros((24, 1)), jnp.arange(24) < len(image),
+                coords=jnp.asarray(np.pad(coords, ((0, fill), (0, 0)))),
+                layer=LayerView(jnp.asarray(np.pad(image, (0, fill), constant_values=-1))),
+            )
+        )  # fmt: skip
+        want = [adaptprune_prior(grid, 9.0, 7.0).ravel() for grid in grids]
+        np.testing.assert_allclose(found[: len(image)], np.concatenate(want), rtol=1e-6)
 
 
 def test_raters_are_the_oracles() -> None:
