@@ -35,9 +35,13 @@ def described(name: str) -> dict[str, Any]:
         CallError: an unknown name.
     """
     from resprune_jax.methods import method_class
+    from resprune_jax.methods.encoder.base import ByAttention
 
     cls = method_class(name)
     method = any_of(cls)
+    other = None
+    if isinstance(method, ByAttention):
+        other = runs_on(dataclasses.replace(method, attention="received"))
     return {
         "name": name,
         "stage": _plain(cls, "stage"),
@@ -47,6 +51,7 @@ def described(name: str) -> dict[str, Any]:
         "merges": method.merges,
         "positions": positions_of(method),
         "runs_on": runs_on(method),
+        "runs_on_with_attention_received": other,
         "nested": cls.nested,
         "energy": cls.measures_energy,
         "source": cls.source,
@@ -117,13 +122,13 @@ def settings_of(cls: "type[Method]") -> dict[str, Any]:
 
 
 def _plain(cls: "type[Method]", name: str) -> Any:
-    """A declaration of a class; the default instance's where it depends on settings."""
+    """A declaration of a class; that of `any_of` it where it depends on settings."""
     from resprune_jax.methods import Method
 
     value = inspect.getattr_static(cls, name)
     if value is inspect.getattr_static(Method, name):
         return getattr(Method(), name)
-    return value if not isinstance(value, property) else getattr(cls(), name)
+    return value if not isinstance(value, property) else getattr(any_of(cls), name)
 
 
 def _needs(cls: "type[Method]") -> frozenset[str]:
@@ -169,8 +174,13 @@ def _reads(one: dict[str, Any]) -> str:
 
 
 def _backbones(one: dict[str, Any]) -> str:
-    missing = [name for name in BACKBONES if name not in one["runs_on"]]
-    return ", ".join(one["runs_on"]) if missing else "all"
+    def listed(names: list[str]) -> str:
+        return ", ".join(names) if len(names) < len(BACKBONES) else "all"
+
+    other = one["runs_on_with_attention_received"]
+    if other is None:
+        return listed(one["runs_on"])
+    return f"{listed(one['runs_on'])}; with attention=received {listed(other)}"
 
 
 def _settings(one: dict[str, Any]) -> str:
@@ -192,10 +202,14 @@ def markdown(every: list[dict[str, Any]]) -> str:
         "and the average over the layers for several; the setting `keep_average` is that average",
         "for any method there, and every result has both (`Generation.costs`). What a method reads",
         "and a model does not have is refused by name: without a class token (Qwen, SigLIP) there",
-        "is no saliency. `trim` and `cdpruner` read CLIP's texts: LLaVA-1.5 and LLaVA-NeXT can be",
-        "given the CLIP that their vision tower is from, `load_model(model,",
-        'clip="openai/clip-vit-large-patch14-336")` or `--clip`. A method of your own:',
-        "[your_own.md](your_own.md).",
+        "is no saliency. `fastervlm`, `vispruner`, `visionzip`, `scope` and `agilepruner` have the",
+        "setting `attention=received` for that: it ranks tokens by the attention that they receive",
+        "from all tokens of the same picture, frame or tile in the block that feeds the projector",
+        "(the mean of the attention's column over queries and heads), not by what the class token",
+        "gives them (`attention=class`, as these methods were published). `trim` and",
+        "`cdpruner` read CLIP's texts: LLaVA-1.5 and LLaVA-NeXT can be given the CLIP that their",
+        'vision tower is from, `load_model(model, clip="openai/clip-vit-large-patch14-336")` or',
+        "`--clip`. A method of your own: [your_own.md](your_own.md).",
         "",
         "Inside the LLM the layers in front of a drop work on all tokens, those behind it on",
         "what is left, each segment with its own KV cache; no layer runs twice. Layer numbers",

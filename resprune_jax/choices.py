@@ -12,6 +12,10 @@ SeedRule = Literal["cls_attention", "max_norm", "text", "mean_similarity", "cent
 """Table VII: highest CLS attention, largest norm, highest text relevance, highest cosine with the
 mean visual token, nearest to the centre of the image."""
 
+Attention = Literal["class", "received"]
+"""What methods that rank tokens by the vision tower's attention go by: what the class token gives
+them, or what all tokens of the same picture do."""
+
 TextSource = Literal["nouns", "prompt"]
 """What conditions the choice: the question's nouns, or every word (Setting-1 of Table IV)."""
 

@@ -113,6 +113,34 @@ def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None
     return _softmax(_scores(grouped, k), mask).reshape(batch, heads, rows, keys)
 
 
+def attention_columns(
+    q: jax.Array, k: jax.Array, *, segments: jax.Array | None = None, engine: Engine = "auto"
+) -> jax.Array:
+    """The attention that each token receives, beside an engine that never shows it.
+
+    Args:
+        q: (B, S, H, hd), the queries of all tokens.
+        k: (B, S, KV, hd), their keys.
+        segments: see `attend`.
+        engine: likewise; "blockwise" goes through the keys twice for each block of queries, since a
+            probability needs its whole row.
+
+    Returns:
+        (B, S) float32: sums over queries, means over heads, of the softmax; 1 on average over the
+        tokens of a segment.
+    """
+    batch, size, heads, width = q.shape
+    kv_heads = k.shape[2]
+    grouped = q.reshape(batch, size, kv_heads, heads // kv_heads, width)
+    if engine == "auto":
+        engine = "blockwise" if size * size > BLOCKWISE_ABOVE else "xla"
+    query_slots, key_slots = _locate(size, size, None, 0, None, segments)
+    if engine == "xla":
+        shares = _softmax(_scores(grouped, k), _mask(query_slots, key_slots, False, None))
+        return jnp.sum(shares, axis=(1, 2, 3)) / heads
+    return _blockwise_columns(grouped, k, query_slots, key_slots) / heads
+
+
 def seen_by(slots: jax.Array, valid: jax.Array, window: int | None = None) -> jax.Array:
     """The keys that causal queries in these slots see, for `attention_rows`.
 
@@ -251,13 +279,9 @@ def _blockwise(
             peak, total, mixed = carry
             block_k, block_v, parts = block
             mask = _mask(here, _Slots(*parts), causal, window)
-            scores = _masked(_scores(block_q, block_k), mask)  # [B, KV, G, BLOCK, BLOCK]
-            new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
-            weights = _weights(scores, mask, new_peak[..., None])
-            fade = jnp.exp(peak - new_peak)  # [B, KV, G, BLOCK]
-            total = total * fade + jnp.sum(weights, axis=-1)
+            peak, total, weights, fade = _online(peak, total, _scores(block_q, block_k), mask)
             shrunk = mixed * jnp.transpose(fade, (0, 3, 1, 2))[..., None]
-            return new_peak, total, shrunk + _mix(weights, block_v)
+            return peak, total, shrunk + _mix(weights, block_v)
 
         def step(carry: tuple, block: tuple) -> tuple[tuple, None]:
             if not causal and q_segment is None:
@@ -282,6 +306,70 @@ def _blockwise(
     mixed = jax.lax.map(one_query_block, query_xs)  # [q_blocks, B, BLOCK, KV, G, hd]
     mixed = jnp.moveaxis(mixed, 0, 1).reshape(batch, -1, kv_heads, groups, width)
     return mixed[:, :queries]
+
+
+def _online(
+    peak: jax.Array, total: jax.Array, scores: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One more block of keys: (peak, total, the block's weights, what earlier ones fade by).
+
+    Peaks and totals are (B, KV, G, S), scores and weights (B, KV, G, S, T).
+    """
+    scores = _masked(scores, mask)
+    new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
+    weights = _weights(scores, mask, new_peak[..., None])
+    fade = jnp.exp(peak - new_peak)
+    return new_peak, total * fade + jnp.sum(weights, axis=-1), weights, fade
+
+
+def _blockwise_columns(
+    q: jax.Array, k: jax.Array, query_slots: _Slots, key_slots: _Slots
+) -> jax.Array:
+    """Sums over heads and queries, (B, S): each row's peak and total first, then its shares."""
+    batch, size, kv_heads, groups, _ = q.shape
+    count = -(-size // BLOCK)
+    if count * BLOCK != size:
+        key_slots = replace(key_slots, valid=jnp.ones((1, size), bool))
+    query_xs = (_blocks(q, 1, count), _slot_blocks(query_slots, count))
+    key_xs = (_blocks(k, 1, count), _slot_blocks(key_slots, count))
+
+    def add(columns: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
+        block_q, (q_slot, _, _, q_segment) = xs
+        here = _Slots(q_slot, segment=q_segment)
+
+        def seen(block: tuple) -> tuple[jax.Array, jax.Array | None]:
+            block_k, parts = block
+            return _scores(block_q, block_k), _mask(here, _Slots(*parts), False, None)
+
+        def reads(block: tuple) -> jax.Array:
+            segment = block[1][3]
+            return jnp.array(True) if q_segment is None else ~_disjoint(q_segment, segment)
+
+        def measure(carry: tuple, block: tuple) -> tuple[tuple, None]:
+            return jax.lax.cond(
+                reads(block), lambda c: _online(*c, *seen(block))[:2], lambda c: c, carry
+            ), None
+
+        rows = (batch, kv_heads, groups, BLOCK)
+        start = jnp.full(rows, _MASKED, jnp.float32), jnp.zeros(rows, jnp.float32)
+        (peak, total), _ = jax.lax.scan(measure, start, key_xs)
+        # Queries that only fill the last block give nothing.
+        share = jnp.where((q_slot < size) & (total > 0), 1 / jnp.where(total > 0, total, 1.0), 0.0)
+
+        def column(block: tuple) -> jax.Array:
+            scores, mask = seen(block)
+            weights = _weights(_masked(scores, mask), mask, peak[..., None])
+            return jnp.sum(weights * share[..., None], axis=(1, 2, 3))  # [B, BLOCK]
+
+        def given(block: tuple) -> jax.Array:
+            nothing = jnp.zeros((batch, BLOCK), jnp.float32)
+            return jax.lax.cond(reads(block), column, lambda _: nothing, block)
+
+        return columns + jax.lax.map(given, key_xs), None
+
+    empty = jnp.zeros((count, batch, BLOCK), jnp.float32)
+    columns, _ = jax.lax.scan(add, empty, query_xs)
+    return jnp.moveaxis(columns, 0, 1).reshape(batch, -1)[:, :size]
 
 
 def _blocks(x: jax.Array, axis: int, count: int, fill: str = "constant") -> jax.Array:

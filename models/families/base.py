@@ -198,7 +198,7 @@ class Family(ABC):
     @property
     def gives(self) -> frozenset[str]:
         """The optional parts of `VisualTokens` that this model has; see `Method.needs`."""
-        return frozenset({"features", "coords"})
+        return frozenset({"features", "coords", "received"})
 
     @property
     def takes_clip(self) -> bool:

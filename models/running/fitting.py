@@ -32,7 +32,8 @@ def check_needs(
     """
     gives = family.gives | {"text", "kind"} | (CLIP if clip else frozenset())
     if missing := sorted(set(needs) - gives - LAYER_NEEDS):
-        hint = (instead or {}).get(missing[0], f"it gives {', '.join(sorted(gives))}")
+        hints = (hint for part, hint in (instead or {}).items() if part in missing)
+        hint = next(hints, f"it gives {', '.join(sorted(gives))}")
         if set(missing) <= CLIP and family.takes_clip:
             hint = (
                 "give the CLIP that its vision tower is from, load_model(..., clip="

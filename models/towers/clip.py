@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.models.decoder.attention import attend, attention_rows
+from resprune_jax.models.decoder.attention import attend, attention_columns, attention_rows
 from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm
 from resprune_jax.models.towers.config import ClipConfig, VisionConfig
 from resprune_jax.models.towers.patches import cut_patches, resized_positions
@@ -57,8 +57,9 @@ class ClipEmbeddings(nnx.Module):
 class Attended(NamedTuple):
     """What a block's attention shows beside its result; XLA drops what nobody reads."""
 
-    saliency: jax.Array  # [B, N] float32, of the class token to the patches, mean over heads
-    keys: jax.Array  # [B, N, h] float32, of the patches, mean over heads
+    saliency: jax.Array  # [B, S - 1] float32, of the first token to the others, mean over heads
+    keys: jax.Array  # [B, S, h] float32, mean over heads
+    received: jax.Array  # [B, S] float32, by each token, mean over heads and all S queries
 
 
 class TowerView(NamedTuple):
@@ -68,6 +69,7 @@ class TowerView(NamedTuple):
     saliency: jax.Array  # [B, N] float32, see `Attended`, of the last block that runs
     class_features: jax.Array  # [B, v], the class token where `features` are
     keys: jax.Array  # [B, N, h] float32, see `Attended`, of the same block
+    received: jax.Array  # [B, N] float32, likewise; the class token is one of the queries
     early_saliency: jax.Array  # [B, N] float32, see `Attended`, of the first block
     entering: jax.Array  # [B, 1 + N, v], into the first block, the class token in front
     next_saliency: jax.Array | None  # [B, N] float32, see `ClipNextBlock`; None if there is none
@@ -84,6 +86,7 @@ class TowerView(NamedTuple):
             "entering": self.entering[:, 1:],
             "class_entering": spread(self.entering[:, 0]),
             "encoder_keys": self.keys,
+            "received": self.received,
             "early_saliency": self.early_saliency,
             "next_saliency": self.next_saliency,
             "next_keys": self.next_keys,
@@ -109,11 +112,12 @@ class ClipAttention(nnx.Module):
         """Attend.
 
         Args:
-            x: (B, 1 + N, v), normalised.
-            saliency: also return what the class token attends to, and the keys.
+            x: (B, S, v), normalised: the patches, the class token in front where there is one.
+            saliency: also return what the class token attends to, what all tokens receive, and the
+                keys.
 
         Returns:
-            (B, 1 + N, v), and an `Attended` or `None`.
+            (B, S, v), and an `Attended` or `None`.
         """
 
         def heads(y: jax.Array) -> jax.Array:
@@ -123,9 +127,10 @@ class ClipAttention(nnx.Module):
         mixed = self.out_proj(attend(q, k, v).reshape(x.shape))
         if not saliency:
             return mixed, None
-        rows = attention_rows(q[:, :1], k)  # [B, H, 1, 1 + N]
-        keys = jnp.mean(k[:, 1:].astype(jnp.float32), axis=2)
-        return mixed, Attended(jnp.mean(rows[:, :, 0, 1:], axis=1), keys)
+        rows = attention_rows(q[:, :1], k)  # [B, H, 1, S]
+        keys = jnp.mean(k.astype(jnp.float32), axis=2)
+        received = attention_columns(q, k) / x.shape[1]
+        return mixed, Attended(jnp.mean(rows[:, :, 0, 1:], axis=1), keys, received)
 
     def biased(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Attend with a number added to all scores of each key.
@@ -343,7 +348,8 @@ class ClipVision(nnx.Module):
             behind = self.encoder.next_block
             asked = (None, None) if behind is None else behind(x)
         early, own = found[0].saliency, found[last]
-        return TowerView(x[:, 1:], own.saliency, x[:, 0], own.keys, early, entering, *asked)
+        shown = own.saliency, x[:, 0], own.keys[:, 1:], own.received[:, 1:]
+        return TowerView(x[:, 1:], *shown, early, entering, *asked)
 
     def encode(
         self, pixels: jax.Array, *, saliency: bool = False, smaller: bool = False

@@ -6,6 +6,7 @@ transformers, which feeds the projector, does not pass it.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 from flax import nnx
@@ -33,6 +34,19 @@ class SiglipEmbeddings(nnx.Module):
         x = self.patch_embedding(cut_patches(pixels.astype(dtype), self.config, smaller=smaller))
         table = self.position_embedding.embedding[...]
         return x + resized_positions(table, math.isqrt(x.shape[1]))
+
+
+class SiglipView(NamedTuple):
+    """What a tower without a class token shows of pictures; as `TowerView`."""
+
+    features: jax.Array  # [B, N, v] in raster order
+    keys: jax.Array  # [B, N, h] float32, see `Attended`, of the last block that runs
+    received: jax.Array  # [B, N] float32, likewise
+    saliency: None = None
+
+    def parts(self) -> dict[str, jax.Array]:
+        """See `TowerView.parts`."""
+        return {"encoder_keys": self.keys, "received": self.received}
 
 
 class SiglipVision(nnx.Module):
@@ -65,6 +79,13 @@ class SiglipVision(nnx.Module):
         with jax.named_scope("vision_tower"):
             x, _ = self.encoder(self.embeddings(pixels, smaller=smaller))
         return x, None
+
+    def look(self, pixels: jax.Array, *, smaller: bool = False) -> SiglipView:
+        """As calling the tower, with all that it shows beside the features."""
+        last = self.encoder.num_blocks - 1
+        with jax.named_scope("vision_tower"):
+            x, found = self.encoder(self.embeddings(pixels, smaller=smaller), shown=(last,))
+        return SiglipView(x, found[last].keys, found[last].received)
 
 
 def make_tower(

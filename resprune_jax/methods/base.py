@@ -90,7 +90,8 @@ class Method:
         by_image: whether it works on one image at a time, so that images of a prompt cannot share a
             budget; by default those that merge do.
         beside: rows that it adds to every budget (TRIM's mean of what was dropped).
-        instead: for parts of `needs`, what to do on a model that does not have them.
+        instead: for parts of `needs`, what to do on a model that does not have them; of several
+            that are missing the first here is told.
         source: where the rule is from: the paper, and the repository where its code is followed.
     """
 

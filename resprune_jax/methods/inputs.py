@@ -11,6 +11,7 @@ PATCH, NEWLINE = 0, 1
 OPTIONAL = (
     "features",
     "saliency",
+    "received",
     "coords",
     "kind",
     "class_features",
@@ -34,9 +35,16 @@ BEHIND = frozenset({"next_saliency", "next_keys"})
 INSIDE = frozenset({"entering", "class_entering"})
 """Those for methods that run the tower's blocks themselves."""
 
-CLASS_TOKEN = BEHIND | INSIDE | {"saliency", "class_features", "encoder_keys", "early_saliency"}
+CLASS_TOKEN = BEHIND | INSIDE | {"saliency", "class_features", "early_saliency"}
 """Those that a vision tower with a class token gives, `BEHIND` where it has such a block, `INSIDE`
 where a picture is one tile."""
+
+ATTENDED = frozenset({"received", "encoder_keys"})
+"""Those of the attention in the block that feeds the projector that need no class token: the first
+is there on every tower, the keys where each token is one patch."""
+
+SHOWN = CLASS_TOKEN | ATTENDED
+"""Those that a tower shows beside its output and the attention of its class token."""
 
 CLIP = frozenset({"clip_patches", "clip_text"})
 """What a model has to which a CLIP was given, see `load_model`."""
@@ -122,6 +130,10 @@ class VisualTokens:
         valid: (B, N) bool, False for padding.
         features: (B, N, v), the vision tower's output before the projector.
         saliency: (B, N) float32, CLS-to-patch attention, mean over heads.
+        received: (B, N) float32, the attention that the token receives in the block that feeds the
+            projector: the mean over heads and over the queries of all tokens of its own tile or
+            frame, the class token among them where there is one. 0 for newlines. Of a token that is
+            made of several patches, their mean, weighted as the token is.
         coords: (B, N, 2) float32, (row, column) of each token in its image plane.
         kind: (B, N) int8, `PATCH` or `NEWLINE`; `None` means that all are patches.
         class_features: (B, N, v), the class token as the vision tower gives it, of each token's own
@@ -148,6 +160,7 @@ class VisualTokens:
     valid: jax.Array
     features: jax.Array | None = None
     saliency: jax.Array | None = None
+    received: jax.Array | None = None
     coords: jax.Array | None = None
     kind: jax.Array | None = None
     class_features: jax.Array | None = None

@@ -51,6 +51,7 @@ class Problem:
     embeddings: np.ndarray
     features: np.ndarray
     saliency: np.ndarray
+    received: np.ndarray
     text: np.ndarray
     clip: np.ndarray  # [n, C]
     clip_text: np.ndarray  # [1 to 3, C]
@@ -67,11 +68,11 @@ def problem(seed: int) -> Problem:
     norms = np.exp(rng.normal(size=(n, 1)) * 0.5)
     embeddings = norms * (parts[rng.integers(3, size=n)] + rng.normal(size=(n, D)))
     features = rng.normal(size=(n, V)) + 2 * rng.normal(size=V)
-    saliency = rng.random(n) / n
+    saliency, received = rng.random(n) / n, np.random.default_rng(seed + 10**6).random(n) / n
     text = rng.normal(size=(int(rng.integers(1, M + 1)), D)) + parts[0]
     clip = rng.normal(size=(n, C)) - rng.normal(size=C)
     clip_text = rng.normal(size=(int(rng.integers(1, 4)), C))
-    parts = (embeddings, features, saliency, text, clip, clip_text)
+    parts = (embeddings, features, saliency, received, text, clip, clip_text)
     narrow = (np.asarray(x, np.float32) for x in parts)
     keep = int(rng.integers(1, K + 1))
     shapes = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
@@ -155,6 +156,27 @@ CASES: dict[str, tuple[Method, Oracle]] = {
             slope=0.5, order_start=0,
         ),
     ),
+    "fastervlm received": (
+        get_method("fastervlm", attention="received"),
+        lambda p: fastervlm(saliency=p.received, keep=p.keep),
+    ),
+    "vispruner received": (
+        get_method("vispruner", attention="received"),
+        lambda p: vispruner(features=p.features, saliency=p.received, keep=p.keep),
+    ),
+    "scope received": (
+        get_method("scope", attention="received"),
+        lambda p: scope(
+            features=p.features, heads_saliency=np.tile(p.received, (HEADS, 1)), keep=p.keep
+        ),
+    ),
+    "agilepruner received": (
+        get_method("agilepruner", attention="received", average=4.0, most=0.4, step=0.1),
+        lambda p: agilepruner(
+            features=p.features, saliency=p.received, keep=p.keep, erank_avg=4.0, tau_max=0.4,
+            slope=0.1,
+        ),
+    ),
     "divprune": (
         get_method("divprune"), lambda p: divprune(embeddings=p.embeddings, keep=p.keep)
     ),
@@ -228,7 +250,7 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
         text[row, : len(p.text)], words[row, : len(p.text)] = p.text, True
     visual = VisualTokens(
         spread("embeddings", D), jnp.asarray(valid), features=spread("features", V),
-        saliency=spread("saliency"), clip_patches=spread("clip", C),
+        saliency=spread("saliency"), received=spread("received"), clip_patches=spread("clip", C),
         coords=spread("coords", 2),
     )  # fmt: skip
     limits = jnp.asarray([p.keep for p in problems], jnp.int32)
@@ -238,7 +260,13 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
     return visual, PromptContext(*map(jnp.asarray, (text, words, parts, heard))), limits
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.deep if case.endswith(" received") else ())
+        for case in CASES
+    ],
+)
 def test_keep_lists_are_the_oracles(case: str, record_property: Any) -> None:
     method, oracle = CASES[case]
     run = jax.jit(lambda visual, prompt, limit: method.select(visual, prompt, K, limit=limit))

@@ -20,6 +20,7 @@ from resprune_jax.methods import (
     method_class,
 )
 from resprune_jax.methods.base import Merged
+from resprune_jax.methods.encoder.base import ByAttention
 from resprune_jax.methods.inputs import NEEDS, OPTIONAL
 from tests.compiles import backend_compiles
 from tests.methods.toy_tower import tower
@@ -35,10 +36,22 @@ AT_MOST = {"prumerge+"}
 REQUIRED = {"agilepruner": {"average": 3.0, "most": 0.5}, "resprune": {"seed_rule": "max_norm"}}
 TOWER = tower(V, 5)
 TOKENS = [name for name in METHODS if method_class(name).stage not in ("pixels", "decoder")]
+RECEIVED = [
+    f"{name}, attention=received" for name in TOKENS if issubclass(method_class(name), ByAttention)
+]
+EVERY = [
+    *TOKENS,
+    *(
+        pytest.param(name, marks=() if name.startswith("visionzip") else pytest.mark.deep)
+        for name in RECEIVED
+    ),
+]
 
 
 def method(name: str) -> Method:
-    return get_method(name, REQUIRED.get(name))
+    name, received, _ = name.partition(", attention=received")
+    own = REQUIRED.get(name, {})
+    return get_method(name, {**own, "attention": "received"} if received else own)
 
 
 def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptContext]:
@@ -48,6 +61,7 @@ def inputs(seed: int, dtype: Any = jnp.float32) -> tuple[VisualTokens, PromptCon
         jnp.ones((B, N), bool),
         features=jnp.asarray(rng.normal(size=(B, N, V)), dtype),
         saliency=jnp.asarray(rng.random((B, N)), jnp.float32),
+        received=jnp.asarray(np.random.default_rng(seed + 100).random((B, N)), jnp.float32),
         class_features=jnp.asarray(rng.normal(size=(B, N, V)), dtype),
         encoder_keys=jnp.asarray(rng.normal(size=(B, N, H)), jnp.float32),
         early_saliency=jnp.asarray(rng.random((B, N)), jnp.float32),
@@ -97,7 +111,7 @@ def counts(chosen: Method, name: str, limits: jax.Array) -> list[int]:
     return [made[limit] + chosen.beside for limit in limits.tolist()]
 
 
-@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_contract(name: str) -> None:
     chosen = method(name)
     assert frozenset(chosen.needs) <= NEEDS
@@ -142,15 +156,19 @@ def test_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.deep) for name in TOKENS],
+    [
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.deep)
+        for name in (*TOKENS, *RECEIVED)
+    ],
 )
 def test_a_row_that_is_not_finite_fails_alone(name: str) -> None:
     chosen = method(name)
     visual, prompt = inputs(3)
     broken = replace(visual, embeddings=visual.embeddings.at[1, 2, 0].set(jnp.nan))
-    if "saliency" in chosen.needs:
-        broken = replace(broken, saliency=visual.saliency.at[2, 4].set(jnp.inf))
-    failed = [1, 2] if "saliency" in chosen.needs else [1]
+    attention = sorted({"saliency", "received"} & chosen.needs)
+    for part in attention:
+        broken = replace(broken, **{part: getattr(visual, part).at[2, 4].set(jnp.inf)})
+    failed = [1, 2] if attention else [1]
     if "clip_text" in chosen.needs:
         assert visual.clip_patches is not None and prompt.clip_text is not None
         patch = visual.clip_patches.at[3, 5, 1].set(jnp.nan)
@@ -227,6 +245,28 @@ def test_random_draws_by_row_and_seed() -> None:
         counts += np.bincount(np.asarray(made.indices).ravel(), minlength=N)
     # 800 draws of 8 of 20: 320 each, standard deviation sqrt(800 0.4 0.6) = 13.9.
     assert np.abs(counts - 320).max() < 5 * 13.9
+
+
+def test_attention_is_what_the_option_says_and_never_the_other() -> None:
+    """Without the one the other is no substitute; with both each has its own picks."""
+    visual, prompt = inputs(0)
+    given, received = method("fastervlm"), method("fastervlm, attention=received")
+    for own, part in ((given, "saliency"), (received, "received")):
+        made = run(own, visual, prompt, LIMITS)
+        values = np.asarray(getattr(visual, part))[0]
+        assert made.indices[0].tolist() == np.argsort(-values, kind="stable")[:K].tolist()
+        with pytest.raises(AssertionError):
+            run(own, replace(visual, **{part: None}), prompt, LIMITS)
+    # Tokens that were encoded for other methods too hold a class token, which takes no part.
+    zipped = method("visionzip, attention=received")
+    alone = run(zipped, replace(visual, class_features=None, saliency=None), prompt, LIMITS)
+    beside = run(zipped, visual, prompt, LIMITS)
+    assert alone.indices.tolist() == beside.indices.tolist()
+    np.testing.assert_array_equal(alone.rows, beside.rows)
+    assert (
+        N not in beside.indices[0].tolist()
+        and run(method("visionzip"), visual, prompt, LIMITS).indices[0].tolist().count(N) == 1
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -343,6 +383,10 @@ def test_what_is_no_method_is_refused(given: Any, said: str) -> None:
     [
         ("dvprune", {}, "unknown method"),
         ("scope", {"combine": "divide"}, "combine"),
+        ("visionzip", {"attention": "rows"}, "attention must be one of class, received"),
+        ("hired", {"attention": "received"}, "no setting attention"),
+        ("prumerge", {"attention": "received"}, "no setting attention"),
+        ("trim", {"attention": "received"}, "no setting attention"),
         ("scope", {"beta": 1.0}, "no setting beta; it has alpha"),
         ("agilepruner", {}, "average, most"),
         ("agilepruner", {"average": 2.0}, "needs most"),

@@ -32,6 +32,7 @@ class Problem:
     embeddings: np.ndarray
     features: np.ndarray
     saliency: np.ndarray
+    received: np.ndarray
     heads: np.ndarray  # [n, HEADS, H]
     own: np.ndarray  # [V], the class token
     clip: np.ndarray  # [n, C]
@@ -49,7 +50,8 @@ def problem(seed: int) -> Problem:
     n = grid[0] * grid[1]
     parts = (
         rng.normal(size=(n, D)), rng.normal(size=(n, V)) + rng.normal(size=V),
-        rng.random(n) / n, rng.normal(size=(n, HEADS, H)), rng.normal(size=V),
+        rng.random(n) / n, np.random.default_rng(seed + 10**6).random(n) / n,
+        rng.normal(size=(n, HEADS, H)), rng.normal(size=V),
         rng.normal(size=(n, C)) * np.exp(rng.normal()), rng.normal(size=(1, C)),
         np.exp(1.5 * rng.normal(size=n)) / n, rng.normal(size=(n, V)),
     )  # fmt: skip
@@ -63,6 +65,17 @@ def zipped(p: Problem, combine: str) -> Kept:
         features=p.features, cls_feature=p.own, saliency=p.saliency, keys=p.heads,
         dominant=dominant, contextual=contextual, combine=combine,
     )  # fmt: skip
+
+
+def zipped_without_class(p: Problem) -> Kept:
+    """The class token's row left out, and one more dominant patch in its place."""
+    dominant, contextual = split(p.keep)
+    made = visionzip(
+        features=p.features, cls_feature=p.own, saliency=p.received, keys=p.heads,
+        dominant=dominant + 1, contextual=contextual,
+    )  # fmt: skip
+    assert made.merged is not None and made.indices[0] == -1
+    return Kept(made.indices[1:], made.merged[1:])
 
 
 def trimmed(p: Problem, *, sign: int = -1, keep: int | None = None) -> Kept:
@@ -111,6 +124,7 @@ CASES: dict[str, tuple[Method, Callable[[Problem], Kept]]] = {
         lambda p: pooling(embeddings=p.embeddings, grid=p.grid, keep=p.keep, bins="partition"),
     ),
     "visionzip": (get_method("visionzip"), lambda p: zipped(p, "sum")),
+    "visionzip received": (get_method("visionzip", attention="received"), zipped_without_class),
     "prumerge": (get_method("prumerge"), pruned),
     "prumerge adaptive": (
         get_method("prumerge", count="adaptive"), lambda p: pruned(p, "adaptive")
@@ -152,6 +166,7 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
     visual = VisualTokens(
         spread(lambda p: p.embeddings, D), jnp.asarray(valid),
         features=spread(lambda p: p.features, V), saliency=spread(lambda p: p.saliency),
+        received=spread(lambda p: p.received),
         coords=spread(lambda p: np.argwhere(np.ones(p.grid)), 2),
         class_features=spread(lambda p: np.broadcast_to(p.own, (len(p.features), V)), V),
         encoder_keys=spread(lambda p: p.heads.mean(axis=1), H),

@@ -14,6 +14,7 @@ from flax import nnx
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.methods import PromptContext, VisualTokens, get_method, inputs, method_class
+from resprune_jax.methods.encoder.base import ByAttention
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.families.registry import module_class
 from tests.checkpoints.clip import tiny_clip
@@ -154,6 +155,71 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
     assert each.kept == [8 + 2 * method.beside]
     with pytest.raises(CallError, match="image by image"):
         lvlm.select(both, ["Which is red?"], method=name, keep=4)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "interleave",
+        *(pytest.param(f, marks=pytest.mark.deep) for f in FAMILIES if f != "interleave"),
+    ],
+)
+def test_received_attention_where_there_is_no_class_token(family: str, photographs: Any) -> None:
+    """Refused by name with the option that runs; with it the same in any batch, in any padding."""
+    lvlm = model(family)
+    images = list(photographs[:3])
+    questions = [*QUESTIONS, "How many?"]
+    ran = []
+    for name in METHODS:
+        if not issubclass(method_class(name), ByAttention):
+            continue
+        own = REQUIRED.get(name, {})
+        refused: Any = {"method": name, "method_settings": own}
+        if family not in CLASS_TOKEN:
+            said = r"\w+ reads .*saliency, which .*attention=received"
+            if name == "visionzip" and family != "interleave":
+                said = r"VisionZip reads class_features, encoder_keys, .*not single patches"
+            with pytest.raises(CallError, match=said):
+                lvlm.select(images, questions, keep=4, **refused)
+        call: Any = {"method": name, "method_settings": {**own, "attention": "received"}}
+        if name == "visionzip" and family in ("qwen", "onevision"):
+            with pytest.raises(CallError, match=r"VisionZip reads encoder_keys, .*single patches"):
+                lvlm.select(images, questions, keep=4, **call)
+            continue
+        made = lvlm.select(images, questions, keep=[5, 0.5, 3], **call)
+        assert made.errors == [None] * 3
+        assert made.kept == [5, round(0.5 * made.visual_tokens[1]), 3]
+        other = lvlm.select(images[1::-1], questions[1::-1], keep=[0.5, 5], **call)
+        for row in (0, 1):  # in another batch, and beside pictures of other sizes
+            picks = np.flatnonzero(other.mask[1 - row]).tolist()
+            assert picks == np.flatnonzero(made.mask[row]).tolist(), name
+        ran.append(name)
+    answer = lvlm.generate(
+        images[0], questions[0], keep=4, max_new_tokens=2, method="fastervlm",
+        method_settings={"attention": "received"},
+    )  # fmt: skip
+    encoded = lvlm.encode(images[0], needs=["received"])
+    received, real = np.asarray(encoded.received[0]), np.asarray(encoded.valid[0])
+    assert (received[~real] == 0).all()
+    shown = (
+        received[real][np.asarray(encoded.kind[0])[real] == 0]
+        if encoded.kind is not None
+        else received[real]
+    )
+    assert (shown > 0).all() and answer.errors == [None]
+    again = lvlm.select(
+        encoded, questions[0], keep=4, method="fastervlm",
+        method_settings={"attention": "received"},
+    )  # fmt: skip
+    highest = sorted(np.argsort(-np.where(real, received, -1), kind="stable")[:4].tolist())
+    assert np.flatnonzero(again.mask[0]).tolist() == highest
+    with pytest.raises(CallError, match=r"FasterVLM reads received, .*encoded without"):
+        lvlm.select(
+            lvlm.encode(images[0]), questions[0], keep=4, method="fastervlm",
+            method_settings={"attention": "received"},
+        )  # fmt: skip
+    print(f"{family}: {', '.join(ran)} ran by the attention that tokens receive")
+    assert len(ran) == (4 if family in ("qwen", "onevision") else 5)
 
 
 @pytest.mark.parametrize(

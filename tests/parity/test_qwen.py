@@ -41,7 +41,7 @@ from tests.parity.qwen_pairs import (
 @partial(jax.jit, static_argnums=0)
 def encode(graph: Any, state: Any, patches: Any, tables: Any) -> Any:
     """VisualTokens with features, from packed patches."""
-    return nnx.merge(graph, state).encode_images(patches, tables, features=True)
+    return nnx.merge(graph, state).encode_images(patches, tables, needs=frozenset({"features"}))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 
 from resprune_jax.methods import PromptContext, get_method
-from resprune_jax.methods.inputs import CLASS_TOKEN
+from resprune_jax.methods.inputs import SHOWN
 from resprune_jax.models.families.llava_next.images import stack_tiles
 from tests.methods.oracles.encoder.schedule import schedule
 from tests.methods.oracles.encoder.tome import tome
@@ -21,7 +21,7 @@ from tests.parity.test_llava_modules import Pair, prompts
 from tests.parity.test_llava_modules import pair as llava
 
 __all__ = ["llava"]
-NEEDS = CLASS_TOKEN - {"saliency"}
+NEEDS = SHOWN - {"saliency"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,7 @@ def expected(model: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
         "next_saliency": (powers / powers.sum(axis=1, keepdims=True))[:, 1:],
         "next_keys": caught["k"][:, 1:],
         "encoder_keys": heads[:, 1:],
+        "received": made.attentions[-2].mean(dim=(1, 2))[:, 1:].numpy(),
         "entering": made.hidden_states[0][:, 1:].numpy(),
         "class_entering": np.repeat(made.hidden_states[0][:, :1].numpy(), own.shape[1] - 1, axis=1),
         "class_features": np.repeat(own[:, :1], own.shape[1] - 1, axis=1),
@@ -84,7 +85,7 @@ def test_what_llavas_tower_shows(llava: Pair) -> None:
     for name, values in wanted.items():
         close(name, getattr(tokens, name), values)
     # The attention of another block would be seen.
-    for name in ("early_saliency", "next_saliency"):
+    for name in ("early_saliency", "next_saliency", "received"):
         assert np.abs(wanted[name] - np.asarray(tokens.saliency)).max() > 1e-4
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from resprune_jax import costs
 from resprune_jax.errors import CallError
-from resprune_jax.methods.inputs import BEHIND, CLASS_TOKEN
+from resprune_jax.methods.inputs import ATTENDED, BEHIND, CLASS_TOKEN
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -51,7 +51,7 @@ class LlavaFamily(Family):
     def gives(self) -> frozenset[str]:
         """See `Family.gives`: what a class token shows where there is one."""
         shown = class_token_parts(self.config) if self.config.vision.class_token else frozenset()
-        return super().gives | {"tile"} | shown
+        return super().gives | {"tile"} | ATTENDED | shown
 
     @property
     def defaults(self) -> Mapping[str, Any]:

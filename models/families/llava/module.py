@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from resprune_jax.methods.inputs import CLASS_TOKEN, VisionBlock, VisualTokens
+from resprune_jax.methods.inputs import SHOWN, VisionBlock, VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.decoder.layers import ACTIVATIONS
 from resprune_jax.models.families.llava.config import LlavaConfig
@@ -110,7 +110,7 @@ class Llava(CausalLM):
         """
         more: dict[str, Any] = {}
         row: jax.Array | None
-        if needs & CLASS_TOKEN and isinstance(self.vision_tower, ClipVision):
+        if needs & SHOWN:
             seen = self.vision_tower.look(pixels, smaller=smaller)
             encoded, row, more = seen.features, seen.saliency, seen.parts()
         else:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from resprune_jax.errors import CallError
-from resprune_jax.methods.inputs import INSIDE, PATCH
+from resprune_jax.methods.inputs import ATTENDED, INSIDE, PATCH
 from resprune_jax.models.families.base import (
     Family,
     ImageAspect,
@@ -47,7 +47,7 @@ class NextFamily(Family):
     @property
     def gives(self) -> frozenset[str]:
         """See `Family.gives`."""
-        return super().gives | {"tile"} | (class_token_parts(self.config) - INSIDE)
+        return super().gives | {"tile"} | ATTENDED | (class_token_parts(self.config) - INSIDE)
 
     def layout(self, height: int, width: int, *, together: int = 1) -> ImageLayout:
         """See `Family.layout`."""

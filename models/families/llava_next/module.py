@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
-from resprune_jax.methods.inputs import CLASS_TOKEN, NEWLINE, VisualTokens
+from resprune_jax.methods.inputs import NEWLINE, SHOWN, VisualTokens
 from resprune_jax.models.decoder.causal_lm import CausalLM
 from resprune_jax.models.families.llava.module import Projector
 from resprune_jax.models.families.llava_next.anyres import AnyresTables
@@ -96,7 +96,7 @@ class LlavaNext(CausalLM):
         tiles = pixels.reshape(-1, *pixels.shape[2:])  # [B * T, 3, H, W]
         given: dict[str, Any] = {}
         scores: jax.Array | None  # [B * T, P]
-        if needs & CLASS_TOKEN:
+        if needs & SHOWN:
             seen = self.vision_tower.look(tiles, smaller=smaller)
             encoded, scores, given = seen.features, seen.saliency, seen.parts()
         else:

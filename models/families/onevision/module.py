@@ -55,7 +55,11 @@ class OneVision(CausalLM):
         return self.vision_tower(inputs["pixels"])
 
     def encode_images(
-        self, pixels: jax.Array, tables: PackingTables, *, features: bool = False
+        self,
+        pixels: jax.Array,
+        tables: PackingTables,
+        *,
+        needs: frozenset[str] = frozenset(),
     ) -> VisualTokens:
         """Turn tiles and frames into packed visual tokens.
 
@@ -66,8 +70,8 @@ class OneVision(CausalLM):
             pixels: (B, T, 3, H, W), the tiles of each row's pictures and videos, normalised;
                 padding tiles may hold anything.
             tables: of the same call, B rows of T tiles and N visual tokens.
-            features: also give the vision tower's output (`VisualTokens.features`), weighted as the
-                tokens are, 0 for newlines and padding.
+            needs: of `inputs.ON_REQUEST` what is to be given too, "features" or "received": each
+                weighted as the tokens are, 0 for newlines and padding.
 
         Returns:
             B rows of N tokens, padded behind; `kind` tells newlines apart. There is no class token,
@@ -83,7 +87,12 @@ class OneVision(CausalLM):
                 "pixels and tables from one call"
             )
         tiles = pixels.reshape(-1, *pixels.shape[2:])  # [B * T, 3, H, W]
-        encoded, _ = self.vision_tower(tiles)  # [B * T, P, v]
+        more: dict[str, Any] = {}
+        if "received" in needs:
+            encoded, _, received, _ = self.vision_tower.look(tiles)
+            more["received"] = _weighted(received[..., None], tables)[..., 0]
+        else:
+            encoded, _ = self.vision_tower(tiles)  # [B * T, P, v]
         with jax.named_scope("projector"):
             # In front of the gather: tokens are sums of projected patches.
             projected = self.multi_modal_projector(encoded)  # [B * T, P, d]
@@ -95,16 +104,17 @@ class OneVision(CausalLM):
         return VisualTokens(
             embeddings=embeddings,
             valid=jnp.asarray(tables.valid),
-            features=_weighted(encoded, tables) if features else None,
+            features=_weighted(encoded, tables) if "features" in needs else None,
             coords=jnp.asarray(tables.coords),
             kind=kind,
+            **more,
         )
 
     def visual_tokens(
         self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
     ) -> VisualTokens:
         """`encode_images` of what `OneVisionFamily.read` gives: "pixels" and "tables"."""
-        return self.encode_images(inputs["pixels"], inputs["tables"], features="features" in needs)
+        return self.encode_images(inputs["pixels"], inputs["tables"], needs=needs)
 
 
 def _weighted(values: jax.Array, tables: PackingTables) -> jax.Array:

@@ -53,15 +53,16 @@ class Qwen25VL(CausalLM):
         return self.visual(inputs["patches"], inputs["tables"])[0], None
 
     def encode_images(
-        self, patches: jax.Array, tables: VisionTables, *, features: bool = False
+        self, patches: jax.Array, tables: VisionTables, *, needs: frozenset[str] = frozenset()
     ) -> VisualTokens:
         """Turn a packed batch of images and videos into visual tokens.
 
         Args:
             patches: (P, channels * frames * side * side), from `images.pack`.
             tables: the same call's tables; they say which images form a row.
-            features: also give the vision tower's output (`VisualTokens.features`): the patches of
-                each merged cell one behind the other, (B, N, merge_unit * v).
+            needs: of `inputs.ON_REQUEST` what is to be given too: "features", the patches of each
+                merged cell one behind the other, (B, N, merge_unit * v); "received", the mean over
+                these patches.
 
         Returns:
             B rows of N tokens: the merged cells of each row's images in order, frame by frame in
@@ -71,7 +72,11 @@ class Qwen25VL(CausalLM):
         Raises:
             CallError: patches of another shape than the tables'.
         """
-        hidden, cells = self.visual(patches, tables)
+        received = None
+        if "received" in needs:
+            hidden, cells, received = self.visual.look(patches, tables)
+        else:
+            hidden, cells = self.visual(patches, tables)
         index = jnp.asarray(tables.tokens)  # [B, N]
 
         def rows(values: jax.Array) -> jax.Array:
@@ -81,7 +86,8 @@ class Qwen25VL(CausalLM):
         return VisualTokens(
             embeddings=rows(cells),
             valid=index < count,
-            features=rows(hidden.reshape(count, -1)) if features else None,
+            features=rows(hidden.reshape(count, -1)) if "features" in needs else None,
+            received=None if received is None else rows(received),
             coords=jnp.asarray(tables.token_coords),
         )
 
@@ -89,7 +95,7 @@ class Qwen25VL(CausalLM):
         self, inputs: dict[str, Any], needs: frozenset[str] = frozenset()
     ) -> VisualTokens:
         """`encode_images` of what `QwenFamily.read` gives: "patches" and "tables"."""
-        return self.encode_images(inputs["patches"], inputs["tables"], features="features" in needs)
+        return self.encode_images(inputs["patches"], inputs["tables"], needs=needs)
 
     def place(
         self, rope: RopeIndex, keep: jax.Array, index: jax.Array, count: jax.Array, *, reindex: bool

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.decoder.attention import attend
+from resprune_jax.models.decoder.attention import attend, attention_columns
 from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm, RMSNorm
 from resprune_jax.models.decoder.rope import apply_rope, axial_tables
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
@@ -51,7 +51,8 @@ class QwenVisionAttention(nnx.Module):
         tables: VisionTables,
         *,
         windowed: bool,
-    ) -> jax.Array:
+        shown: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Attend.
 
         Args:
@@ -59,22 +60,29 @@ class QwenVisionAttention(nnx.Module):
             rope: cosines and sines of the patches.
             tables: where the patches sit.
             windowed: inside windows; else inside whole frames.
+            shown: also return what each patch receives.
 
         Returns:
-            (P, v).
+            (P, v); and (P,) float32, the attention that a patch receives, summed over queries and
+            mean over heads, or `None`.
         """
         size = x.shape[0]
         qkv = self.qkv(x).reshape(1, size, 3, self.num_heads, -1)  # [1, P, 3, H, hd]
         q, k, v = apply_rope(qkv[:, :, 0], *rope), apply_rope(qkv[:, :, 1], *rope), qkv[:, :, 2]
+        columns = None
         if windowed:
-            mixed = self._in_windows(q[0], k[0], v[0], tables)
+            mixed, columns = self._in_windows(q[0], k[0], v[0], tables, shown=shown)
         else:
             segments = jnp.asarray(tables.segments)[None]  # [1, P]
             mixed = attend(q, k, v, segments=segments)[0]
-        return self.proj(mixed.reshape(x.shape))
+            if shown:
+                columns = attention_columns(q, k, segments=segments)[0]
+        return self.proj(mixed.reshape(x.shape)), columns
 
     @staticmethod
-    def _in_windows(q: jax.Array, k: jax.Array, v: jax.Array, tables: VisionTables) -> jax.Array:
+    def _in_windows(
+        q: jax.Array, k: jax.Array, v: jax.Array, tables: VisionTables, *, shown: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         """(P, H, hd) each to (P, H, hd): gathered to windows, attended to there, gathered back."""
         rows = jnp.stack([q, k, v], axis=1)  # [P, 3, H, hd]
         rows = jnp.take(rows, tables.windows, axis=0, mode="fill", fill_value=0)
@@ -82,9 +90,16 @@ class QwenVisionAttention(nnx.Module):
         mixed = attend(
             rows[:, :, 0], rows[:, :, 1], rows[:, :, 2], segments=segments, engine="xla"
         )  # [W, L, H, hd]
-        flat = mixed.reshape(-1, *q.shape[1:])
-        # Padding sits in no window; nothing is added to it.
-        return jnp.take(flat, tables.window_slot, axis=0, mode="fill", fill_value=0)
+
+        def back(values: jax.Array) -> jax.Array:
+            # Padding sits in no window; nothing is added to it.
+            flat = values.reshape(-1, *values.shape[2:])
+            return jnp.take(flat, tables.window_slot, axis=0, mode="fill", fill_value=0)
+
+        if not shown:
+            return back(mixed), None
+        columns = attention_columns(rows[:, :, 0], rows[:, :, 1], segments=segments, engine="xla")
+        return back(mixed), back(columns)
 
 
 class QwenVisionMlp(nnx.Module):
@@ -140,10 +155,12 @@ class QwenVisionBlock(nnx.Module):
         tables: VisionTables,
         *,
         windowed: bool,
-    ) -> jax.Array:
-        """Run the block; arguments as in `QwenVisionAttention`, x not normalised."""
-        x = x + self.attn(self.norm1(x), rope, tables, windowed=windowed)
-        return x + self.mlp(self.norm2(x))
+        shown: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Run the block; arguments and results as in `QwenVisionAttention`, x not normalised."""
+        mixed, columns = self.attn(self.norm1(x), rope, tables, windowed=windowed, shown=shown)
+        x = x + mixed
+        return x + self.mlp(self.norm2(x)), columns
 
 
 class QwenMerger(nnx.Module):
@@ -201,13 +218,41 @@ class QwenVision(nnx.Module):
         Raises:
             CallError: patches of another shape.
         """
+        features, cells, _ = self._encode(patches, tables, shown=False)
+        return features, cells
+
+    def look(
+        self, patches: jax.Array, tables: VisionTables
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """As calling the tower, with the attention that each merged cell receives.
+
+        It is that of the last block, which attends to whole frames in every published model; where
+        a configuration has windows there, patches of other windows give nothing.
+
+        Returns:
+            features: (P, v).
+            cells: (P / c, d).
+            received: (P / c,) float32, of a patch the mean over heads and over the queries of its
+                frame, of a cell the mean over its patches; of padding it means nothing.
+        """
+        features, cells, columns = self._encode(patches, tables, shown=True)
+        assert columns is not None
+        segments = jnp.asarray(tables.segments)
+        sizes = jnp.zeros(len(segments), jnp.float32).at[segments].add(1)
+        received = columns / sizes[segments]
+        return features, cells, jnp.mean(received.reshape(len(cells), -1), axis=1)
+
+    def _encode(
+        self, patches: jax.Array, tables: VisionTables, *, shown: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Features, cells, and the last block's sums of attention where they are asked for."""
         expected = (tables.segments.shape[0], self.config.patch_values)
         if patches.shape != expected:
             raise CallError(
                 f"patches have shape {patches.shape}, expected {expected}: pack them with "
                 "images.pack of the family"
             )
-        config = self.config
+        config, columns = self.config, None
         with jax.named_scope("vision_tower"):
             x = self.patch_embed(patches)
             coords = jnp.asarray(tables.coords)
@@ -215,6 +260,9 @@ class QwenVision(nnx.Module):
             for index, block in enumerate(self.blocks):
                 with jax.named_scope(f"block_{index}"):
                     windowed = index not in config.full_attention_blocks
-                    x = block(x, rope, tables, windowed=windowed)
+                    x, columns = block(
+                        x, rope, tables, windowed=windowed,
+                        shown=shown and index == config.num_layers - 1,
+                    )  # fmt: skip
         with jax.named_scope("merger"):
-            return x, self.merger(x)
+            return x, self.merger(x), columns

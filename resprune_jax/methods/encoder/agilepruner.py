@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resprune_jax.methods.base import Method
+from resprune_jax.methods.encoder.base import ByAttention
 from resprune_jax.methods.inputs import PromptContext, VisualTokens
 from resprune_jax.methods.spectrum import spectrum
 from resprune_jax.relevance import unit
@@ -14,7 +14,7 @@ from resprune_jax.relevance import unit
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class AgilePruner(Method):
+class AgilePruner(ByAttention):
     """Take the token of the highest attention, close those within a cosine distance, go on.
 
     The threshold of the i-th choice is `step * i * erank / average`, at most `most`; erank is the
@@ -37,15 +37,15 @@ class AgilePruner(Method):
     step: float = field(default=0.01, metadata={"range": (0, 2)})
     start: float = field(default=1.0, metadata={"range": (0, 1e6)})
 
-    needs = frozenset({"features", "saliency"})
+    reads = frozenset({"features"})
     source = "cvsp-lab/AgilePruner @ 3df95a3 (page), arXiv 2603.01236"
 
     def order(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
     ) -> jax.Array:
         """See `Method.order`."""
-        assert image.features is not None and image.saliency is not None
-        tokens, saliency = unit(image.features), image.saliency
+        assert image.features is not None
+        tokens, attention = unit(image.features), self.attention_of(image)
         growth = self.step * effective_rank(image.features, image.valid) / self.average
 
         def step(
@@ -53,7 +53,7 @@ class AgilePruner(Method):
         ) -> tuple[jax.Array, jax.Array, jax.Array]:
             order, left, open_ = state
             pool = jnp.where(jnp.any(open_), open_, left)
-            chosen = jnp.argmax(jnp.where(pool, saliency, -jnp.inf)).astype(jnp.int32)
+            chosen = jnp.argmax(jnp.where(pool, attention, -jnp.inf)).astype(jnp.int32)
             near = 1 - jnp.dot(tokens, tokens[chosen], precision=lax.Precision.HIGHEST)
             threshold = jnp.minimum(growth * (k + self.start), self.most)
             left = left.at[chosen].set(False)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from resprune_jax.errors import one_of
-from resprune_jax.methods.base import Method
+from resprune_jax.methods.encoder.base import ByAttention
 from resprune_jax.methods.inputs import PromptContext, VisualTokens
 from resprune_jax.relevance import cosines
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Scope(Method):
+class Scope(ByAttention):
     """Facility location: the gain of j is sum_i max(0, cos_ij - covered_i), times a_j^alpha.
 
     Attributes:
@@ -29,20 +29,21 @@ class Scope(Method):
     combine: Literal["multiply", "add"] = field(default="multiply", metadata={"static": True})
     heads: int = field(default=16, metadata={"static": True, "range": (1, 1024)})
 
-    needs = frozenset({"features", "saliency"})
+    reads = frozenset({"features"})
     source = "kinredon/SCOPE @ 6bf7306"
 
     def __post_init__(self) -> None:
         """Refuse an unknown way to combine."""
+        super().__post_init__()
         one_of("combine", self.combine, ("multiply", "add"))
 
     def order(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
     ) -> jax.Array:
         """See `Method.order`."""
-        assert image.features is not None and image.saliency is not None
+        assert image.features is not None
         similar = cosines(image.features, image.features)  # [N, N]; 0 for padding, which gains 0
-        weight = (image.saliency * self.heads) ** self.alpha
+        weight = (self.attention_of(image) * self.heads) ** self.alpha
 
         def step(
             k: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]

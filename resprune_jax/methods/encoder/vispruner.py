@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from resprune_jax.methods.base import Method
+from resprune_jax.methods.encoder.base import ByAttention
 from resprune_jax.methods.inputs import PromptContext, VisualTokens
 from resprune_jax.relevance import cosines
 
@@ -16,7 +16,7 @@ ROUND = 8
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class VisPruner(Method):
+class VisPruner(ByAttention):
     """int(T r) tokens by CLS attention; of the others, diverse ones until T.
 
     The others stand in a list, by falling attention. A round compares the even places of the list
@@ -32,17 +32,18 @@ class VisPruner(Method):
     important: float = field(default=0.5, metadata={"range": (0, 1)})
 
     nested = False
-    needs = frozenset({"features", "saliency"})
+    reads = frozenset({"features"})
     source = "Theia-4869/VisPruner @ aefa01a"
 
     def order(
         self, image: VisualTokens, prompt: PromptContext, keep: int, limit: jax.Array
     ) -> jax.Array:
         """See `Method.order`."""
-        assert image.features is not None and image.saliency is not None
+        assert image.features is not None
+        attention = self.attention_of(image)
         size = image.valid.shape[0]
         similar = cosines(image.features, image.features)  # [N, N]
-        ranked = jnp.argsort(jnp.where(image.valid, -image.saliency, jnp.inf), stable=True)
+        ranked = jnp.argsort(jnp.where(image.valid, -attention, jnp.inf), stable=True)
         first = jnp.floor(limit * jnp.float32(self.important) + 1e-4).astype(jnp.int32)
         places = jnp.arange(size)
 

@@ -14,6 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder import attention
 from resprune_jax.models.decoder.config import DecoderConfig
+from resprune_jax.models.decoder.rope import apply_rope, axial_tables
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
@@ -162,7 +163,8 @@ def test_visual_tokens_of_rows() -> None:
     @jax.jit
     def encode(state: Any) -> tuple[Any, jax.Array]:
         model = nnx.merge(graph, state)
-        return model.encode_images(patches, tables, features=True), model.visual(patches, tables)[1]
+        tokens = model.encode_images(patches, tables, needs=frozenset({"features"}))
+        return tokens, model.visual(patches, tables)[1]
 
     tokens, cells = encode(state)
     assert tokens.embeddings.shape == (2, 32, 24) and tokens.features.shape == (2, 32, 128)
@@ -174,6 +176,72 @@ def test_visual_tokens_of_rows() -> None:
     np.testing.assert_array_equal(tokens.embeddings[1, :15], cells[:15])
     assert (np.asarray(tokens.embeddings[:, 15:]) == 0).all()
     assert tokens.coords[1, 14].tolist() == [2, 4] and tokens.coords[0, 8].tolist() == [0, 0]
+
+
+@partial(jax.jit, static_argnums=0)
+def last_queries_and_keys(graph: Any, state: Any, patches: Any, tables: Any) -> Any:
+    """(P, H, hd) each, of the last block, with their rotation."""
+    model = nnx.merge(graph, state)
+    config, x = model.config, model.patch_embed(patches)
+    rope = axial_tables(jnp.asarray(tables.coords), config.head_dim, config.rope_theta)
+    *earlier, last = model.blocks
+    for index, block in enumerate(earlier):
+        windowed = index not in config.full_attention_blocks
+        x, _ = block(x, rope, tables, windowed=windowed)
+    qkv = last.attn.qkv(last.norm1(x)).reshape(1, len(x), 3, config.num_heads, -1)
+    return apply_rope(qkv[:, :, 0], *rope)[0], apply_rope(qkv[:, :, 1], *rope)[0]
+
+
+def places(*grids: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """(frame, row, column) of each patch in the processor's order, cell by cell."""
+    found, frame = [], 0
+    for frames, rows, columns in grids:
+        for _ in range(frames):
+            for row in range(0, rows, 2):
+                for column in range(0, columns, 2):
+                    found += [(frame, row + i, column + j) for i in (0, 1) for j in (0, 1)]
+            frame += 1
+    return found
+
+
+@partial(jax.jit, static_argnums=0)
+def look(graph: Any, state: Any, patches: Any, tables: Any) -> Any:
+    return nnx.merge(graph, state).look(patches, tables)
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_what_each_cell_receives(windowed: bool) -> None:
+    """Loops over frames, windows of 8 x 8 patches, heads, queries and keys."""
+    config = replace(CONFIG, full_attention_blocks=(1,) if windowed else (1, 2))
+    graph, state = tower(config)
+    patches, tables, real = packed(RAGGED, STRIP, CLIP, patches=192)
+    features, cells, received = look(graph, state, patches, tables)
+    assert received.shape == (48,) and received.dtype == jnp.float32
+    q, k = (np.asarray(x, np.float64) for x in last_queries_and_keys(graph, state, patches, tables))
+    at = places(RAGGED, STRIP, CLIP)
+    assert len(at) == real
+
+    def sees(s: int, t: int) -> bool:
+        (frame, row, column), (other, down, right) = at[s], at[t]
+        near = row // 8 == down // 8 and column // 8 == right // 8
+        return frame == other and (near or not windowed)
+
+    columns = np.zeros(real)
+    for s in range(real):
+        seen = [t for t in range(real) if sees(s, t)]
+        for h in range(config.num_heads):
+            powers = np.exp([q[s, h] @ k[t, h] / config.head_dim**0.5 for t in seen])
+            columns[seen] += powers / powers.sum() / config.num_heads
+    sizes = [sum(other[0] == own[0] for other in at) for own in at]
+    wanted = (columns / sizes).reshape(-1, 4).mean(axis=1)
+    np.testing.assert_allclose(received[: real // 4], wanted, rtol=0, atol=1e-5 * wanted.max())
+    assert wanted.std() > 0.1 * wanted.mean()
+    # As without it, and a picture's share does not depend on what is packed beside it.
+    plain = run(graph, state, patches, tables)
+    np.testing.assert_allclose(plain[0], features, atol=1e-5)
+    np.testing.assert_allclose(plain[1][: real // 4], cells[: real // 4], atol=1e-5)
+    alone, own, _ = packed(RAGGED, patches=128)
+    np.testing.assert_allclose(look(graph, state, alone, own)[2][:15], wanted[:15], atol=1e-6)
 
 
 def test_bfloat16_stays_bfloat16_and_near() -> None:
