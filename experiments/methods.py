@@ -144,6 +144,7 @@ def run(options: MethodsOptions) -> int:
             print(json.dumps(one))
             return 0
         print(f"{one['name']} ({one['source']})\n\n{one['about']}\n\nSettings: {_settings(one)}")
+        print(f"Runs on: {_backbones(one)}")
         return 0
     every = [described(name) for name in METHODS]
     if options.json:

@@ -345,10 +345,13 @@ def _blockwise_columns(
             segment = block[1][3]
             return jnp.array(True) if q_segment is None else ~_disjoint(q_segment, segment)
 
+        def grown(carry: tuple, block: tuple) -> tuple[jax.Array, jax.Array]:
+            scores, mask = seen(block)
+            peak, total, _, _ = _online(*carry, scores=scores, mask=mask)
+            return peak, total
+
         def measure(carry: tuple, block: tuple) -> tuple[tuple, None]:
-            return jax.lax.cond(
-                reads(block), lambda c: _online(*c, *seen(block))[:2], lambda c: c, carry
-            ), None
+            return jax.lax.cond(reads(block), grown, lambda c, _: c, carry, block), None
 
         rows = (batch, kv_heads, groups, BLOCK)
         start = jnp.full(rows, _MASKED, jnp.float32), jnp.zeros(rows, jnp.float32)

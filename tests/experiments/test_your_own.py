@@ -128,6 +128,9 @@ def test_the_document_of_methods_is_theirs(capsys: pytest.CaptureFixture[str]) -
     of = {one["name"]: one for one in every}
     clip, counted = ["LLaVA-1.5", "LLaVA-NeXT"], [x for x in BACKBONES if "Qwen" not in x]
     assert of["fastervlm"]["runs_on"] == clip and of["visionzip"]["runs_on"] == clip
+    received = {n: one["runs_on_with_attention_received"] for n, one in of.items()}
+    assert received["fastervlm"] == list(BACKBONES) and received["hired"] is None
+    assert received["visionzip"] == [*clip, "llava-interleave"]
     assert of["pdrop"]["runs_on"] == counted and of["pdrop"]["positions"] == "reindex"
     assert of["resprune"]["runs_on"] == of["apet"]["runs_on"] == list(BACKBONES)
     assert (of["apet"]["merges"], of["apet"]["positions"]) == ("embeddings", "model")

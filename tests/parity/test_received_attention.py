@@ -1,4 +1,4 @@
-"""The attention that tokens receive on towers without a class token, against transformers' eager."""
+"""What tokens receive on towers without a class token, against transformers' own attention."""
 
 from functools import partial
 from typing import Any
@@ -43,13 +43,20 @@ def siglip(model: Any, pixels: np.ndarray) -> torch.Tensor:
 def interleave() -> bool:
     lvlm = test_interleave.lvlm()
     rows = test_interleave.ROWS[1:]
-    made = lvlm.encode(rows, needs=["received"])
-    fine = True
+    made = lvlm.encode(rows, needs=["received", "encoder_keys"])
+    model, caught, fine = test_interleave.torch_model(), [], True
+    attention = model.model.vision_tower.encoder.layers[-1].self_attn
+    hook = attention.k_proj.register_forward_hook(lambda module, given, out: caught.append(out))
     for row, images in enumerate(rows):
         pixels = lvlm.family.processor(images)  # type: ignore[attr-defined]
-        wanted = siglip(test_interleave.torch_model(), pixels).numpy().reshape(-1)
+        wanted = siglip(model, pixels).numpy().reshape(-1)
         real = np.asarray(made.valid[row])
+        keys = caught.pop().reshape(len(wanted), attention.num_heads, -1).mean(dim=1).numpy()
+        error = float(np.abs(np.asarray(made.encoder_keys[row])[real] - keys).max() / keys.std())
+        print(f"interleave, row {row}: keys, max|d| {error:.1e} of the deviation")
+        fine &= error <= 1e-5
         fine &= close(f"interleave, row {row}", np.asarray(made.received[row])[real], wanted)
+    hook.remove()
     return fine
 
 

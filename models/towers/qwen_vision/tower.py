@@ -252,7 +252,8 @@ class QwenVision(nnx.Module):
                 f"patches have shape {patches.shape}, expected {expected}: pack them with "
                 "images.pack of the family"
             )
-        config, columns = self.config, None
+        config = self.config
+        columns: jax.Array | None = None
         with jax.named_scope("vision_tower"):
             x = self.patch_embed(patches)
             coords = jnp.asarray(tables.coords)

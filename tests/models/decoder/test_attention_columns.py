@@ -1,4 +1,4 @@
-"""What each token receives of the attention: both engines against loops, blocks not read, memory."""
+"""What each token receives: both engines against loops, blocks that are not read, memory."""
 
 from collections.abc import Callable
 from functools import lru_cache
