@@ -39,13 +39,7 @@ TOKENS = [name for name in METHODS if method_class(name).stage not in ("pixels",
 RECEIVED = [
     f"{name}, attention=received" for name in TOKENS if issubclass(method_class(name), ByAttention)
 ]
-EVERY = [
-    *TOKENS,
-    *(
-        pytest.param(name, marks=() if name.startswith("visionzip") else pytest.mark.deep)
-        for name in RECEIVED
-    ),
-]
+EVERY = [*TOKENS, *(pytest.param(name, marks=pytest.mark.deep) for name in RECEIVED)]
 
 
 def method(name: str) -> Method:

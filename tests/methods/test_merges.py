@@ -181,7 +181,13 @@ def batch(problems: list[Problem]) -> tuple[VisualTokens, PromptContext, jax.Arr
     return visual, prompt, jnp.asarray([p.keep for p in problems], jnp.int32)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=pytest.mark.deep if case.endswith(" received") else ())
+        for case in CASES
+    ],
+)
 def test_merged_rows_are_the_oracles(case: str) -> None:
     method, oracle = CASES[case]
     most = K + method.beside

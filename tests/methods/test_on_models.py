@@ -13,10 +13,19 @@ from flax import nnx
 
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
-from resprune_jax.methods import PromptContext, VisualTokens, get_method, inputs, method_class
+from resprune_jax.experiments.methods import BACKBONES
+from resprune_jax.methods import (
+    NEWLINE,
+    PromptContext,
+    VisualTokens,
+    get_method,
+    inputs,
+    method_class,
+)
 from resprune_jax.methods.encoder.base import ByAttention
 from resprune_jax.models import LVLM, load_model
-from resprune_jax.models.families.registry import module_class
+from resprune_jax.models.families.registry import family_class, module_class, read_model_config
+from resprune_jax.models.running.fitting import check_fits
 from tests.checkpoints.clip import tiny_clip
 from tests.checkpoints.llava import tiny_llava
 from tests.checkpoints.llava_next import tiny_next
@@ -157,69 +166,74 @@ def test_what_was_merged_enters_the_llm(name: str, photographs: Any) -> None:
         lvlm.select(both, ["Which is red?"], method=name, keep=4)
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        "interleave",
-        *(pytest.param(f, marks=pytest.mark.deep) for f in FAMILIES if f != "interleave"),
-    ],
-)
-def test_received_attention_where_there_is_no_class_token(family: str, photographs: Any) -> None:
-    """Refused by name with the option that runs; with it the same in any batch, in any padding."""
-    lvlm = model(family)
-    images = list(photographs[:3])
-    questions = [*QUESTIONS, "How many?"]
-    ran = []
-    for name in METHODS:
-        if not issubclass(method_class(name), ByAttention):
-            continue
-        own = REQUIRED.get(name, {})
-        refused: Any = {"method": name, "method_settings": own}
-        if family not in CLASS_TOKEN:
-            said = r"\w+ reads .*saliency, which .*attention=received"
-            if name == "visionzip" and family != "interleave":
-                said = r"VisionZip reads class_features, encoder_keys, .*not single patches"
-            with pytest.raises(CallError, match=said):
-                lvlm.select(images, questions, keep=4, **refused)
-        call: Any = {"method": name, "method_settings": {**own, "attention": "received"}}
-        if name == "visionzip" and family in ("qwen", "onevision"):
+BY_ATTENTION = [name for name in METHODS if issubclass(method_class(name), ByAttention)]
+RECEIVED: dict[str, Any] = {"attention": "received"}
+
+
+def test_without_a_class_token_the_refusal_names_the_option() -> None:
+    assert len(BY_ATTENTION) == 5
+    for backbone, hf in BACKBONES.items():
+        config = read_model_config(hf)
+        family = family_class(config).without_processor(config)
+        single = "OneVision" not in backbone and "Qwen" not in backbone
+        for name in (*BY_ATTENTION, "hired", "prumerge", "tome"):
+            method = get_method(name, REQUIRED.get(name))
+            if backbone in ("LLaVA-1.5", "LLaVA-NeXT"):
+                if name != "tome":
+                    check_fits(family, method)
+            else:
+                with pytest.raises(CallError) as refused:
+                    check_fits(family, method)
+                said = str(refused.value)
+                assert said.startswith(f"{type(method).__name__} reads ")
+                option = name in BY_ATTENTION and (single or name != "visionzip")
+                assert ("attention=received" in said) == option, said
+            if name not in BY_ATTENTION:
+                continue
+            received = get_method(method, RECEIVED)
+            if single or name != "visionzip":
+                check_fits(family, received)
+                continue
             with pytest.raises(CallError, match=r"VisionZip reads encoder_keys, .*single patches"):
-                lvlm.select(images, questions, keep=4, **call)
-            continue
-        made = lvlm.select(images, questions, keep=[5, 0.5, 3], **call)
+                check_fits(family, received)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("family", ["interleave", "onevision", "qwen"])
+def test_received_attention_where_there_is_no_class_token(family: str, photographs: Any) -> None:
+    """The same picks in any batch and padding; the highest where that is the rule."""
+    lvlm = model(family)
+    images, questions = list(photographs[:3]), [*QUESTIONS, "How many?"]
+    chosen = {
+        name: get_method(name, {**REQUIRED.get(name, {}), **RECEIVED})
+        for name in BY_ATTENTION
+        if name != "visionzip" or family == "interleave"
+    }
+    needs = frozenset().union(*(method.needs for method in chosen.values()))
+    encoded, turned = (lvlm.encode(own, needs=needs) for own in (images, images[::-1]))
+    received, valid = np.asarray(encoded.received), np.asarray(encoded.valid)
+    assert (received[~valid] == 0).all()
+    newline = 0 if encoded.kind is None else np.asarray(encoded.kind) == NEWLINE
+    assert ((received > 0) == (valid & (newline == 0))).all()
+    for name, method in chosen.items():
+        made = lvlm.select(encoded, questions, keep=[5, 0.5, 3], method=method)
         assert made.errors == [None] * 3
         assert made.kept == [5, round(0.5 * made.visual_tokens[1]), 3]
-        other = lvlm.select(images[1::-1], questions[1::-1], keep=[0.5, 5], **call)
-        for row in (0, 1):  # in another batch, and beside pictures of other sizes
-            picks = np.flatnonzero(other.mask[1 - row]).tolist()
-            assert picks == np.flatnonzero(made.mask[row]).tolist(), name
-        ran.append(name)
-    answer = lvlm.generate(
-        images[0], questions[0], keep=4, max_new_tokens=2, method="fastervlm",
-        method_settings={"attention": "received"},
-    )  # fmt: skip
-    encoded = lvlm.encode(images[0], needs=["received"])
-    received, real = np.asarray(encoded.received[0]), np.asarray(encoded.valid[0])
-    assert (received[~real] == 0).all()
-    shown = (
-        received[real][np.asarray(encoded.kind[0])[real] == 0]
-        if encoded.kind is not None
-        else received[real]
-    )
-    assert (shown > 0).all() and answer.errors == [None]
-    again = lvlm.select(
-        encoded, questions[0], keep=4, method="fastervlm",
-        method_settings={"attention": "received"},
-    )  # fmt: skip
-    highest = sorted(np.argsort(-np.where(real, received, -1), kind="stable")[:4].tolist())
-    assert np.flatnonzero(again.mask[0]).tolist() == highest
+        other = lvlm.select(turned, questions[::-1], keep=[3, 0.5, 5], method=method)
+        for row in range(3):
+            picks = np.flatnonzero(made.mask[row]).tolist()
+            assert picks == np.flatnonzero(other.mask[2 - row]).tolist(), name
+            if name == "fastervlm":
+                order = np.argsort(-np.where(valid[row], received[row], -1), kind="stable")
+                assert picks == sorted(order[: made.kept[row]].tolist())
+    # As somebody writes it, from a picture alone: in a smaller batch, with its own padding.
+    alone = lvlm.select(images[1], questions[1], keep=0.5, method="scope", method_settings=RECEIVED)
+    whole = lvlm.select(encoded, questions, keep=0.5, method=chosen["scope"])
+    picks = np.flatnonzero(whole.mask[1]).tolist()
+    assert np.flatnonzero(alone.mask[0]).tolist() == picks
     with pytest.raises(CallError, match=r"FasterVLM reads received, .*encoded without"):
-        lvlm.select(
-            lvlm.encode(images[0]), questions[0], keep=4, method="fastervlm",
-            method_settings={"attention": "received"},
-        )  # fmt: skip
-    print(f"{family}: {', '.join(ran)} ran by the attention that tokens receive")
-    assert len(ran) == (4 if family in ("qwen", "onevision") else 5)
+        lvlm.select(lvlm.encode(images[1]), questions[1], keep=4, method=chosen["fastervlm"])
+    print(f"{family}: {', '.join(chosen)} ran by the attention that tokens receive")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def interleave() -> bool:
     lvlm = test_interleave.lvlm()
     rows = test_interleave.ROWS[1:]
     made = lvlm.encode(rows, needs=["received", "encoder_keys"])
-    model, caught, fine = test_interleave.torch_model(), [], True
+    model, fine = test_interleave.torch_model(), True
+    caught: list[torch.Tensor] = []
+    highest: list[list[int]] = []
     attention = model.model.vision_tower.encoder.layers[-1].self_attn
     hook = attention.k_proj.register_forward_hook(lambda module, given, out: caught.append(out))
     for row, images in enumerate(rows):
@@ -56,7 +58,13 @@ def interleave() -> bool:
         print(f"interleave, row {row}: keys, max|d| {error:.1e} of the deviation")
         fine &= error <= 1e-5
         fine &= close(f"interleave, row {row}", np.asarray(made.received[row])[real], wanted)
+        highest.append(sorted(np.argsort(-wanted, kind="stable")[:4].tolist()))
     hook.remove()
+    chosen = lvlm.select(
+        made, ["What?"] * len(rows), keep=4, method="fastervlm",
+        method_settings={"attention": "received"},
+    )  # fmt: skip
+    fine &= [np.flatnonzero(own).tolist() for own in chosen.mask] == highest
     return fine
 
 
@@ -131,6 +139,7 @@ def qwen(variant: str, patch: pytest.MonkeyPatch) -> bool:
     return fine
 
 
+@pytest.mark.deep
 def test_siglip_of_ragged_rows() -> None:
     assert interleave()
 
@@ -139,7 +148,8 @@ def test_tiles_frames_and_newlines_of_onevision() -> None:
     assert onevision()
 
 
-@pytest.mark.parametrize("variant", ["untied", pytest.param("qwen2", marks=pytest.mark.deep)])
+@pytest.mark.deep
+@pytest.mark.parametrize("variant", ["untied", "qwen2"])
 def test_packed_pictures_and_films_of_qwen(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert qwen(variant, monkeypatch)
 

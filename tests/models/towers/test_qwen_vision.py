@@ -203,7 +203,7 @@ def look(graph: Any, state: Any, patches: Any, tables: Any) -> Any:
     return model.look(patches, tables), model(patches, tables), q, k
 
 
-@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("windowed", [False, pytest.param(True, marks=pytest.mark.deep)])
 def test_what_each_cell_receives(windowed: bool) -> None:
     """Loops over frames, windows of 8 x 8 patches, heads, queries and keys."""
     config = replace(CONFIG, num_layers=2, full_attention_blocks=() if windowed else (1,))
