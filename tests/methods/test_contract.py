@@ -242,25 +242,28 @@ def test_random_draws_by_row_and_seed() -> None:
 
 
 def test_attention_is_what_the_option_says_and_never_the_other() -> None:
-    """Without the one the other is no substitute; with both each has its own picks."""
     visual, prompt = inputs(0)
     given, received = method("fastervlm"), method("fastervlm, attention=received")
+    assert (given.needs, received.needs) == ({"saliency"}, {"received"})
     for own, part in ((given, "saliency"), (received, "received")):
         made = run(own, visual, prompt, LIMITS)
         values = np.asarray(getattr(visual, part))[0]
         assert made.indices[0].tolist() == np.argsort(-values, kind="stable")[:K].tolist()
         with pytest.raises(AssertionError):
-            run(own, replace(visual, **{part: None}), prompt, LIMITS)
-    # Tokens that were encoded for other methods too hold a class token, which takes no part.
+            jax.eval_shape(run, own, replace(visual, **{part: None}), prompt, LIMITS)
+
+
+@pytest.mark.deep
+def test_a_class_token_that_is_there_takes_no_part_in_received_attention() -> None:
+    """As where tokens were encoded for several methods."""
+    visual, prompt = inputs(0)
     zipped = method("visionzip, attention=received")
     alone = run(zipped, replace(visual, class_features=None, saliency=None), prompt, LIMITS)
     beside = run(zipped, visual, prompt, LIMITS)
     assert alone.indices.tolist() == beside.indices.tolist()
     np.testing.assert_array_equal(alone.rows, beside.rows)
-    assert (
-        N not in beside.indices[0].tolist()
-        and run(method("visionzip"), visual, prompt, LIMITS).indices[0].tolist().count(N) == 1
-    )
+    usual = run(method("visionzip"), visual, prompt, LIMITS)
+    assert N not in beside.indices[0].tolist() and usual.indices[0].tolist().count(N) == 1
 
 
 @jax.tree_util.register_dataclass

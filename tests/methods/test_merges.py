@@ -225,8 +225,10 @@ def test_a_fault_in_a_merge_is_seen(kind: str, monkeypatch: Any) -> None:
     """Each of these is one operator, one place or one axis away from the rule."""
     faults: dict[str, tuple[str, str]] = {
         "contextual = (10 * limit + 32)": ("visionzip", "contextual = (10 * limit + 31)"),
-        "rank < dominant - 1": ("visionzip", "rank < dominant"),
-        "jnp.where(there, -image.saliency": ("visionzip", "jnp.where(there, image.saliency"),
+        "rank < dominant - first": ("visionzip", "rank < dominant"),
+        "jnp.where(there, -self.att": ("visionzip", "jnp.where(there, self.att"),
+        '== "class" else 0  # rows': ("visionzip received", '== "class" else 1  # rows'),
+        "first + jnp.cumsum(leading) - 1": ("visionzip received", "jnp.cumsum(leading)"),
         "(number < contextual)": ("visionzip", "(number <= contextual)"),
         "-jnp.inf), axis=1)": ("visionzip", "-jnp.inf), axis=0)"),
         "group = wide + total / jnp.maximum(count, 1)": ("visionzip", "group = wide + total"),
