@@ -13,8 +13,8 @@ from resprune_jax.methods.base import Method
 from resprune_jax.methods.inputs import VisualTokens
 
 INSTEAD = (
-    "there is no class token; attention=received ranks by the attention that each token receives"
-    " from all of its picture"
+    "there is no class token; set attention=received to rank by the attention that each token"
+    " receives from all of its picture"
 )
 """What to do on a tower like SigLIP's or Qwen's."""
 
