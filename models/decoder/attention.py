@@ -346,8 +346,7 @@ def _blockwise_columns(
             return jnp.array(True) if q_segment is None else ~_disjoint(q_segment, segment)
 
         def grown(carry: tuple, block: tuple) -> tuple[jax.Array, jax.Array]:
-            scores, mask = seen(block)
-            peak, total, _, _ = _online(*carry, scores=scores, mask=mask)
+            peak, total, _, _ = _online(carry[0], carry[1], *seen(block))
             return peak, total
 
         def measure(carry: tuple, block: tuple) -> tuple[tuple, None]:
