@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resprune_jax.errors import CallError, RunError, shown
+from resprune_jax.errors import CallError, RunError, say_once, shown
 from resprune_jax.experiments.sweep import meeting
 
 if TYPE_CHECKING:
@@ -280,11 +280,18 @@ def _restrict(said: dict[str, Any]) -> None:
 def local_mesh() -> "jax.sharding.Mesh | None":
     """The mesh of this process's own devices, for `load_model(mesh=)`; None for a single one.
 
-    A batch is split over it where its rows are a multiple of the devices; others are copied whole
-    to each of them.
+    The rows of a batch are split over it where the devices divide them. Batches are multiples of 8
+    and of powers of two, so of other numbers of devices the largest power of two takes part.
     """
     import jax
     import numpy as np
 
     devices = jax.local_devices()
-    return None if len(devices) == 1 else jax.sharding.Mesh(np.array(devices), (DATA_AXIS,))
+    used = 1 << (len(devices).bit_length() - 1)
+    if used < len(devices):
+        say_once(
+            "devices of a sweep",
+            f"{used} of {len(devices)} devices take part: a batch is split over a power of two; "
+            "more processes with JAX_LOCAL_DEVICE_IDS use the others",
+        )
+    return None if used == 1 else jax.sharding.Mesh(np.array(devices[:used]), (DATA_AXIS,))

@@ -56,7 +56,7 @@ if __name__ == "__main__":
     words.add_argument("--blocks", type=int, default=0)
     words.add_argument("--pause", type=float, default=0.0)
     words.add_argument("--plan", default="a")
-    words.add_argument("--wait", type=float, default=60.0)
+    words.add_argument("--wait", type=float, default=120.0)
     words.add_argument("--num-processes", type=int)
     words.add_argument("--process-id", type=int)
     words.add_argument("--coordinator")

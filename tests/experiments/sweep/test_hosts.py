@@ -44,7 +44,7 @@ def meet(*calls: dict[str, Any], port: int | None = None) -> list[Any]:
 
     def one(call: dict[str, Any]) -> Any:
         try:
-            return join(**{"digest": b"a", "coordinator": where, "wait": 60.0} | call)
+            return join(**{"digest": b"a", "coordinator": where, "wait": 120.0} | call)
         except ResPruneError as error:
             return error
 
@@ -299,7 +299,7 @@ def test_processes_that_cannot_meet() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (error,) = meet({"processes": 2, "process": 0}, port=taken.getsockname()[1])
     assert isinstance(error, RunError) and "cannot be opened here" in str(error)
-    twice = [{"processes": 3, "process": number, "wait": 8.0} for number in (0, 1, 1)]
+    twice = [{"processes": 3, "process": number, "wait": 12.0} for number in (0, 1, 1)]
     errors = meet(*twice)
     assert all(isinstance(error, RunError) for error in errors)
     assert any("two processes have the number 1" in str(error) for error in errors)
@@ -330,7 +330,7 @@ def test_a_cluster_says_who_is_who(kind: str, tmp_path: Path) -> None:
         workers(tmp_path, [], **(common | dict.fromkeys(own, "0"))) as first,
         workers(tmp_path, [], **(common | dict.fromkeys(own, "1"))) as second,
     ):
-        said = [each.communicate(timeout=55) for each in first + second]
+        said = [each.communicate(timeout=150) for each in first + second]
     # A task of Slurm and a rank of Open MPI have one of their host's devices each.
     visible = ["all"] * 2 if kind == "Cloud TPU" else ["0", "1"]
     assert [out for out, _ in said] == [
@@ -353,7 +353,7 @@ def test_a_dead_process_costs_its_block(count: int, victim: int, then: int, tmp_
     ):
         mine = set(range(victim, blocks, count))
         done = draw.randrange(len(mine))  # blocks that the victim finishes
-        end = time.monotonic() + 50
+        end = time.monotonic() + 150
         while sum((shared / f"{b:05d}").exists() for b in mine) < done or not any(
             shared.glob(f".*.{victim}")
         ):
@@ -361,8 +361,8 @@ def test_a_dead_process_costs_its_block(count: int, victim: int, then: int, tmp_
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3))
         several[victim].send_signal(signal.SIGKILL)
-        said = [each.communicate(timeout=50) for each in several]
-        assert one[0].wait(50) == 0, one[0].communicate()
+        said = [each.communicate(timeout=150) for each in several]
+        assert one[0].wait(150) == 0, one[0].communicate()
         status = [each.returncode for each in several]
     assert status == [-signal.SIGKILL if n == victim else 0 for n in range(count)], said
     assert all(f"{n} of {count} met=True" in out for n, (out, _) in enumerate(said))
@@ -373,7 +373,7 @@ def test_a_dead_process_costs_its_block(count: int, victim: int, then: int, tmp_
     before = {path.name: path.stat().st_mtime_ns for path in shared.glob("0*")}
     again = numbered(then, "--blocks", str(blocks))  # the same plan; these do not meet
     with workers(shared, *again) as several:
-        said = [each.communicate(timeout=50) for each in several]
+        said = [each.communicate(timeout=150) for each in several]
         assert [each.returncode for each in several] == [0] * then, said
     assert finished(shared) == whole
     assert all((shared / name).stat().st_mtime_ns == when for name, when in before.items())
@@ -385,7 +385,7 @@ def test_a_process_that_dies_before_they_meet(tmp_path: Path) -> None:
     with workers(tmp_path, *own[:2]) as several:
         time.sleep(3)  # both wait for the third
         several[1].send_signal(signal.SIGKILL)
-        _, said = several[0].communicate(timeout=50)
+        _, said = several[0].communicate(timeout=150)
         assert several[0].returncode == 1
     assert len(said.splitlines()) == 2, said  # that it waits, and why it ends
     assert "not all 3 processes came together in 9 s" in said or "did not meet" in said

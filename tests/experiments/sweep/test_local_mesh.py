@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from resprune_jax import errors
 from resprune_jax.experiments.sweep.hosts import local_mesh
 
 ROOT = Path(__file__).parents[3]
@@ -16,6 +17,19 @@ ROOT = Path(__file__).parents[3]
 
 def test_one_device_has_no_mesh() -> None:
     assert len(jax.local_devices()) == 1 and local_mesh() is None
+
+
+@pytest.mark.parametrize(("count", "used"), [(2, 2), (3, 2), (4, 4), (6, 4), (7, 4), (8, 8)])
+def test_devices_that_take_part(
+    count: int, used: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jax, "local_devices", lambda: [f"device {n}" for n in range(count)])
+    monkeypatch.setattr(jax.sharding, "Mesh", lambda devices, axes: (devices.tolist(), axes))
+    monkeypatch.setattr(errors, "_SAID", set())
+    devices, axes = local_mesh()  # type: ignore[misc]
+    assert devices == [f"device {n}" for n in range(used)] and axes == ("data",)
+    said = [record.message for record in caplog.records]
+    assert [f"{used} of {count} devices" in line for line in said] == [True] * (used < count)
 
 
 @pytest.mark.deep
