@@ -101,7 +101,7 @@ def run(options: SweepOptions) -> int:
     from resprune_jax.experiments.data.examples import open_dataset
     from resprune_jax.experiments.sweep.engine import Engine
     from resprune_jax.experiments.sweep.grid import configurations
-    from resprune_jax.experiments.sweep.hosts import join, local_mesh
+    from resprune_jax.experiments.sweep.hosts import Hosts, join, local_mesh
     from resprune_jax.experiments.sweep.identity import fingerprint
     from resprune_jax.models.load import load_model
     from resprune_jax.models.prompts.options import CallOptions
@@ -109,11 +109,13 @@ def run(options: SweepOptions) -> int:
     chosen = configurations(grids)
     data = open_dataset(options.data, options.examples)
     # The others are met before JAX looks for devices, which a cluster may divide.
-    hosts = join(
-        digest=_plan(options, chosen, data.fingerprint),
-        processes=options.num_processes, process=options.process_id,
-        coordinator=options.coordinator,
-    )  # fmt: skip
+    hosts = Hosts()
+    if not options.dry_run:
+        hosts = join(
+            digest=_plan(options, chosen, data.fingerprint),
+            processes=options.num_processes, process=options.process_id,
+            coordinator=options.coordinator,
+        )  # fmt: skip
     lvlm = load_model(options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh())
     most = options.max_new_tokens
     if most is None and options.model == "pocket":
