@@ -18,7 +18,6 @@ import numpy as np
 from resprune_jax import choices as pruning
 from resprune_jax.arguments import settings_by_name
 from resprune_jax.errors import CallError, RunError, shown
-from resprune_jax.experiments.pocket.evaluation.intervals import auc
 from resprune_jax.experiments.pocket.judge import is_right
 from resprune_jax.experiments.pocket.scenes.labels import named_patches
 from resprune_jax.experiments.pocket.scenes.orders import given_order, oracle_order, random_order
@@ -26,6 +25,7 @@ from resprune_jax.experiments.pocket.scenes.parts import PRESETS, Scene
 from resprune_jax.experiments.pocket.scenes.questions import Question
 from resprune_jax.experiments.pocket.scenes.scene import render
 from resprune_jax.experiments.pocket.scenes.words import SHAPES
+from resprune_jax.experiments.statistics import auc
 from resprune_jax.methods import Method, get_method
 from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.inputs import ON_REQUEST

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from resprune_jax.experiments.pocket.evaluation.intervals import Estimate, clustered, share
 from resprune_jax.experiments.pocket.evaluation.measure import METHODS, Measured, Setting, preset_of
 from resprune_jax.experiments.pocket.scenes.frozen import digest
 from resprune_jax.experiments.pocket.scenes.questions import FAMILIES
+from resprune_jax.experiments.statistics import Estimate, clustered, share
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.prompts.budgets import count
 

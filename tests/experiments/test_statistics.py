@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from resprune_jax.errors import CallError
-from resprune_jax.experiments.pocket.evaluation.intervals import Z, auc, clustered, share, wilson
 from resprune_jax.experiments.pocket.evaluation.tables import verdict
+from resprune_jax.experiments.statistics import Z, auc, clustered, share, wilson
 
 
 @pytest.mark.parametrize(
