@@ -1,6 +1,11 @@
-"""How sure a measured figure is: intervals of accuracies, of paired differences, of mean AUCs."""
+"""How sure a measured figure is: intervals of accuracies, of paired differences, of mean AUCs.
+
+One figure at a time: `wilson`, `share`, `clustered`. Many configurations at once: `resampled` and
+`ends` (cluster bootstrap), `sign_flip` (paired test), `holm` (many comparisons), `relative`.
+"""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +15,14 @@ from resprune_jax.errors import CallError
 
 Z = 1.959963984540054  # of the normal distribution, two-sided 95 %
 RESAMPLES = 2000
+FLIPS = 20_000
+"""Draws of a sign-flip test; the least p-value that it can give is 1 in so many."""
+ENUMERATED = 14
+"""Up to so many clusters that differ, a sign-flip test goes through all 2^n signs."""
+UNDEFINED = 0.05
+"""Share of bootstrap samples in which a figure may be 0 / 0 before it has no interval."""
+
+_AT_ONCE = 4_000_000  # numbers of a matrix of draws in memory at a time
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,15 @@ def share(right: np.ndarray, asked: np.ndarray) -> Estimate:
 @lru_cache(maxsize=4)
 def _resamples(scenes: int, rng_seed: int) -> np.ndarray:
     """How often each scene is drawn in each bootstrap sample, (RESAMPLES, scenes)."""
+    return np.concatenate(list(_draws(scenes, RESAMPLES, rng_seed)))
+
+
+def _draws(clusters: int, draws: int, rng_seed: int) -> Iterator[np.ndarray]:
+    """How often each cluster is drawn in each bootstrap sample, some samples at a time."""
     rng = np.random.default_rng(rng_seed)
-    return rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=RESAMPLES).astype(np.float64)
+    even = np.full(clusters, 1 / clusters)
+    for first in range(0, draws, step := max(1, _AT_ONCE // clusters)):
+        yield rng.multinomial(clusters, even, size=min(step, draws - first)).astype(np.float64)
 
 
 def clustered(totals: np.ndarray, counts: np.ndarray, rng_seed: int = 0) -> Estimate:
@@ -132,3 +152,141 @@ def auc(scores: np.ndarray, members: np.ndarray) -> float:
     ranks = np.cumsum(many) - (many - 1) / 2  # the mean rank of each distinct score, from 1
     above = ranks[which][members].sum() - inside * (inside + 1) / 2
     return float(above / (inside * outside))
+
+
+def cluster_sums(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Sums over each cluster's examples.
+
+    Args:
+        values: (..., E).
+        clusters: (E,), the number of each example's cluster, from 0, none left out.
+
+    Returns:
+        (..., S).
+    """
+    values, clusters = np.asarray(values, np.float64), np.asarray(clusters)
+    order = np.argsort(clusters, kind="stable")
+    starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
+    return np.add.reduceat(values[..., order], starts, axis=-1)
+
+
+def resampled(sums: np.ndarray, *, draws: int = RESAMPLES, rng_seed: int = 0) -> np.ndarray:
+    """What sums over clusters come to in bootstrap samples of the clusters.
+
+    Every figure goes through the same samples, so that what is made of several of them (a mean, a
+    ratio to the full model's, a difference) has its paired distribution.
+
+    Args:
+        sums: (..., S), of each cluster.
+        draws: how many samples.
+        rng_seed: of the random generator; the same seed gives the same samples.
+
+    Returns:
+        (draws, ...).
+
+    Raises:
+        CallError: no cluster.
+    """
+    sums = np.asarray(sums, np.float64)
+    if not sums.shape[-1]:
+        raise CallError("no cluster was given: a bootstrap needs at least one")
+    clusters = sums.shape[-1]
+    flat = sums.reshape(-1, clusters)
+    if draws == RESAMPLES and draws * clusters <= _AT_ONCE:
+        drawn = [_resamples(clusters, rng_seed) @ flat.T]
+    else:
+        drawn = [own @ flat.T for own in _draws(clusters, draws, rng_seed)]
+    return np.concatenate(drawn).reshape(draws, *sums.shape[:-1])
+
+
+def ends(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of 95 % percentile intervals.
+
+    Args:
+        samples: (draws, ...), bootstrap samples of a figure; NaN where one is undefined.
+
+    Returns:
+        low, high: (...); NaN where more than UNDEFINED of the samples are.
+    """
+    known = np.isfinite(samples)
+    enough = known.mean(0) >= 1 - UNDEFINED
+    # Where too few are known any number will do: it is hidden below.
+    whole = np.where(known | ~enough, samples, np.nan)
+    whole = np.where(enough, whole, 0.0)
+    low, high = np.nanquantile(whole, (0.025, 0.975), axis=0)
+    return np.where(enough, low, np.nan), np.where(enough, high, np.nan)
+
+
+def relative(scores: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Relative performance: the unweighted mean over benchmarks of score / full-model score.
+
+    Args:
+        scores: (..., G), of G benchmarks or categories.
+        full: the full model's, of a shape that goes with it.
+
+    Returns:
+        (...), 1 for the full model; NaN where a full-model score is not above 0.
+    """
+    scores, full = np.asarray(scores, np.float64), np.asarray(full, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(full > 0, scores / full, np.nan).mean(-1)
+
+
+def sign_flip(sums: np.ndarray, *, draws: int = FLIPS, rng_seed: int = 0) -> np.ndarray:
+    """Two-sided paired permutation tests by cluster, of no difference between two ways to answer.
+
+    Were the two alike, each cluster's difference could as well have the other sign, together for
+    all its examples. The statistic is the absolute sum. With at most ENUMERATED clusters that
+    differ at all, every choice of signs is gone through and p is exact; with more, `draws` random
+    ones, and p = (1 + as extreme) / (1 + draws) (Phipson and Smyth, 2010), never 0.
+
+    Args:
+        sums: (..., S), each cluster's part of the difference.
+        draws: how many random choices of signs.
+        rng_seed: of the random generator.
+
+    Returns:
+        (...), p-values; 1 where no cluster differs.
+    """
+    sums = np.asarray(sums, np.float64)
+    flat = sums.reshape(-1, sums.shape[-1])
+    p = np.ones(len(flat))
+    differs = flat != 0
+    many = differs.sum(1) > ENUMERATED
+    for row in np.flatnonzero(~many):
+        own = flat[row, differs[row]]
+        choices = np.arange(2 ** len(own))[:, None] >> np.arange(len(own)) & 1
+        p[row] = (np.abs((1 - 2 * choices) @ own) >= _least(own.sum(), own)).mean()
+    if many.any():
+        tested = flat[many]
+        least = np.array([_least(own.sum(), own) for own in tested])
+        extreme = np.zeros(len(tested))
+        rng = np.random.default_rng(rng_seed)
+        for first in range(0, draws, step := max(1, _AT_ONCE // flat.shape[1])):
+            size = min(step, draws - first), flat.shape[1]
+            signs = 1.0 - 2.0 * rng.integers(0, 2, size, np.int8)
+            extreme += (np.abs(signs @ tested.T) >= least).sum(0)
+        p[many] = (1 + extreme) / (1 + draws)
+    return p.reshape(sums.shape[:-1])
+
+
+def _least(total: float, own: np.ndarray) -> float:
+    """From where on a sum of signed parts counts as no smaller: a tie may be off by a rounding."""
+    return abs(float(total)) - 1e-12 * float(np.abs(own).sum())
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) p-values for many comparisons: the family-wise error stays below the level.
+
+    Args:
+        p: (M,), of the comparisons.
+
+    Returns:
+        (M,): the k-th smallest times (M - k + 1), at least those before it, at most 1.
+    """
+    p = np.asarray(p, np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)) if len(p) else p
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
