@@ -29,6 +29,7 @@ from resprune_jax.experiments.compile_check import command as tpu_check
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
+from resprune_jax.experiments.report import command as report
 from resprune_jax.experiments.sweep import bench as bench_sweep
 from resprune_jax.experiments.sweep import command as sweep
 from resprune_jax.experiments.verify import command as verify
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "methods": Command(methods.MethodsOptions, methods.run),
     "sweep": Command(sweep.SweepOptions, sweep.run),
     "verify": Command(verify.VerifyOptions, verify.run),
+    "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),

@@ -1,0 +1,356 @@
+"""Figures of a report: accuracy against budget, residual energy, budgets by error."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resprune_jax.experiments.report.measured import ALL
+from resprune_jax.experiments.report.tables import Group, Maker, NoTableError
+from resprune_jax.experiments.report.tolerance import Point, variants
+from resprune_jax.experiments.statistics import Estimate, ends
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, GRID = "#1b1e23", "#8a929c", "#e6e9ed"
+OURS = "#d55e00"
+COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f4e9c")
+"""Okabe and Ito's, told apart by colour-blind readers; OURS is the method tested against."""
+MARKERS = "osD^vP"
+FIRST = ("divprune", "random", "downsample", "uniform")
+"""Methods that are coloured before others; the rest are the best at the smallest budget."""
+BINS, LEAST = 8, 15
+"""Bins of residual energy, fewer where one would hold less than so many examples; at least 3."""
+FLOOR = 1e-3
+"""Per cent of energy below which figures tell nothing apart: float32 decides there."""
+STYLE: dict[str, Any] = {
+    "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "axes.titlesize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.edgecolor": INK, "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "pdf.fonttype": 42,
+    "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "legend.frameon": False,
+}  # fmt: skip
+
+Draw = Callable[[Sequence[str]], dict[str, bytes]]
+"""Draws one figure as each of some formats."""
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    import matplotlib
+
+    told: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
+    with matplotlib.rc_context(told):
+        yield
+
+
+def figures(maker: Maker) -> dict[str, tuple[str, Draw]]:
+    """The figures that the results hold.
+
+    Returns:
+        Name of a file -> (caption, what draws it in formats, "png" or "pdf").
+    """
+    made: dict[str, tuple[str, Draw]] = {}
+    against = maker.choice.against
+    try:
+        groups = [group for group in maker.methods() if group.keep is not None]
+    except NoTableError:
+        return made
+    if groups:
+        caption = (
+            "Accuracy against the visual tokens that an LLM layer sees, the mean over layers, with"
+            " 95 % intervals; the dashed line is the full model."
+        )
+        made["accuracy"] = caption, partial(_drawn, partial(_accuracy, maker, groups))
+    if measured := _with_residual(maker, groups):
+        caption = (
+            "Accuracy against the share of energy outside the span of the kept tokens: the examples"
+            " of each budget in bins of as many, at the median of each, with 95 % intervals."
+        )
+        made["residual"] = caption, partial(_drawn, partial(_residual, maker, measured))
+    found = variants(maker.choice, maker.measured)
+    if not found:
+        return made
+    caption = (
+        f"Fixed budgets of {against} and budgets by error (numbers: the share of energy left at"
+        " which it stops): accuracy against the mean of tokens kept, with 95 % intervals of both."
+    )
+    made["tolerance"] = caption, partial(_drawn, partial(_tolerance, maker, found))
+    return made
+
+
+def _drawn(paint: Callable[[], "Figure"], kinds: Sequence[str]) -> dict[str, bytes]:
+    made = {}
+    with _styled():
+        figure = paint()
+        for kind in kinds:
+            out = io.BytesIO()
+            # No date in it: the same results give the same bytes.
+            told = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+            figure.savefig(out, format=kind, dpi=220, metadata=told)
+            made[kind] = out.getvalue()
+    return made
+
+
+def _new(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0].tolist()
+    for one in axes:
+        one.grid(axis="y")
+    return figure, axes
+
+
+def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
+    choice, own = maker.choice, maker.measured
+    figure, (axes,) = _new(6.0, 3.8)
+    curves: dict[str, list[tuple[float, Estimate]]] = {}
+    ticks = []
+    for group in groups:
+        for line in group.lines:
+            kept = own.level(line.setting, "average")
+            if np.isnan(kept):
+                continue  # every row failed
+            if line.setting == group.reference:
+                ticks.append(kept)
+            curves.setdefault(line.label, []).append((kept, own.figure(line.setting, ALL)))
+    look = _look(choice.against, curves)
+    labels = [_full(maker, axes)]
+    for label in sorted(curves, key=lambda label: label in look):
+        curve = sorted(curves[label], key=lambda point: -point[0])
+        at = np.array([kept for kept, _ in curve])
+        value, low, high = (
+            100 * np.array([getattr(one, end) for _, one in curve])
+            for end in ("value", "low", "high")
+        )
+        if label not in look:
+            axes.plot(at, value, color="#c3c8ce", lw=0.8, marker=".", ms=3, zorder=1)
+            continue
+        colour, marker = look[label]
+        ours = label == choice.against
+        axes.fill_between(at, low, high, color=colour, alpha=0.16 if ours else 0.09, lw=0, zorder=2)
+        axes.plot(at, value, color=colour, marker=marker, ms=5 if ours else 4,
+                  lw=2.0 if ours else 1.2, zorder=4 if ours else 3)  # fmt: skip
+        labels.append((at[-1], value[-1], label, colour))
+    _tokens_axis(maker, axes, [kept for curve in curves.values() for kept, _ in curve], ticks)
+    axes.set_ylabel("accuracy, %")
+    # What lies far below all that is coloured would press it together: it leaves the frame.
+    seen = [100 * one.low for label in look for _, one in curves[label]]
+    floor = min(seen) - 0.25 * (axes.get_ylim()[1] - min(seen))
+    rest = [label for label in curves if label not in look]
+    below = [n for n in rest if any(100 * one.value < floor for _, one in curves[n])]
+    if below:
+        axes.set_ylim(bottom=floor)
+    if rest:
+        said = f"grey: {len(rest)} other method{'s' if len(rest) > 1 else ''}"
+        said += f", below the frame in part: {', '.join(below)}" if below else ""
+        axes.text(0.01, 0.02, said, transform=axes.transAxes, color=FAINT, size=8, zorder=5,
+                  bbox={"color": "white", "alpha": 0.8, "pad": 1, "lw": 0})  # fmt: skip
+    _label(axes, labels)
+    return figure
+
+
+def _look(against: str, curves: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for the method tested against and the first few others."""
+
+    def last(label: str) -> tuple[bool, float]:
+        """At its smallest budget: whether it needs more tokens than the method does, accuracy."""
+        kept, estimate = min(curves[label], key=lambda point: point[0])
+        least = min((one for one, _ in curves.get(against, [])), default=kept)
+        return kept > 1.25 * least, -float(estimate.value)
+
+    others = [name for name in FIRST if name in curves and name != against]
+    others += sorted((n for n in curves if n not in (*FIRST, against)), key=last)
+    look = {n: (c, m) for n, c, m in zip(others, COLOURS, MARKERS[1:] + "X", strict=False)}
+    return {**look, against: (OURS, MARKERS[0])} if against in curves else look
+
+
+Label = tuple[float, float, str, str]
+"""A name at the end of a line: x, y, text, colour; x is NaN for the edge of the frame."""
+
+
+def _full(maker: Maker, axes: "Axes") -> Label:
+    """The full model as a line; its name is yet to be written."""
+    full = maker.measured.figure(maker.choice.full, ALL)
+    axes.axhline(100 * full.value, color=INK, lw=1.0, ls=(0, (5, 3)), zorder=1)
+    axes.axhspan(100 * full.low, 100 * full.high, color=INK, alpha=0.06, lw=0, zorder=0)
+    return np.nan, 100 * full.value, "all tokens", INK
+
+
+def _tokens_axis(
+    maker: Maker, axes: "Axes", kept: Sequence[float], wanted: Sequence[float]
+) -> None:
+    """Tokens kept, fewer to the right, on a logarithmic axis with ticks at the budgets."""
+    from matplotlib.ticker import NullLocator
+
+    total = maker.measured.level(maker.choice.full, "visual_tokens")
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    reach = np.log(max(kept) / min(kept))
+    ticks: list[float] = []
+    for tick in sorted(wanted or set(kept), reverse=True):
+        # A label takes a twelfth of the axis.
+        if not ticks or np.log(ticks[-1] / tick) > reach / 12:
+            ticks.append(tick)
+    share = [f"{tick:.3g}\n({100 * (1 - tick / total):.1f}%)" for tick in ticks]
+    axes.set_xticks(ticks, share)
+    low, high = min([*kept, *ticks]), max([*kept, *ticks])
+    room = max(high / low, 1.3) ** 0.06
+    axes.set_xlim(high * room, low / room)
+    axes.set_xlabel("visual tokens a layer (pruned)")
+
+
+def _label(axes: "Axes", labels: Sequence[Label]) -> None:
+    """Names at the ends of lines, moved apart where they would cover each other."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.052
+    placed = sorted(labels, key=lambda one: one[1])
+    heights = [one[1] for one in placed]
+    for _ in range(200):
+        moved = False
+        for n in range(1, len(heights)):
+            if (short := gap - (heights[n] - heights[n - 1])) > 1e-9:
+                heights[n - 1] -= short / 2
+                heights[n] += short / 2
+                moved = True
+        if not moved:
+            break
+    edge = axes.get_xlim()[1]
+    for (x, y, text, colour), height in zip(placed, heights, strict=True):
+        start = edge if np.isnan(x) else x
+        axes.plot(
+            [start, edge], [y, height], color=colour, lw=0.6, alpha=0.6, clip_on=False, zorder=1
+        )
+        axes.annotate(text, (edge, height), (3, 0), textcoords="offset points", color=colour,
+                      va="center", size=8, annotation_clip=False)  # fmt: skip
+    axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
+
+
+def _with_residual(maker: Maker, groups: Sequence[Group]) -> dict[str, list[tuple[str, int]]]:
+    """Budget -> (label, setting) of what measured its residual energy, the first few."""
+    choice, own = maker.choice, maker.measured
+    found: dict[str, list[tuple[str, int]]] = {}
+    names = sorted(choice.methods, key=lambda n: FIRST.index(n) if n in FIRST else len(FIRST))
+    for keep in (group.keep or "" for group in groups):
+        named = {choice.against: choice.reference(keep)}
+        named["alpha 0"] = choice.at_base(choice.against, keep, alpha=0)
+        named |= {label: choice.at_base(label, keep) for label in names}
+        for label, i in named.items():
+            if i is None or i in [one for _, one in found.get(keep, [])]:
+                continue
+            known = _finite(own.measure(i, "residual"))
+            if np.ptp(known) > 0 and len(known) >= 3 * LEAST:
+                found.setdefault(keep, []).append((label, i))
+    return {keep: own[:4] for keep, own in found.items()}
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    known = values[np.isfinite(values)]
+    return known if len(known) else np.zeros(1)
+
+
+def _residual(maker: Maker, shown: Mapping[str, Sequence[tuple[str, int]]]) -> "Figure":
+    from matplotlib.ticker import FuncFormatter
+
+    own = maker.measured
+    keeps = list(shown)[:4]
+    figure, panels = _new(1.0 + 2.1 * len(keeps) + (1.6 if len(keeps) == 1 else 0), 3.2, len(keeps))
+    names = list(dict.fromkeys(label for keep in keeps for label, _ in shown[keep]))
+    against = maker.choice.against
+    colours = dict(zip([n for n in names if n != against], COLOURS, strict=False)) | {against: OURS}
+    reached: list[float] = []
+    for axes, keep in zip(panels, keeps, strict=True):
+        for n, (label, i) in enumerate(shown[keep]):
+            at, value, low, high = _binned(maker, i)
+            reached += at.tolist()
+            colour = colours[label]
+            axes.fill_between(at, low, high, color=colour, alpha=0.12, lw=0)
+            axes.plot(at, value, color=colour, marker=MARKERS[n], ms=3.5, lw=1.3, label=label)
+        kept = own.level(shown[keep][0][1], "kept")
+        axes.set_title(
+            f"{keep} of the tokens ({kept:.3g})" if "/" in keep else f"{kept:.3g} tokens"
+        )
+    for axes in panels:
+        axes.set_xlim(min(reached) / 1.3, max(reached) * 1.3)
+        if max(reached) > 20 * min(reached):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    panels[0].set_ylabel("accuracy, %")
+    handles = {h.get_label(): h for axes in panels for h in axes.get_lines()}
+    figure.legend(handles=list(handles.values()), loc="outside upper center", ncols=len(handles))
+    figure.supxlabel("energy left, %", fontsize=9)
+    return figure
+
+
+def _binned(maker: Maker, setting: int) -> tuple[np.ndarray, ...]:
+    """Median residual in per cent and accuracy with interval, in bins of as many examples."""
+    own = maker.measured
+    residual = 100 * own.measure(setting, "residual").astype(np.float64)
+    known = np.flatnonzero(np.isfinite(residual))
+    order = known[np.argsort(residual[known], kind="stable")]
+    parts = np.array_split(order, min(BINS, len(known) // LEAST))
+    scores = np.full((len(parts), len(residual)), np.nan)
+    for n, part in enumerate(parts):
+        scores[n, part] = 100 * own.scores[setting, part]
+    at = np.array([max(np.median(residual[part]), FLOOR) for part in parts])
+    low, high = ends(own.mean_samples(scores))
+    return at, np.nanmean(scores, axis=1), low, high
+
+
+def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]]) -> "Figure":
+    figure, (axes,) = _new(6.0, 3.8)
+    full = _full(maker, axes)
+    ends_: list[Point] = []
+    ticks: list[float] = []
+    pairs = ((COLOURS[0], OURS), (COLOURS[4], COLOURS[3]))
+    for (variant, (fixed, controlled)), (plain, by_error) in zip(
+        found.items(), pairs, strict=False
+    ):
+        budgets = [point for point in fixed if point.keep is not None]
+        more = f", {variant}" if variant else ""
+        _series(axes, budgets, plain, "o", f"fixed budgets{more}", dashed=bool(variant))
+        ends_ += [*budgets, *controlled]
+        ticks = ticks or [point.kept.value for point in budgets]
+        caps = list(dict.fromkeys(point.keep for point in controlled))
+        for n, cap in enumerate(caps):
+            own = [point for point in controlled if point.keep == cap]
+            label = f"budgets by error{more}{f', at most {cap}' if len(caps) > 1 else ''}"
+            _series(axes, own, by_error, "sD^vPX"[n % 6], label, dashed=bool(variant))
+    _tokens_axis(maker, axes, [point.kept.value for point in ends_], ticks)
+    axes.set_xlabel("visual tokens kept, mean (pruned)")
+    axes.set_ylabel("accuracy, %")
+    figure.legend(loc="outside upper center", ncols=2)
+    _label(axes, [full])
+    return figure
+
+
+def _series(
+    axes: "Axes", own: Sequence[Point], colour: str, marker: str, label: str, *, dashed: bool
+) -> None:
+    at, value = ([getattr(point, name).value for point in own] for name in ("kept", "accuracy"))
+    value = [100 * one for one in value]
+    across = np.array([_reach(point.kept, 1) for point in own]).T
+    up = np.array([_reach(point.accuracy, 100) for point in own]).T
+    axes.errorbar(at, value, yerr=up, xerr=across, color=colour, marker=marker, ms=4.5, lw=1.4,
+                  ls="--" if dashed else "-", elinewidth=0.9, capsize=0, label=label)  # fmt: skip
+    said: list[float] = []
+    for point, x, y in zip(own, at, value, strict=True):
+        # Names that would cover each other are left to the table.
+        apart = all(abs(np.log(x / other)) > 0.2 for other in said)
+        if point.tolerance is not None and not dashed and apart:
+            said.append(x)
+            axes.annotate(f"{point.tolerance:g}", (x, y), (4, -11), size=7,
+                          textcoords="offset points", color=colour)  # fmt: skip
+
+
+def _reach(one: Estimate, by: float) -> tuple[float, float]:
+    """How far an interval reaches down and up."""
+    if not np.isfinite(one.low + one.high):
+        return 0.0, 0.0
+    return by * max(one.value - one.low, 0.0), by * max(one.high - one.value, 0.0)
