@@ -21,18 +21,11 @@ def cases(maker: Maker) -> Table:
         NoTableError: no other method, or no such example.
     """
     choice, own = maker.choice, maker.measured
-    budgets = [group for group in maker.methods() if group.reference is not None]
-    keep, reference = (budgets[-1].keep, budgets[-1].reference) if budgets else (None, None)
-    if keep is None or reference is None:
-        raise NoTableError(f"{choice.against} was not run at the base")
-    order = sorted(choice.methods, key=lambda n: BESIDE.index(n) if n in BESIDE else len(BESIDE))
-    named = {label: choice.at_base(label, keep) for label in order if label != choice.against}
-    beside = {label: i for label, i in named.items() if i is not None}
-    beside = dict(list(beside.items())[:MOST])
-    if not beside:
-        raise NoTableError(f"no method beside {choice.against} was run at {keep}")
+    shown = settings_shown(maker)
+    reference, beside = shown[choice.against], list(shown.values())[2:]
+    keep = choice.settings[reference].keep
     full, ours = own.scores[choice.full] >= RIGHT, own.scores[reference] >= RIGHT
-    theirs = (own.scores[list(beside.values())] >= RIGHT).mean(0)  # [E]
+    theirs = (own.scores[beside] >= RIGHT).mean(0)  # [E]
     found: dict[str, list[int]] = {}
     for what, there, lone in (
         (f"{choice.against} is right", full & ours, 1 - theirs),
@@ -44,7 +37,6 @@ def cases(maker: Maker) -> Table:
                 found.setdefault(what, []).append(int(could.argmax()))
     if not found:
         raise NoTableError(f"the methods answer alike at {keep}")
-    shown = {"all tokens": choice.full, choice.against: reference, **beside}
     names = {
         label: own.results.configurations[own.settings[i].members[0]]["name"]
         for label, i in shown.items()
@@ -63,8 +55,27 @@ def cases(maker: Maker) -> Table:
         blocks.append(Block(what, rows))
     note = (
         f"At {keep}, one example a category, chosen because the methods part there: they say"
-        " nothing about how often. Of random tokens the first draw. To see the tokens kept, give"
-        " picture and question to resprune compare."
+        " nothing about how often. Of random tokens the first draw. resprune report --case EXAMPLE"
+        " draws the tokens kept."
     )
     head = ["example", "question", "accepted", *shown]
     return Table("cases", "Examples on which methods part", head, blocks, [note])
+
+
+def settings_shown(maker: Maker) -> dict[str, int]:
+    """The full model, the method tested against, and up to MOST others at the smallest budget.
+
+    Raises:
+        NoTableError: none of the others, or not the method itself.
+    """
+    choice = maker.choice
+    budgets = [group for group in maker.methods() if group.reference is not None]
+    if not budgets or budgets[-1].reference is None:
+        raise NoTableError(f"{choice.against} was not run at the base")
+    keep, reference = budgets[-1].keep, budgets[-1].reference
+    order = sorted(choice.methods, key=lambda n: BESIDE.index(n) if n in BESIDE else len(BESIDE))
+    named = {label: choice.at_base(label, keep) for label in order if label != choice.against}
+    beside = [(label, i) for label, i in named.items() if i is not None][:MOST]
+    if not beside:
+        raise NoTableError(f"no method beside {choice.against} was run at {keep}")
+    return {"all tokens": choice.full, choice.against: reference, **dict(beside)}

@@ -39,6 +39,9 @@ class ReportOptions:
     paper stand beside."""
     format: Annotated[str, shown("FORMAT,...", None)] = ",".join(FORMATS)
     """What to write: md, csv and tex of tables, png and pdf of figures."""
+    case: Annotated[str | None, shown("KEY", "none")] = None
+    """Draw the tokens that methods keep of this example's picture, with their answers: loads model
+    and data (the table cases names examples)."""
     rng_seed: Annotated[int, shown("N", None)] = 0
     """Seed of the bootstrap and of the tests."""
     debug: bool = False
@@ -63,13 +66,15 @@ def run(options: ReportOptions) -> int:
     from resprune_jax.experiments.report.whole import TABLES, report, write
 
     asked = _listed("--tables", options.tables, tuple(TABLES)) if options.tables else []
+    if options.case is not None and (options.output is None or not {"png", "pdf"} & set(formats)):
+        raise CallError("--case draws a picture: give --output, and png or pdf among --format")
     if options.output is not None:
         make_folder(options.output, "--output")
     made = report(options, asked)
     if options.output is None:
         print(made.markdown())
         return 0
-    for path in write(made, options.output, formats):
+    for path in write(made, options.output, formats, options.case):
         console().print(f"{path}", markup=False)
     for what, why in made.left_out.items():
         console().print(f"left out: {what}: {why}", markup=False)

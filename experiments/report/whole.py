@@ -126,13 +126,14 @@ def _failures(results: Results) -> list[str]:
     ]
 
 
-def write(made: Report, folder: Path, kinds: Sequence[str]) -> list[Path]:
+def write(made: Report, folder: Path, kinds: Sequence[str], case: str | None = None) -> list[Path]:
     """Write a report.
 
     Args:
         made: the report.
         folder: that exists.
         kinds: of `command.FORMATS`.
+        case: the key of an example to draw.
 
     Returns:
         The files, in the order in which they were written.
@@ -147,6 +148,13 @@ def write(made: Report, folder: Path, kinds: Sequence[str]) -> list[Path]:
             shown.append((name, caption))
             for kind, picture in draw(drawn).items():
                 files[f"figures/{name}.{kind}"] = picture
+    cases: list[Path] = []
+    if case is not None:
+        from resprune_jax.experiments.report.study import draw_case
+
+        (folder / "figures").mkdir(exist_ok=True)
+        cases = draw_case(made.maker, case, folder / "figures", drawn)
+        shown.append(("case", f"Example {case}: what methods keep at one budget, and answer."))
     for table in made.tables:
         if "csv" in kinds:
             files[f"tables/{table.name}.csv"] = formats.comma_separated(table)
@@ -160,7 +168,7 @@ def write(made: Report, folder: Path, kinds: Sequence[str]) -> list[Path]:
     if "md" in kinds:
         pictures = [(f"figures/{n}.png", c) for n, c in shown if "png" in kinds]
         files["report.md"] = made.markdown(pictures)
-    return [_put(folder / name, content) for name, content in files.items()]
+    return cases + [_put(folder / name, content) for name, content in files.items()]
 
 
 def _put(path: Path, content: str | bytes) -> Path:

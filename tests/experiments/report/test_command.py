@@ -43,7 +43,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     residual = rng.uniform(0.05, 0.4, shape)
     residual[0] = np.nan
     folder = tmp_path_factory.mktemp("report") / "run"
-    return write(folder, CONFIGURATIONS, asked, scores, kept=kept, residual=residual)
+    return write(folder, CONFIGURATIONS, asked, scores, kept=kept, residual=residual,
+                 run={"data": "pocket:validation"})  # fmt: skip
 
 
 def measured(run: Path) -> tuple[Choice, Measured]:
@@ -74,7 +75,8 @@ def test_a_report_in_every_format(run, tmp_path, capsys):
     named = re.findall(r"\\(?:input|includegraphics\[[^]]*\])\{([^}]+)\}", tex)
     assert len(named) == 7 and all((out / file).is_file() for file in named)
     for name in FIGURES:
-        picture = np.asarray(Image.open(out / f"figures/{name}.png").convert("RGB"))
+        with Image.open(out / f"figures/{name}.png") as file:
+            picture = np.asarray(file.convert("RGB"))
         assert picture.shape[1] > 1000 and (picture == [213, 94, 0]).all(-1).sum() > 200
         assert (out / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF-")
 
@@ -133,6 +135,9 @@ def test_a_method_that_failed_on_every_example(tmp_path):
         (["{run}", "--tables", "4,hard"], 1, "no table that is asked for"),
         (["{run}", "--output", "{run}/sweep.json"], 2, "--output"),
         (["{run}", "--rng-seed", "-1"], 2, "--rng-seed"),
+        (["{run}", "--case", "test/00000/0"], 2, "give --output, and png or pdf"),
+        (["{run}", "--case", "x", "--output", "{run}-out", "--format", "md"], 2, "png or pdf"),
+        (["{run}", "--case", "x", "--output", "{run}-out"], 2, "it has changed since"),
     ],
 )  # fmt: skip
 def test_wrong_calls_are_one_line(
@@ -179,3 +184,20 @@ def test_the_gain_over_fixed_budgets_against_a_loop(run):
     assert np.isnan(above_fixed(by_error[0], fixed[2:]).value)
     same = above_fixed(fixed[1], fixed)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+@pytest.mark.deep
+def test_a_case_study_of_a_real_sweep(tmp_path, capsys):
+    """Sweep, report and picture; the model answers again what it answered in the sweep."""
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    methods = ["--methods", "none", "resprune", "random", "downsample", "--keep", "1/9"]
+    assert cli.main(["sweep", *methods, "--alpha", "0.75", "--examples", "5", "--output", run]) == 0
+    words = ["report", run, "--output", str(out), "--tables", "1", "--format", "md,png"]
+    assert cli.main([*words, "--case", "validation/00000/9"]) == 2
+    assert "is no example of this run" in capsys.readouterr().err
+    assert cli.main([*words, "--case", "validation/00000/3"]) == 0
+    assert "figures/case.png" in (out / "report.md").read_text("utf-8")
+    assert "in the results" not in capsys.readouterr().err
+    # Three panels: downsampling keeps no tokens.
+    with Image.open(out / "figures/case.png") as picture:
+        assert 2 < picture.width / picture.height < 3.2
