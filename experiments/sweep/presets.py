@@ -9,7 +9,8 @@ CURVE = ("1/48", "1/24", "1/18", "1/12", "1/9", "2/9", "1/3", "1/2")
 """Fixed budgets to hold error-controlled ones against."""
 
 TOLERANCES = (
-    "0.5", "0.3", "0.2", "0.1", "0.05", "0.02", "0.01", "0.005", "0.002", "0.001", "0.0005", "0.0002",
+    "0.5", "0.3", "0.2", "0.1", "0.05", "0.02", "0.01", "0.005", "0.002", "0.001", "0.0005",
+    "0.0002",
 )  # fmt: skip
 """Shares of residual energy to stop at: where a few tokens hold nearly all of it, only the last of
 them tell budgets apart."""
