@@ -68,6 +68,8 @@ class SweepOptions(Grid):
         None
     )
     """Where process 0 can be reached by the others."""
+    report: Annotated[Path | None, shown("DIR", "none")] = None
+    """Write tables and figures here at the end, as resprune report does."""
     dry_run: bool = False
     """Say how many configurations, choices and answers there are and how long they will take."""
     debug: bool = False
@@ -96,6 +98,8 @@ def run(options: SweepOptions) -> int:
         check_number("--examples", options.examples, 1, 10**9)
     if options.max_new_tokens is not None:
         check_number("--max-new-tokens", options.max_new_tokens, 1, 2**31 - 1)
+    if options.report is not None and (options.num_processes or 1) > 1:
+        raise CallError("--report needs all rows: make it with resprune report when all have ended")
     check_hosts(options.num_processes, options.process_id, options.coordinator)
     use_compilation_cache()
     from resprune_jax.experiments.data.examples import open_dataset
@@ -126,7 +130,12 @@ def run(options: SweepOptions) -> int:
         return forecast(engine)
     for name, why in engine.left_out.items():
         logger.warning("%s is left out: %s", name, why)
-    return sweep(options, engine, manifest_of(options, engine, fingerprint(lvlm.path)), hosts)
+    status = sweep(options, engine, manifest_of(options, engine, fingerprint(lvlm.path)), hosts)
+    if options.report is not None and hosts.number == 0:
+        from resprune_jax.experiments.report import command as report
+
+        report.run(report.ReportOptions(folders=(options.output,), output=options.report))
+    return status
 
 
 def _plan(options: SweepOptions, chosen: Any, data: str) -> bytes:

@@ -104,9 +104,9 @@ def _typed(where: str, name: str, value: Any) -> Any:
             raise CallError(f"{where}: {name} holds texts and numbers, got {shown(value)}")
         texts = name in ("keep", "methods", "tolerance")
         return tuple(str(each) if texts else each for each in value)
-    if name == "output":
+    if name in ("output", "report"):
         if not isinstance(value, str):
-            raise CallError(f"{where}: output is a path, got {shown(value)}")
+            raise CallError(f"{where}: {name} is a path, got {shown(value)}")
         return Path(value)
     kinds: tuple[type, ...] = (str,)
     if name in ("examples", "max_new_tokens", "num_processes", "block", "batch", "draws"):

@@ -159,5 +159,17 @@ def test_a_dry_run_writes_nothing(
 
 
 @pytest.mark.deep
+def test_one_command_makes_the_tables_too(tmp_path: Path) -> None:
+    words = ["--output", str(tmp_path / "out"), "--report", str(tmp_path / "report"),
+             "--data", "pocket:validation", "--examples", "10", "--keep", "1/3", "1/9",
+             "--methods", "none", "resprune", "random", "downsample"]  # fmt: skip
+    assert sweep(*words) == 0
+    page = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "resprune" in page and "Rel. Perf." in page
+    assert list((tmp_path / "report" / "figures").glob("*.pdf"))
+    assert sweep(*words[:4], "--num-processes", "2", "--process-id", "0") == 2
+
+
+@pytest.mark.deep
 def test_killed_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     assert kills.killed(4, seed=1) >= 1
