@@ -1,6 +1,5 @@
 """One block of a sweep, from pictures to rows; and the loop over a plan's blocks."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +44,6 @@ class Chosen:
         kept: what each configuration that lists tokens keeps, in the order of configurations.
         wanted: the distinct lists.
         which: for each configuration, which of them each example has; -1 for none.
-        seconds: that choosing took.
     """
 
     block: Block
@@ -55,7 +53,6 @@ class Chosen:
     kept: dict[str, Kept]
     wanted: list[Wanted]
     which: dict[str, list[int]]
-    seconds: float
 
 
 class Engine:
@@ -165,7 +162,6 @@ class Engine:
                 errors[n] = reason(error)
         if not read:
             raise CallError(f"no example of block {number} can be read: {errors[0]}")
-        begin = time.perf_counter()
         encoded = self.lvlm.encode(pictures, needs=self.needs)
         totals = np.asarray([sum(i.tokens for i in encoded.layouts[row]) for row in rows])
         questions = tuple(own[n].question for n in read)
@@ -177,8 +173,7 @@ class Engine:
             kept = {one.name: everything for one in (*self.pruned, *self.whole)}
         listed = [(one, kept[one.name]) for one in self.configurations if one.name in kept]
         wanted, which = self.answerer.distinct(block, listed)
-        seconds = time.perf_counter() - begin
-        return Chosen(block, read, errors, pictures, kept, wanted, which, seconds)
+        return Chosen(block, read, errors, pictures, kept, wanted, which)
 
     def run(self, number: int) -> list[Row]:
         """The rows of a block, sorted by configuration and example."""
@@ -192,13 +187,12 @@ class Engine:
         visual = made.block.encoded.visual
         places = self.answerer.places(made.block)
         residual, rank = summaries(visual.embeddings, visual.valid, places, made.wanted)
-        each = made.seconds / max(1, len(made.which) * len(made.examples))
         own = self.examples(number)
         rows: list[Row] = []
         for one in self.configurations:
             stopping.check()
             if one.name in made.which:
-                rows += self._listed(one, made, answers, residual, rank, each, own)
+                rows += self._listed(one, made, answers, residual, rank, own)
             else:
                 rows += self._alone(one, made, own)
             rows += [_failed(one, own[n], why) for n, why in made.errors.items()]
@@ -214,13 +208,9 @@ class Engine:
         answers: list[Answer],
         residual: np.ndarray,
         rank: np.ndarray,
-        each: float,
         own: list[Example],
     ) -> list[Row]:
         kept = made.kept[one.name]
-        sharing = np.bincount(
-            [w for ws in made.which.values() for w in ws if w >= 0], minlength=len(answers)
-        )
         rows = []
         for place, n in enumerate(made.examples):
             number = made.which[one.name][place]
@@ -235,8 +225,8 @@ class Engine:
                 "nouns": kept.nouns[place],
                 "noun_backend": kept.noun_backend,
                 "distinct": number,
-                "select_ms": 1e3 * each,
-                "answer_ms": 1e3 * answer.seconds / max(1, int(sharing[number])),
+                "select_ms": 1e3 * kept.seconds,
+                "answer_ms": 1e3 * answer.seconds,
             })  # fmt: skip
         return rows
 
