@@ -165,7 +165,8 @@ class Engine:
         encoded = self.lvlm.encode(pictures, needs=self.needs)
         totals = np.asarray([sum(i.tokens for i in encoded.layouts[row]) for row in rows])
         questions = tuple(own[n].question for n in read)
-        block = Block(encoded, tuple(rows), questions, totals)
+        keys = tuple(own[n].key for n in read)
+        block = Block(encoded, tuple(rows), keys, questions, totals)
         everything = self._everything(block)
         if totals.any():
             kept = self.chooser.choose(block) | {one.name: everything for one in self.whole}

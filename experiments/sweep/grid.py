@@ -125,6 +125,11 @@ class Configuration:
         given = self.axes.get("tolerance", OFF)
         return None if given == OFF else float(given)
 
+    @property
+    def draws_rows(self) -> bool:
+        """Whether tokens are drawn for each example apart: those of `random`, unless it is told."""
+        return self.method == "random" and "rng_seed" not in self.settings
+
     def options(self, **more: Any) -> CallOptions:
         """What a call is told for it.
 
@@ -137,8 +142,6 @@ class Configuration:
         own = {name: self.axes[name] for name in ("positions", *TEXTS) if name in self.axes}
         told = dict(self.settings)
         told |= {name: self.axes[name] for name in SETTINGS if name in self.axes}
-        if self.method == "random":
-            told.setdefault("rng_seed", self.draw)
         given: dict[str, Any] = {
             "method": self.method, "method_settings": told, "keep": self.budget,
             "tolerance": self.tolerance, **own, **more,
