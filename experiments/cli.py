@@ -39,7 +39,7 @@ COMMANDS: dict[str, Command] = {
     "info": Command(info.InfoOptions, info.run),
     "compare": Command(compare.CompareOptions, compare.run),
     "methods": Command(methods.MethodsOptions, methods.run),
-    "sweep": Command(sweep.SweepOptions, sweep.run),
+    "sweep": Command(sweep.SweepOptions, functools.partial(sweep.run, report=report.of_folder)),
     "verify": Command(verify.VerifyOptions, verify.run),
     "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),

@@ -81,6 +81,11 @@ def run(options: ReportOptions) -> int:
     return 0
 
 
+def of_folder(folder: Path, output: Path) -> int:
+    """Report a finished sweep as the command does without options; see `run`."""
+    return run(ReportOptions(folders=(folder,), output=output))
+
+
 def _listed(option: str, given: str, known: tuple[str, ...]) -> list[str]:
     """Words between commas.
 

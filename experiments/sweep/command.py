@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,8 +77,12 @@ class SweepOptions(Grid):
     """Show the traceback when something fails."""
 
 
-def run(options: SweepOptions) -> int:
+def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None = None) -> int:
     """Carry out `resprune sweep`.
+
+    Args:
+        options: the command's options.
+        report: makes a report of a results folder in another one, for `--report`.
 
     Returns:
         0, or 1 where a row failed.
@@ -131,10 +136,8 @@ def run(options: SweepOptions) -> int:
     for name, why in engine.left_out.items():
         logger.warning("%s is left out: %s", name, why)
     status = sweep(options, engine, manifest_of(options, engine, fingerprint(lvlm.path)), hosts)
-    if options.report is not None and hosts.number == 0:
-        from resprune_jax.experiments.report import command as report
-
-        report.run(report.ReportOptions(folders=(options.output,), output=options.report))
+    if options.report is not None and report is not None:
+        report(options.output, options.report)
     return status
 
 
