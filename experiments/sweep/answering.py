@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from resprune_jax.errors import CallError
 from resprune_jax.experiments import stopping
+from resprune_jax.experiments.common import reason
 from resprune_jax.experiments.sweep.choosing import Block, Kept, in_image_order
 from resprune_jax.experiments.sweep.grid import Configuration
 from resprune_jax.methods import Method
 from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts.expansion import check_context
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.generation import (
     Call,
@@ -94,6 +97,20 @@ class Answerer:
         self.options = lvlm.settings.resolve(options)
         self.batch = batch
 
+    def check(self, question: str, pictures: int) -> None:
+        """Refuse a question that cannot be asked, before anything is computed.
+
+        Args:
+            question: its text.
+            pictures: how many it is about.
+
+        Raises:
+            CallError: it holds a placeholder, or its words leave no room for an answer.
+        """
+        read = self.lvlm.encoder.encode(question, ("image",) * pictures, chat_template=True)
+        most = self.lvlm.config.text.max_position_embeddings
+        check_context(len(read.ids) - pictures, self._most, most)
+
     def distinct(
         self, block: Block, chosen: Sequence[tuple[Configuration, Kept]]
     ) -> tuple[list[Wanted], dict[str, list[int]]]:
@@ -153,11 +170,28 @@ class Answerer:
         prompts = self._prompts(block)
         for numbers in self.batches(wanted):
             stopping.check()
-            said, spent = self._together(block, prompts, [wanted[n] for n in numbers])
+            rows = [wanted[n] for n in numbers]
+            try:
+                said, spent = self._together(block, prompts, rows)
+            except CallError:  # one that is longer than the context, with its visual tokens
+                said, spent = self._one_by_one(block, prompts, rows)
             on_devices += spent
             for number, one in zip(numbers, said, strict=True):
                 found[number] = one
         return [one for one in found if one is not None], on_devices
+
+    def _one_by_one(
+        self, block: Block, prompts: Prompts, rows: list[Wanted]
+    ) -> tuple[list[Answer], float]:
+        answers, seconds = [], 0.0
+        for row in rows:
+            try:
+                said, spent = self._together(block, prompts, [row])
+                answers += said
+                seconds += spent
+            except CallError as error:
+                answers.append(Answer("", reason(error), row.count, 0.0, 0.0))
+        return answers, seconds
 
     def _together(
         self, block: Block, prompts: Prompts, rows: list[Wanted]

@@ -28,6 +28,7 @@ from resprune_jax.methods.inputs import ON_REQUEST
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.prompts.budgets import count
 from resprune_jax.models.prompts.options import CallOptions
+from resprune_jax.models.running.encoded import Encoded
 
 Row = dict[str, Any]
 
@@ -146,23 +147,8 @@ class Engine:
         """Encode the pictures of a block and choose under every configuration that lists tokens."""
         own = self.examples(number)
         errors: dict[int, str] = {}
-        at: dict[Any, int] = {}
-        pictures: list[Any] = []
-        rows: list[int] = []
-        read: list[int] = []
-        for n, example in enumerate(own):
-            try:
-                if example.images not in at:
-                    shown = self._pictures(example)
-                    at[example.images] = len(pictures)
-                    pictures.append(shown)
-                rows.append(at[example.images])
-                read.append(n)
-            except (ResPruneError, OSError, ValueError) as error:
-                errors[n] = reason(error)
-        if not read:
-            raise CallError(f"no example of block {number} can be read: {errors[0]}")
-        encoded = self.lvlm.encode(pictures, needs=self.needs)
+        encoded, pictures, rows = self._read(own, errors)
+        read = [n for n in range(len(own)) if n not in errors]
         totals = np.asarray([sum(i.tokens for i in encoded.layouts[row]) for row in rows])
         questions = tuple(own[n].question for n in read)
         keys = tuple(own[n].key for n in read)
@@ -176,6 +162,48 @@ class Engine:
         wanted, which = self.answerer.distinct(block, listed)
         return Chosen(block, read, errors, pictures, kept, wanted, which)
 
+    def _read(
+        self, own: list[Example], errors: dict[int, str]
+    ) -> tuple[Encoded, list[Any], list[int]]:
+        """The pictures of a block, encoded, and which of them each example is about.
+
+        Args:
+            own: the examples.
+            errors: takes those that cannot be asked, by number, with the reason.
+
+        Raises:
+            _UnreadableError: none of them can.
+        """
+        at: dict[Any, int] = {}
+        pictures: list[Any] = []
+        about: dict[int, int] = {}
+        for n, example in enumerate(own):
+            if n in errors:
+                continue
+            try:
+                self.answerer.check(example.question, len(example.images))
+                if example.images not in at:
+                    shown = self._pictures(example)
+                    at[example.images] = len(pictures)
+                    pictures.append(shown)
+                about[n] = at[example.images]
+            except (ResPruneError, OSError, ValueError) as error:
+                errors[n] = reason(error)
+        if not about:
+            raise _UnreadableError(errors)
+        try:
+            return self.lvlm.encode(pictures, needs=self.needs), pictures, list(about.values())
+        except ResPruneError:
+            before = len(errors)
+            for n, row in about.items():  # which of them it was
+                try:
+                    self.lvlm.encode([pictures[row]], needs=self.needs)
+                except ResPruneError as error:
+                    errors[n] = reason(error)
+            if len(errors) == before:
+                raise
+        return self._read(own, errors)
+
     def run(self, number: int) -> list[Row]:
         """The rows of a block, sorted by configuration and example."""
         return self.timed(number)[0]
@@ -183,7 +211,15 @@ class Engine:
     def timed(self, number: int) -> tuple[list[Row], float]:
         """The rows of a block, and the seconds of prefilling and decoding its distinct lists."""
         stopping.check()
-        made = self.choose(number)
+        try:
+            made = self.choose(number)
+        except _UnreadableError as error:
+            failed = [
+                _failed(one, example, error.errors[n])
+                for one in self.configurations
+                for n, example in enumerate(self.examples(number))
+            ]
+            return failed, 0.0
         answers, on_devices = self.answerer.answer(made.block, made.wanted)
         visual = made.block.encoded.visual
         places = self.answerer.places(made.block)
@@ -237,7 +273,7 @@ class Engine:
         try:
             answers = self.answerer.alone(made.block, one, method, made.pictures)
         except CallError as error:
-            raise CallError(f"configuration {one.name}: {error}") from None
+            answers = self._one_by_one(one, method, made, error)
         return [
             {
                 **_said(one, own[n], answers[place], int(made.block.totals[place])),
@@ -249,6 +285,29 @@ class Engine:
             for place, n in enumerate(made.examples)
         ]
 
+    def _one_by_one(
+        self, one: Configuration, method: Method, made: Chosen, because: CallError
+    ) -> list[Answer]:
+        """The answers where some pictures do not fit a configuration: these fail alone.
+
+        Raises:
+            CallError: all of them do; it is the configuration that cannot be.
+        """
+        block, answers = made.block, []
+        for place, row in enumerate(block.rows):
+            shown = [made.pictures[row]]
+            single = Block(
+                self.lvlm.encode(shown, needs=self.needs), (0,), (block.keys[place],),
+                (block.questions[place],), block.totals[[place]],
+            )  # fmt: skip
+            try:
+                answers += self.answerer.alone(single, one, method, shown)
+            except CallError as error:
+                answers.append(Answer("", reason(error), 0, 0.0, 0.0))
+        if all(answer.error is not None for answer in answers):
+            raise CallError(f"configuration {one.name}: {because}") from None
+        return answers
+
     def _everything(self, block: Block) -> Kept:
         valid = np.asarray(block.encoded.visual.valid)
         mask = valid[list(self.answerer.places(block))] & (block.totals[:, None] > 0)
@@ -258,6 +317,14 @@ class Engine:
     def _pictures(self, example: Example) -> Any:
         shown = list(self.data.pictures(example))
         return shown or None
+
+
+class _UnreadableError(Exception):
+    """No example of a block can be asked; holds the reasons by number."""
+
+    def __init__(self, errors: dict[int, str]) -> None:
+        super().__init__("no example can be asked")
+        self.errors = errors
 
 
 _NOT_FINITE = "the visual tokens of this image are not finite (NaN or infinite)"

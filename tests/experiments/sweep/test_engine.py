@@ -181,6 +181,80 @@ def test_a_picture_that_breaks_fails_its_rows_alone(lvlm: Any, data: Dataset, tm
         assert (row["score"] is None) == (row["example"] == "1")
 
 
+def test_rows_that_cannot_be_asked_fail_alone(
+    lvlm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A placeholder in a question, one too long, a picture that the processor refuses."""
+    for number in range(2):
+        Image.new("RGB", (40, 40), ("red", "green")[number]).save(tmp_path / f"{number}.png")
+    asked = ["Which colour?", "Is <image> red?", "red " * 5000, "Is it green?"]
+    rows = [
+        {"image": f"{n == 3:d}.png", "question": q, "answer": "red"} for n, q in enumerate(asked)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = open_dataset(str(tmp_path / "rows.jsonl"))
+    made = engine(lvlm, own, configurations([*FEW, Grid(methods=("visionzip",), keep=("9",))]))
+    for row in made.run(0):
+        assert (row["error"] is not None) == (row["example"] in ("1", "2")), row
+    encode = lvlm.encode
+
+    def refusing(images: Any, **more: Any) -> Any:
+        if any(np.asarray(picture[0])[0, 0, 1] > 100 for picture in images):
+            raise CallError("the processor wants no green")
+        return encode(images, **more)
+
+    monkeypatch.setattr(lvlm, "encode", refusing)
+    found = made.run(0)
+    assert {row["example"] for row in found if row["error"] is None} == {"0"}
+    assert {row["error"] for row in found if row["example"] == "3"} == {
+        "the processor wants no green"
+    }
+
+
+def test_a_configuration_that_some_pictures_do_not_fit(
+    lvlm: Any, data: Dataset, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = configurations([Grid(methods=("none", "visionzip"), keep=("9",))])
+    made = engine(lvlm, data, chosen)
+    alone = made.answerer.alone
+
+    def sometimes(block: Any, *more: Any) -> Any:
+        if "Describe it." in block.questions:
+            raise CallError("not this one")
+        return alone(block, *more)
+
+    expected = by_configuration(made.run(0))["visionzip keep=9"]
+    monkeypatch.setattr(made.answerer, "alone", sometimes)
+    for row, before in zip(
+        by_configuration(made.run(0))["visionzip keep=9"], expected, strict=True
+    ):
+        if row["error"] is None:
+            assert row["answer"] == before["answer"]
+        else:
+            assert (row["example"], row["error"]) == ("5", "not this one")
+    monkeypatch.setattr(made.answerer, "alone", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made.run(0)
+
+    def never(*_: Any) -> Any:
+        raise CallError("never")
+
+    monkeypatch.setattr(made.answerer, "alone", never)
+    with pytest.raises(CallError, match="configuration visionzip keep=9: never"):
+        made.run(0)
+
+
+def test_a_block_of_which_nothing_can_be_read(lvlm: Any, tmp_path: Path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
+    row = {"image": "0.png", "question": "Which colour?", "answer": "red"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    own = open_dataset(str(tmp_path / "rows.jsonl"))
+    made = engine(lvlm, own, configurations(FEW))
+    (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    rows = made.run(0)
+    assert len(rows) == len(configurations(FEW)) and all(row["error"] for row in rows)
+
+
 def test_tokens_that_are_not_finite_fail_their_rows(
     lvlm: Any, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ):
