@@ -5,13 +5,12 @@ A wrong grid is refused before a model is loaded; JAX comes in where methods are
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Annotated, Any, get_args
 
-from resprune_jax.arguments import read_setting, settings_by_name
+from resprune_jax.arguments import LARGEST, read_setting, settings_by_name
 from resprune_jax.choices import (
     METHODS,
     Aggregate,
@@ -272,7 +271,8 @@ def _value(axis: str, value: Any) -> Any:
     """A value of an axis as results record it."""
     if axis in ("alpha", "relevance_sign"):
         found = read_setting(value) if isinstance(value, str) else value
-        if isinstance(found, bool) or not isinstance(found, int | float) or math.isnan(found):
+        known = isinstance(found, int | float) and not isinstance(found, bool)
+        if not known or not abs(found) <= LARGEST:  # NaN is neither
             raise CallError(f"{axis} is a number, got {shown(value)}")
         return float(found) if axis == "alpha" else found
     if axis == "tolerance":
@@ -280,7 +280,7 @@ def _value(axis: str, value: Any) -> Any:
             return OFF
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise CallError(f"tolerance {shown(value)} is neither a number nor {OFF}") from None
     if not isinstance(value, str):
         raise CallError(f"{axis} is text, got {shown(value)}")

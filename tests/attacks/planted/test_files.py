@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from resprune_jax.experiments.data import tables
+from resprune_jax.experiments.sweep import grid
 from resprune_jax.models.checkpoint import download, safetensors_files, watch
 from resprune_jax.models.images import files
 from resprune_jax.models.prompts import chat, render
 from tests.attacks import harness
-from tests.attacks.fuzzers import hub, images, templates, weights
+from tests.attacks.fuzzers import hub, images, rows, templates, weights
 
 
 @contextlib.contextmanager
@@ -45,6 +47,8 @@ PLANTED: dict[str, tuple[Any, Any, str, Callable[..., Any]]] = {
     "names in an index": (weights, safetensors_files.WeightFiles, "_is_here", lambda *_: True),
     "errors of a template": (templates, chat, "render", _other_error),
     "the question's place": (templates, chat.PromptEncoder, "_place", _mean),
+    "errors of pyarrow": (rows, tables.Table, "reading", lambda _: contextlib.nullcontext()),
+    "words for a budget": (rows, grid, "read_keep", float),
     "errors of the Hub's client": (hub, download, "_from_cache", _raise),
 }  # fmt: skip
 
@@ -65,11 +69,10 @@ def prepared() -> Iterator[None]:
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_fault_is_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, where, name, fault = PLANTED[what]
-    (fuzzer,) = module.FUZZERS
     if module is not weights:
-        fuzzer.prepare()
+        module.FUZZERS[0].prepare()
     monkeypatch.setattr(where, name, fault)
-    for seed in range(fuzzer.quick):
+    for fuzzer, seed in ((f, seed) for f in module.FUZZERS for seed in range(f.quick)):
         found = harness.attempt(fuzzer, seed)
         if not found.good:
             print(seed, found)

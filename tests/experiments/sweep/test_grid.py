@@ -104,6 +104,7 @@ def test_grids_are_joined_and_what_they_share_is_asked_once():
         ({"keep": ("1/9", "1/9")}, "keep names '1/9' twice"),
         ({"alpha": (0.5, 0.5)}, "alpha names 0.5 twice"),
         ({"alpha": (float("nan"),)}, "alpha is a number"),
+        ({"alpha": (10**400,)}, "alpha is a number"),
         ({"alpha": (-1.0,)}, "alpha must be finite and non-negative"),
         ({"seed_rule": ("centre",)}, "seed_rule must be one of"),
         ({"tolerance": ("often",)}, "neither a number nor off"),
