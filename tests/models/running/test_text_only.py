@@ -17,7 +17,9 @@ TEXT = "Name a colour."
 ABOUT = "What is on the table?"
 
 
-@pytest.fixture(scope="module", params=["llava", "next", "qwen"])
+@pytest.fixture(
+    scope="module", params=["llava", pytest.param("next", marks=pytest.mark.deep), "qwen"]
+)
 def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LVLM:
     if request.param == "llava":
         return request.getfixturevalue("lvlm")
