@@ -1,8 +1,9 @@
 """Fixtures that the whole suite shares, so that each checkpoint is made and compiled once."""
 
+import gc
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,24 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.line(f"left out, because they need it: {len(left_out)} modules")
         for path in left_out:
             terminalreporter.line(f"  {path.relative_to(ROOT).as_posix()}")
+
+
+MOST_MAPS = 25_000
+"""Mappings of memory behind which compiled programs are let go."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Let go of a worker's compiled programs before it has too many.
+
+    Each takes some of the 65,530 mappings that Linux gives a process, and XLA ends in a
+    segmentation fault where there are none left: thousands of tests in one process get there.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
