@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
 	@echo "make test         set up, then run the tests (about 10 minutes on 2 cores)"
-	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (10 minutes)"
+	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (15 minutes)"
 	@echo "make test-core    every dependency and family once, without torch (under 3 minutes)"
 	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
