@@ -29,13 +29,10 @@ SWEEP = [
 
 
 def start(folder: Path, *more: str) -> "subprocess.Popen[bytes]":
-    """A sweep into a folder."""
+    """A sweep into a folder; what it says goes into a file beside that."""
     command = [sys.executable, "-m", "resprune_jax.experiments", *SWEEP, *more]
-    return subprocess.Popen(
-        [*command, "--output", str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    with (folder.parent / "said.txt").open("wb") as said:
+        return subprocess.Popen([*command, "--output", str(folder)], stdout=said, stderr=said)
 
 
 def rows_of(folder: Path) -> bytes:
@@ -64,7 +61,7 @@ def killed(kills: int, seed: int, said: bool = True) -> int:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         whole = start(place / "whole")
-        assert whole.wait() == 0, whole.stderr and whole.stderr.read()
+        assert whole.wait() == 0, (place / "said.txt").read_text()
         begin = time.monotonic()
         again = start(place / "again")
         assert again.wait() == 0
@@ -89,7 +86,7 @@ def killed(kills: int, seed: int, said: bool = True) -> int:
                 assert after >= before, "blocks were lost"
                 lost.append(after - before)
                 continue
-            assert status == 0, run.stderr and run.stderr.read()
+            assert status == 0, (place / "said.txt").read_text()
             assert rows_of(folder) == expected, f"rows differ after {done} kills"
             complete += 1
             shutil.rmtree(folder)
