@@ -72,7 +72,7 @@ def draw_case(maker: Maker, key: str, folder: Path, kinds: Sequence[str]) -> lis
         made = lvlm.generate(
             pictures[0] if len(pictures) == 1 else [pictures],
             example.question,
-            options=one.options(max_new_tokens=run.get("max_new_tokens")),
+            options=one.options_for([key], max_new_tokens=run.get("max_new_tokens")),
         )
         full = one.method == "none"
         if made.selections is None and not full:

@@ -9,7 +9,6 @@ all budgets.
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -161,21 +160,18 @@ class Chooser:
         """Configurations that differ in budget, tolerance and positions alone."""
         counts = {one.name: counts_of(one, block) for one in group}
         most = np.max(list(counts.values()), axis=0)
-        drawn = group[0].draws_rows
-        if drawn or self.methods[group[0].name].needs & {"text", "clip_text"}:
+        if group[0].draws_rows or self.methods[group[0].name].needs & {"text", "clip_text"}:
             places, asked = in_image_order(block), block.nested
         else:  # what does not read the question is chosen once a picture
             places, asked = list(block.rows), [own[:1] for own in block.nested]
         # One choice serves all budgets: at the largest of each example.
         keep: list[Any] = [0] * sum(map(len, asked))
+        keys = [""] * len(keep)
         for example, place in enumerate(places):
-            keep[place] = int(most[example])
-        options = dataclasses.replace(group[0].options(), keep=keep, tolerance=None, positions=None)
-        if drawn:
-            seeds = [0] * len(places)
-            for example, place in enumerate(places):
-                seeds[place] = seed_of(block.keys[example], group[0].draw)
-            options = dataclasses.replace(options, method_settings={"rng_seed": seeds})
+            keep[place], keys[place] = int(most[example]), block.keys[example]
+        options = dataclasses.replace(
+            group[0].options_for(keys), keep=keep, tolerance=None, positions=None
+        )
         call = self.lvlm.prepare(block.encoded, asked, options, new_tokens=0)
         made = self.lvlm.choose(call)
         assert made.selection is not None
@@ -259,11 +255,6 @@ class Chooser:
         """Rows of the embedding table for the tokens of each reading, padded to one width."""
         embed = self.lvlm.programs.embed
         return [(embed(self.lvlm.state, ids), valid) for ids, valid in texts]
-
-
-def seed_of(key: str, draw: int) -> int:
-    """The seed of an example's random tokens: of its key, whatever block it is in."""
-    return zlib.crc32(f"{draw} {key}".encode("utf-8", "backslashreplace"))
 
 
 def _timed(kept: dict[str, Kept], begin: float, shares: int) -> dict[str, Kept]:

@@ -5,6 +5,7 @@ A wrong grid is refused before a model is loaded; JAX comes in where methods are
 
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -147,12 +148,23 @@ class Configuration:
         }  # fmt: skip
         return CallOptions(**given)
 
+    def options_for(self, keys: Sequence[str], **more: Any) -> CallOptions:
+        """`options` for a call about these examples: random tokens are drawn for each apart."""
+        if self.draws_rows:
+            more["method_settings"] = {"rng_seed": [seed_of(key, self.draw) for key in keys]}
+        return self.options(**more)
+
     def record(self) -> dict[str, Any]:
         """What results say of it."""
         return {
             "name": self.name, "method": self.method, "keep": self.keep, "draw": self.draw,
             "settings": dict(self.settings), **self.axes,
         }  # fmt: skip
+
+
+def seed_of(key: str, draw: int) -> int:
+    """The seed of an example's random tokens: of its key, whatever block it is in."""
+    return zlib.crc32(f"{draw} {key}".encode("utf-8", "backslashreplace"))
 
 
 def read_keep(written: str) -> Keep:

@@ -11,7 +11,6 @@ from PIL import Image
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.data.examples import Dataset, open_dataset
-from resprune_jax.experiments.sweep.choosing import seed_of
 from resprune_jax.experiments.sweep.engine import Engine, Row
 from resprune_jax.experiments.sweep.grid import Configuration, Grid, configurations
 from resprune_jax.methods import VisualTokens
@@ -63,11 +62,9 @@ def engine(lvlm: Any, data: Dataset, chosen: list[Configuration], **more: Any) -
 
 def alone(lvlm: Any, data: Dataset, one: Configuration) -> list[tuple[str, int]]:
     """What `generate` answers under a configuration, and how many tokens it keeps."""
-    told = dataclasses.replace(one.options(), max_new_tokens=NEW)
-    if one.draws_rows:
-        seeds = [seed_of(each.key, one.draw) for each in data.examples]
-        assert len(set(seeds)) == len(seeds)
-        told = dataclasses.replace(told, method_settings={"rng_seed": seeds})
+    told = one.options_for([each.key for each in data.examples], max_new_tokens=NEW)
+    if one.method == "random":
+        assert len(set(told.settings["rng_seed"])) == len(data.examples)
     made = lvlm.generate(
         [data.pictures(each)[0] for each in data.examples],
         [each.question for each in data.examples], options=told,
