@@ -1,6 +1,5 @@
 """Results folders of a sweep as arrays: several hosts' parts joined, nothing lost or doubled."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import numpy as np
 
 from resprune_jax.errors import CallError, RunError, shown
 from resprune_jax.experiments.common import status_of
+from resprune_jax.experiments.sweep.shards import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT = 1
 EXAMPLES = "examples.parquet"
 NEEDED = (
     "model", "data", "code", "model_fingerprint", "data_fingerprint", "precision", "tagger",
@@ -165,16 +164,7 @@ def _run_of(folder: Path) -> dict[str, Any]:
     """What `sweep.json` says."""
     if status_of(folder, "the results folder") is None:
         raise CallError(f"{folder} does not exist: give a folder that `resprune sweep` wrote")
-    path = folder / "sweep.json"
-    if not path.is_file():
-        raise CallError(f"{folder} holds no sweep.json: give a folder that `resprune sweep` wrote")
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    if not isinstance(run, dict) or run.get("format") != FORMAT:
-        own = shown(run.get("format")) if isinstance(run, dict) else "no object"
-        raise RunError(f"{path} has format {own}: this version reads format {FORMAT}")
+    run, path = read_manifest(folder), folder / MANIFEST
     missing = [name for name in NEEDED if name not in run]
     if missing:
         raise RunError(f"{path} lacks {', '.join(missing)}: it is not what `resprune sweep` writes")

@@ -125,7 +125,7 @@ class Answerer:
         known: dict[Any, int] = {}
         which: dict[str, list[int]] = {}
         whole = block.encoded.visual.valid
-        full = np.asarray(whole)[list(self.places(block))]
+        full = np.asarray(whole)[block.places]
         for one, kept in chosen:
             own = []
             given = one.axes.get("positions")
@@ -282,18 +282,8 @@ class Answerer:
         said = self._said(call, made, begin)
         return [said[place] for place in places]
 
-    def places(self, block: Block) -> Sequence[int]:
-        """Which row of the visual tokens each example is about."""
-        layouts = block.encoded.layouts
-        at = np.maximum(np.cumsum([bool(row) for row in layouts]) - 1, 0)
-        return [int(at[row]) for row in block.rows]
-
     def _prompts(self, block: Block) -> Prompts:
-        layouts = block.encoded.layouts
-        media: list[tuple[str, ...]] = [
-            tuple(image.media for image in layouts[row]) for row in block.rows
-        ]
         return read_prompts(
-            self.lvlm.encoder, list(block.questions), media, text=None, extractor=None,
+            self.lvlm.encoder, list(block.questions), block.media, text=None, extractor=None,
             ocr_line="strip", chat_template=True,
         )  # fmt: skip

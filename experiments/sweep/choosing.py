@@ -54,6 +54,19 @@ class Block:
     totals: np.ndarray
 
     @property
+    def media(self) -> list[tuple[str, ...]]:
+        """What each example shows, as prompts are encoded with."""
+        layouts = self.encoded.layouts
+        return [tuple(image.media for image in layouts[row]) for row in self.rows]
+
+    @property
+    def places(self) -> list[int]:
+        """The row of the visual tokens that each example is about: rows without images have none,
+        and a question without one borrows the row in front."""
+        at = np.maximum(np.cumsum([bool(row) for row in self.encoded.layouts]) - 1, 0)
+        return [int(at[row]) for row in self.rows]
+
+    @property
     def nested(self) -> list[list[str]]:
         """The questions of each row of images, as `LVLM.generate` takes them."""
         found: list[list[str]] = [[] for _ in self.encoded.layouts]
@@ -239,10 +252,8 @@ class Chooser:
         self, block: Block, reading: _Reading
     ) -> tuple[np.ndarray, np.ndarray, list[list[str]], str]:
         extractor = self.lvlm.extractor(reading.tagger) if reading.text == "nouns" else None
-        layouts = block.encoded.layouts
-        media = [tuple(image.media for image in layouts[row]) for row in block.rows]
         read = read_prompts(
-            self.lvlm.encoder, list(block.questions), media, text=reading.text,  # type: ignore[arg-type]
+            self.lvlm.encoder, list(block.questions), block.media, text=reading.text,  # type: ignore[arg-type]
             extractor=extractor, ocr_line=reading.ocr_line, chat_template=True,  # type: ignore[arg-type]
         )  # fmt: skip
         ids, valid = noun_tokens(read.encoded, read.nouns)

@@ -183,15 +183,14 @@ def manifest_of(options: SweepOptions, engine: Any, fingerprint: str) -> dict[st
 def sweep(options: SweepOptions, engine: Any, manifest: dict[str, Any], hosts: Any) -> int:
     """Run the blocks of this process that are not there yet."""
     from resprune_jax.experiments.common import console
-    from resprune_jax.experiments.sweep.engine import blocks_of
     from resprune_jax.experiments.sweep.shards import Shards
 
     failed = 0
     begin = time.perf_counter()
     with Shards(options.output, manifest, number=hosts.number, count=hosts.count) as shards:
         shards.write_examples(engine.data.examples)
-        own = range(hosts.number, engine.blocks, hosts.count)
-        left = list(blocks_of(engine, shards.done, hosts.number, hosts.count))
+        own = [block for block in range(engine.blocks) if hosts.owns(block)]
+        left = [block for block in own if block not in shards.done]
         with progress("blocks", len(own), len(own) - len(left)) as step:
             for block in left:
                 rows = engine.run(block)

@@ -1,6 +1,6 @@
-"""One block of a sweep, from pictures to rows; and the loop over a plan's blocks."""
+"""One block of a sweep, from pictures to rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,7 +222,7 @@ class Engine:
             return failed, 0.0
         answers, on_devices = self.answerer.answer(made.block, made.wanted)
         visual = made.block.encoded.visual
-        places = self.answerer.places(made.block)
+        places = made.block.places
         residual, rank = summaries(visual.embeddings, visual.valid, places, made.wanted)
         own = self.examples(number)
         rows: list[Row] = []
@@ -310,7 +310,7 @@ class Engine:
 
     def _everything(self, block: Block) -> Kept:
         valid = np.asarray(block.encoded.visual.valid)
-        mask = valid[list(self.answerer.places(block))] & (block.totals[:, None] > 0)
+        mask = valid[block.places] & (block.totals[:, None] > 0)
         failed = np.zeros(len(mask), bool)
         return Kept(mask, failed, [[] for _ in failed], "none")
 
@@ -362,10 +362,3 @@ def _failed(one: Configuration, example: Example, why: str, total: int = 0) -> R
         **_EMPTY, "configuration": one.name, "example": example.key, "error": why,
         "visual_tokens": total,
     }  # fmt: skip
-
-
-def blocks_of(engine: Engine, done: set[int], number: int, count: int) -> Iterator[int]:
-    """The blocks that are left for a process, one of `count`."""
-    for block in range(number, engine.blocks, count):
-        if block not in done:
-            yield block

@@ -156,13 +156,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise CallError(f"{folder} holds no {MANIFEST}: give the --output of resprune sweep")
+        raise CallError(f"{folder} holds no {MANIFEST}: give a folder that `resprune sweep` wrote")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is broken: {error}") from None
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise RunError(f"{path} is of another version: {shown(found)}")
+        own = shown(found.get("format")) if isinstance(found, dict) else "no object"
+        raise RunError(f"{path} has format {own}: this version reads format {FORMAT}")
     return found
 
 

@@ -147,12 +147,12 @@ def test_a_folder_that_is_none(tmp_path: Path):
     (tmp_path / "old" / "rows" / "00000.parquet").write_bytes(b"")
     with pytest.raises(CallError, match=r"holds rows but no sweep\.json"):
         Shards(tmp_path / "old", MANIFEST)
-    with pytest.raises(CallError, match="give the --output of resprune sweep"):
+    with pytest.raises(CallError, match="give a folder that `resprune sweep` wrote"):
         read_manifest(tmp_path)
     for text, error in (
-        ("{", "is broken"),
-        ("[]", "another version"),
-        ('{"format": 9}', "another"),
+        ("{", "cannot be read"),
+        ("[]", "has format no object"),
+        ('{"format": 9}', "has format 9"),
     ):
         (tmp_path / "sweep.json").write_text(text)
         with pytest.raises(RunError, match=error):
