@@ -38,6 +38,7 @@ class LVLM(Preparer):
         family: the model family: its processor, layouts and positions.
         state: the parameters, split from the Flax module.
         dtype: their dtype.
+        precision: what float32 products are computed in, `None` for parameters of 16 bits.
         settings: what the checkpoint says of its answers.
         mesh: the device mesh, or None.
         path: the checkpoint's folder.
@@ -242,7 +243,7 @@ class LVLM(Preparer):
         plan = call.plan
         assembled = self.assemble(call, self.choose(call))
         if call.schedule is None:
-            logits, valid = self.programs.score(self.state, *assembled[:3])
+            logits, valid = self.programs.score(self.parameters, *assembled[:3])
         else:
             logits, valid, *_ = self.drop(call, assembled, every=True)
         return logits[: plan.size], valid[: plan.size]

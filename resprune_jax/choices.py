@@ -26,6 +26,9 @@ cut at 77 tokens; or the question without its line on short answers, in parts of
 OcrLine = Literal["strip", "keep"]
 """What happens to TextVQA's line of reference OCR tokens; the paper does not say."""
 
+Precision = Literal["float32", "tensorfloat32", "bfloat16"]
+"""What products of float32 parameters are computed in: the operands as they are, or rounded."""
+
 SMALLEST_TOLERANCE = 1e-5
 """Energies are exact to this fraction of their initial total; a finer stop would stop on noise."""
 

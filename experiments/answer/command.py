@@ -173,6 +173,7 @@ def _load(options: AnswerOptions) -> Any:
         options.model,
         revision=options.revision,
         dtype=options.dtype,
+        precision=options.precision,
         chat_template=options.template,
         clip=options.clip,
     )

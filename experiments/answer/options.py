@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
-from resprune_jax.choices import METHODS
+from resprune_jax.choices import METHODS, Precision
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     ChatOptions,
@@ -100,6 +100,10 @@ class AnswerOptions(CallOptions, QuestionOptions):
         DType | None, shown(f"{{{','.join(get_args(DType))}}}", "the checkpoint's")
     ] = None
     """Number format of the weights."""
+    precision: Annotated[
+        Precision | None, shown(f"{{{','.join(get_args(Precision))}}}", "the weights'")
+    ] = None
+    """What products of float32 weights are computed in."""
     clip: ClipCheckpoint = None
 
     overlay: Annotated[Path | None, shown("OUT.png")] = None
@@ -219,7 +223,7 @@ def _check_inputs(options: AnswerOptions, target: Path, name: str) -> None:
 def settings_of(options: AnswerOptions) -> dict[str, Any]:
     """What decides an answer, as it is stored in every result row; budgets are the rows' own."""
     names = [option.name for option in dataclasses.fields(CallOptions) if option.name != "keep"]
-    chosen = {name: getattr(options, name) for name in ("revision", "dtype", *names)}
+    chosen = {name: getattr(options, name) for name in ("revision", "dtype", "precision", *names)}
     chosen["method_settings"] = sorted(options.method_settings)
     if options.text is None:
         chosen["text"] = "nouns"

@@ -197,11 +197,14 @@ def compile_passes(
         budgets: visual tokens to keep; None: all of them, nothing is selected.
         new_tokens: of each answer; no answer ends early.
     """
+    import jax
     import jax.numpy as jnp
 
+    from resprune_jax.models.running.precision import resolve_precision
     from resprune_jax.models.running.programs import programs
 
-    run: Any = programs(config, jnp.dtype(dtype))
+    run: Any = programs(config, jnp.dtype(dtype), resolve_precision(None, dtype))
+    state = tuple(jax.tree.leaves(state))  # as a `Runner` holds it
     pixels = {"pixels": inputs.pixels}
     encode = run.encode.lower(state, pixels).compile()
     visual = encode(state, pixels)

@@ -218,11 +218,13 @@ def model_rows(
     from resprune_jax.methods import get_method
     from resprune_jax.models.checkpoint.sharding import batch_sharding
     from resprune_jax.models.prompts import buckets
+    from resprune_jax.models.running.precision import resolve_precision
     from resprune_jax.models.running.programs import programs
 
     dtype = jnp.dtype(dtype)
-    run: Any = programs(config, dtype)  # the protocol of `Programs` has no `lower`
-    state = abstract_state(config, mesh, dtype)
+    # The protocol of `Programs` has no `lower`.
+    run: Any = programs(config, dtype, resolve_precision(None, dtype))
+    state = tuple(jax.tree.leaves(abstract_state(config, mesh, dtype)))
     parameters = bytes_per_chip(state)
     works = [
         make_workload(config, size, batch, text_tokens, keep=budget, new_tokens=new_tokens)

@@ -203,7 +203,7 @@ def visual_tokens(ours: Ours) -> Finding:
 def logits(ours: Ours, *, pruned: bool) -> Finding:
     """The language model on the reference's visual tokens, all of them or the kept ones."""
     lvlm, reference = ours.lvlm, ours.reference
-    made, _ = lvlm.programs.score(lvlm.state, *ours.assembled(pruned=pruned)[:3])
+    made, _ = lvlm.programs.score(lvlm.parameters, *ours.assembled(pruned=pruned)[:3])
     rows = reference.pruned_rows if pruned else reference.rows
     want = reference.pruned_logits if pruned else reference.logits
     return findings.logits(np.asarray(made[0])[rows], want, rows, ours.dtype, pruned=pruned)
@@ -243,9 +243,9 @@ def pruned_tokens(ours: Ours) -> Finding:
     lvlm, slots = ours.lvlm, buckets.new_token_bucket(NEW_TOKENS)
     rules = lvlm.rules(ours.call(pruned=True))
     x, places, count, position = ours.assembled(pruned=True)
-    scores, cache = lvlm.programs.prefill(lvlm.state, x, places, count, slots=slots)
+    scores, cache = lvlm.programs.prefill(lvlm.parameters, x, places, count, slots=slots)
     buffer, _ = lvlm.programs.decode(
-        lvlm.state, cache, scores, position, np.int32(NEW_TOKENS), ours.encoder.eos_ids,
+        lvlm.parameters, cache, scores, position, np.int32(NEW_TOKENS), ours.encoder.eos_ids,
         np.uint32(0), np.float32(1), np.float32(1), rules=rules, slots=slots, greedy=True,
     )  # fmt: skip
     row = np.asarray(buffer[0])

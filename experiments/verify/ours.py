@@ -95,7 +95,7 @@ class Ours:
         name, real = self.family.real_pixels(self.pictures)
         inputs[name] = np.array(inputs[name])
         inputs[name][real] = pixels
-        return self.lvlm.programs.encode(self.lvlm.state, inputs)
+        return self.lvlm.programs.encode(self.lvlm.parameters, inputs)
 
     @cached_property
     def visual(self) -> VisualTokens:

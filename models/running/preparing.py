@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
+from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError, shown
 from resprune_jax.methods import Method, VisualTokens, for_rows, get_method
 from resprune_jax.methods.decoder.base import DecoderMethod
@@ -69,10 +70,11 @@ class Preparer(Runner):
         settings: GenerationSettings | None = None,
         extractor: NounExtractor | None = None,
         clip: Clip | None = None,
+        precision: Precision | None = None,
     ) -> None:
         super().__init__(
             family, state, eos_ids=encoder.eos_ids, dtype=dtype, settings=settings, mesh=mesh,
-            clip=clip,
+            clip=clip, precision=precision,
         )  # fmt: skip
         self.path = path
         self.encoder = encoder

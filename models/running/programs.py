@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from resprune_jax.choices import Precision
 from resprune_jax.methods import Method, PromptContext, VisualTokens
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.methods.decoder.base import DecoderMethod
@@ -27,6 +28,7 @@ from resprune_jax.models.decoder.drops import prefill as prefill_with_drops
 from resprune_jax.models.decoder.views import Segment, compact, take, words_behind
 from resprune_jax.models.families.registry import module_class
 from resprune_jax.models.prompts.options import Newline, Positions
+from resprune_jax.models.running.precision import computed_in
 from resprune_jax.models.running.processors import Past, Rules, process
 from resprune_jax.selection import Selection
 
@@ -131,7 +133,7 @@ def choose(
 
 @dataclass(frozen=True)
 class Programs:
-    """The compiled functions of one architecture; `state` is the split parameters of the model.
+    """The compiled functions of one architecture; `state` is `Runner.parameters` of the model.
 
     Attributes:
         encode: (state, inputs of the family, *, needs) -> VisualTokens, with those of `ON_REQUEST`
@@ -174,20 +176,33 @@ class Programs:
 
 
 @lru_cache(maxsize=8)
-def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
-    """The jitted functions for an architecture and dtype, shared by every model that has them."""
+def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None = None) -> Programs:
+    """The jitted functions of an architecture, shared by every model that has them.
+
+    Args:
+        config: the architecture.
+        dtype: of its parameters.
+        precision: of float32 products, from `resolve_precision`; `None`: the backend's default.
+    """
     made = module_class(config)
+
+    def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+        return lambda function: jax.jit(computed_in(precision, function), **options)
+
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=dtype))
-    graph = nnx.graphdef(abstract)
+    graph, shapes = nnx.split(abstract)
+    structure = jax.tree.structure(shapes)
 
     def model(state: Any) -> Any:
-        return nnx.merge(graph, state)
+        # Arrays alone, or in the structure of `nnx.split`, which takes half a millisecond to read
+        # in every call of a model of 600 arrays.
+        return nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(state)))
 
-    @partial(jax.jit, static_argnames=("needs",))
+    @jit(static_argnames=("needs",))
     def encode(state: Any, inputs: Any, *, needs: frozenset[str] = frozenset()) -> VisualTokens:
         return model(state).visual_tokens(inputs, needs)
 
-    @partial(jax.jit, static_argnames=("keep", "newline"))
+    @jit(static_argnames=("keep", "newline"))
     def prune(
         state: Any,
         visual: VisualTokens,
@@ -259,7 +274,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             merged = jnp.where(full[:, None, None], visual.embeddings, merged)
         return selection, jnp.where(full[:, None], real, chosen | always), broken, merged
 
-    @jax.jit
+    @jit()
     def weigh(
         state: Any,
         visual: VisualTokens,
@@ -273,11 +288,11 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         words = model(state).embed(noun_ids)
         return method.relevance(visual, PromptContext(words, noun_valid, *(clip or ())))
 
-    @jax.jit
+    @jit()
     def embed(state: Any, ids: jax.Array) -> jax.Array:
         return model(state).embed(ids)
 
-    @partial(jax.jit, static_argnames=("length", "positions"))
+    @jit(static_argnames=("length", "positions"))
     def lay_out(
         state: Any,
         ids: jax.Array,
@@ -296,7 +311,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
             length=length, positions=positions,
         )  # fmt: skip
 
-    @partial(jax.jit, static_argnames=("slots",))
+    @jit(static_argnames=("slots",))
     def prefill(
         state: Any, x: jax.Array, places: jax.Array, count: jax.Array, *, slots: int
     ) -> tuple[jax.Array, KVCache]:
@@ -307,7 +322,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         final = jnp.take_along_axis(hidden, last, axis=1)  # [B, 1, d]
         return lvlm.project_logits(final)[:, 0].astype(jnp.float32), cache
 
-    @partial(jax.jit, static_argnames=("stops", "room", "slots", "every"))
+    @jit(static_argnames=("stops", "room", "slots", "every"))
     def drop(
         state: Any,
         x: jax.Array,
@@ -344,7 +359,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         logits = lvlm.project_logits(hidden).astype(jnp.float32)
         return logits, segment.valid, caches, next_, dropped
 
-    @partial(jax.jit, static_argnames=("slots", "greedy"), donate_argnames=("cache",))
+    @jit(static_argnames=("slots", "greedy"), donate_argnames=("cache",))
     def decode(
         state: Any,
         cache: KVCache | Caches,
@@ -409,7 +424,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype) -> Programs:
         *_, buffer, caches, _ = lax.while_loop(unfinished, advance, carry)
         return buffer, caches[0] if whole else caches
 
-    @jax.jit
+    @jit()
     def score(
         state: Any, x: jax.Array, places: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError
 from resprune_jax.methods.inputs import ON_REQUEST, OPTIONAL, VisualTokens
 from resprune_jax.models.checkpoint.sharding import batch_sharding
@@ -19,6 +20,7 @@ from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.running.clip import Clip
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Call, Chosen, Outcome
+from resprune_jax.models.running.precision import resolve_precision
 from resprune_jax.models.running.processors import Rules, make_rules
 from resprune_jax.models.running.programs import BROKEN, Programs, programs
 
@@ -28,10 +30,11 @@ class Runner:
 
     Attributes:
         family: the model family: its processor, layouts and positions.
-        state: the parameters, split from the Flax module.
+        parameters: their arrays alone, as the programs take them.
         eos_ids: (E,) int32, the ids that end an answer.
         settings: what the checkpoint says of its answers.
         dtype: of the parameters.
+        precision: what their products are computed in, `None` for 16 bits (`precision.py`).
         mesh: the device mesh, or None.
         clip: the CLIP whose tower this is, for methods that read it, or None.
     """
@@ -46,14 +49,26 @@ class Runner:
         settings: GenerationSettings | None = None,
         mesh: jax.sharding.Mesh | None = None,
         clip: Clip | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self.family = family
         self.state = state
         self.eos_ids = eos_ids
         self.settings = GenerationSettings() if settings is None else settings
         self.dtype = jnp.dtype(dtype)
+        self.precision = resolve_precision(precision, dtype)
         self.mesh = mesh
         self.clip = clip
+
+    @property
+    def state(self) -> Any:
+        """The parameters, split from the Flax module."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._state = state
+        self.parameters = tuple(jax.tree.leaves(state))
 
     @property
     def config(self) -> Any:
@@ -63,7 +78,7 @@ class Runner:
     @property
     def programs(self) -> Programs:
         """The compiled functions of this architecture."""
-        return programs(self.config, self.dtype)
+        return programs(self.config, self.dtype, self.precision)
 
     def run_tower(self, pictures: Pictures, needs: frozenset[str] = frozenset()) -> Encoded:
         """Run the vision tower and projector on what `Family.read` gave.
@@ -79,11 +94,11 @@ class Runner:
         # What costs nothing is not named: methods that differ in that share a program.
         parts = needs & ON_REQUEST
         if "clip_patches" not in parts:
-            visual = self.programs.encode(self.state, inputs, needs=parts)
+            visual = self.programs.encode(self.parameters, inputs, needs=parts)
             return Encoded(visual, pictures.layouts)
         assert self.clip is not None
         visual = self.programs.encode(
-            self.state, inputs, needs=(parts - {"clip_patches"}) | {"features"}
+            self.parameters, inputs, needs=(parts - {"clip_patches"}) | {"features"}
         )
         made = self.clip.patches(visual)
         features = visual.features if "features" in parts else None
@@ -117,7 +132,7 @@ class Runner:
         left = None
         cache: Any
         if call.schedule is None:
-            logits, cache = self.programs.prefill(self.state, x, places, count, slots=slots)
+            logits, cache = self.programs.prefill(self.parameters, x, places, count, slots=slots)
         else:
             logits, _, cache, position, dropped = self.drop(
                 call, (x, places, count, position), slots=slots
@@ -127,7 +142,7 @@ class Runner:
         finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
         marks.append(time.perf_counter())
         buffer, _ = self.programs.decode(
-            self.state, cache, logits, position, np.int32(last), self.eos_ids,
+            self.parameters, cache, logits, position, np.int32(last), self.eos_ids,
             _seeds(drawn.rng_seed, len(logits)), np.float32(max(drawn.temperature, 1e-6)),
             np.float32(drawn.top_p),
             np.int32(drawn.top_k) if drawn.top_k and drawn.temperature else None,
@@ -172,7 +187,7 @@ class Runner:
         stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self.put(plan.owner(most))[0] if per_image else None
         selection, kept, broken, merged = self.programs.prune(
-            self.state, visual,
+            self.parameters, visual,
             *self.put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             call.method, owner, self._clip_texts(call), keep=plan.picks,
             newline=call.options.newline,
@@ -195,7 +210,7 @@ class Runner:
         visual: VisualTokens = dataclasses.replace(call.visual, **unread)
         owner = plan.owner(visual.valid.shape[1])
         made = self.programs.drop(
-            self.state, *assembled, *self.put(own.number), visual,
+            self.parameters, *assembled, *self.put(own.number), visual,
             *self.put(plan.rows, owner, own.full), own.limits, own.method,
             stops=own.stops, room=own.room, slots=slots, every=every,
         )  # fmt: skip
@@ -210,8 +225,8 @@ class Runner:
         if not hasattr(method, "relevance"):
             return None
         return self.programs.weigh(
-            self.state, call.visual, *self.put(plan.rows, plan.noun_ids, plan.noun_valid), method,
-            self._clip_texts(call),
+            self.parameters, call.visual,
+            *self.put(plan.rows, plan.noun_ids, plan.noun_valid), method, self._clip_texts(call),
         )  # fmt: skip
 
     def _clip_texts(self, call: Call) -> tuple[jax.Array, jax.Array] | None:
@@ -229,7 +244,7 @@ class Runner:
             rows, embeddings = np.arange(len(rows), dtype=rows.dtype), chosen.merged
         rope = jax.tree.map(lambda x: self.put(x)[0], plan.rope)
         return self.programs.assemble(
-            self.state, *self.put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
+            self.parameters, *self.put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
             chosen.kept, rope, length=plan.length, positions=call.positions,
         )  # fmt: skip
 

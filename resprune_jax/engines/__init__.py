@@ -1,7 +1,7 @@
 """How the greedy loop runs fast: one file an engine, and the one place that chooses."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -35,6 +35,35 @@ RULED = frozenset({"feature", "gram"})
 
 KERNELS = {"pallas_tpu": ("tpu", pallas_tpu.fits), "pallas_gpu": ("gpu", pallas_gpu.fits)}
 """The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
+
+
+class Crossings(NamedTuple):
+    """The sizes at which another engine becomes the fastest on a backend.
+
+    Attributes:
+        kernel: the most tokens at which the backend's kernel is ahead of XLA's loop; `None`: all
+            that it holds.
+        lazy: the tokens from which on `lazy` is the fastest where at most half of them are kept;
+            `None`: nowhere, since a matrix unit makes the whole product in less time.
+        blocked: the size of the factor, N K, from which on `blocked` is ahead of `gram`; `None`:
+            nowhere.
+    """
+
+    kernel: int | None = None
+    lazy: int | None = None
+    blocked: int | None = blocked.BLOCKED_FROM
+
+
+CROSSINGS = {
+    # Measured on 2 cores (docs/performance.md).
+    "cpu": Crossings(lazy=256),
+    # Measured on an H100 (docs/performance.md): the blocks' nested loops cost more launches than
+    # they save reads.
+    "gpu": Crossings(kernel=768, blocked=None),
+    # By the compiler's plans alone (docs/tpu.md).
+    "tpu": Crossings(),
+}
+"""By backend; a backend that is not here is taken for the last."""
 
 
 def resolve(
@@ -73,13 +102,15 @@ def resolve(
         fits_in = shared or max_bytes is None or sum(memory("gram", n, d, keep)) <= max_bytes
         return name if name != "auto" else "gram" if fits_in else "feature"
     here = jax.default_backend()
-    by_size = "blocked" if n * keep >= blocked.BLOCKED_FROM else "gram"
+    at = CROSSINGS.get(here, CROSSINGS["tpu"])
+    by_size = "blocked" if at.blocked is not None and n * keep >= at.blocked else "gram"
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
-            if backend == here and fits(n, keep) and kernels.undivided():
+            ahead = at.kernel is None or n <= at.kernel
+            if backend == here and ahead and fits(n, keep) and kernels.undivided():
                 return kernel
-        few = n >= LAZY_FROM and keep <= n // 2
-        chosen = "lazy" if here == "cpu" and few and not shared else by_size
+        few = at.lazy is not None and n >= at.lazy and keep <= n // 2
+        chosen = "lazy" if few and not shared else by_size
         if shared or max_bytes is None:
             return chosen
         ways = [way for way in (chosen, "lazy") if sum(memory(way, n, d, keep)) <= max_bytes]
@@ -119,8 +150,3 @@ def memory(engine: str, n: int, d: int, keep: int, *, prepared: bool = False) ->
         return 4 * (rows * n + redo), 0
     # One image at a time: the tiles of its product, and the tokens.
     return 4 * (gram + 2 * keep * n + 32 * n), 4 * (2 * gram + redo)
-
-
-LAZY_FROM = 256
-"""The number of tokens from which on a CPU makes single rows of the Gram matrix, where at most half
-of them are kept; the matrix unit of an accelerator makes the whole of it in less time."""

@@ -61,7 +61,7 @@ def test_padding_has_no_effect() -> None:
     assert own.slots < wide.slots
     tables = wide.inputs["tables"]
     wide.inputs["pixels"][~tables.tile_valid] = np.nan
-    alone, beside = (model.programs.encode(model.state, read.inputs) for read in (own, wide))
+    alone, beside = (model.programs.encode(model.parameters, read.inputs) for read in (own, wide))
     real = np.asarray(alone.valid[0])
     got, want = np.asarray(beside.embeddings[0]), np.asarray(alone.embeddings[0])
     count = int(real.sum())

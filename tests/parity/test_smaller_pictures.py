@@ -46,7 +46,7 @@ def test_a_tower_sees_a_smaller_picture_as_transformers_does(
     pixels = np.random.default_rng(side).normal(size=(2, 3, side * 14, side * 14))
     pixels = pixels.astype(np.float32)
     given = {"pixels": pixels, "smaller": ()}
-    ours = lvlm.programs.encode(lvlm.state, given, needs=frozenset({"features"}))
+    ours = lvlm.programs.encode(lvlm.parameters, given, needs=frozenset({"features"}))
     out = reference.model.vision_tower(
         torch.from_numpy(pixels), output_hidden_states=True, interpolate_pos_encoding=True
     )

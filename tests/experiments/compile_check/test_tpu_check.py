@@ -130,8 +130,8 @@ class Spy:
 def spy(calls: list[Any]) -> Callable[..., Any]:
     """`programs` whose functions note their calls."""
 
-    def spied(config: Any, dtype: Any) -> Any:
-        real = generate_programs(config, dtype)
+    def spied(config: Any, dtype: Any, precision: Any) -> Any:
+        real = generate_programs(config, dtype, precision)
         fields = {
             field.name: Spy(field.name, getattr(real, field.name), calls)
             for field in dataclasses.fields(real)

@@ -97,7 +97,7 @@ def test_each_segment_has_a_cache_that_decoding_updates_in_place(
     # The second holds no slots for the tokens that are gone, beyond its bucket.
     assert caches[1].length == call.plan.length - 64 + NUM_VISUAL_TOKENS + 64
     lowered = lvlm.programs.decode.lower(
-        lvlm.state, caches, logits, positions, np.int32(6), lvlm.eos_ids, np.uint32(0),
+        lvlm.parameters, caches, logits, positions, np.int32(6), lvlm.eos_ids, np.uint32(0),
         np.float32(1), np.float32(1), slots=64, greedy=True,
     )  # fmt: skip
     scores, valid = lvlm.logits(photographs[0], QUESTIONS[0], options=options)

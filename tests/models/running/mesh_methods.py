@@ -46,14 +46,14 @@ def run(lvlm: LVLM, images: Any, given: dict[str, Any], *, answer: bool) -> Made
     assembled = lvlm.assemble(call, chosen)
     selection, kept, tokens = chosen.selection, chosen.kept, np.zeros((size, 0), np.int32)
     if call.schedule is None:
-        logits, valid = lvlm.programs.score(lvlm.state, *assembled[:3])
+        logits, valid = lvlm.programs.score(lvlm.parameters, *assembled[:3])
     else:
         logits, valid, caches, positions, own = lvlm.drop(call, assembled, slots=SLOTS, every=True)
         selection, kept = own.selection, own.kept
         if answer:
             last = np.asarray(logits)[np.arange(len(valid)), np.asarray(valid).sum(axis=1) - 1]
             tokens, _ = lvlm.programs.decode(
-                lvlm.state, caches, *lvlm.put(last), positions, np.int32(NEW), lvlm.eos_ids,
+                lvlm.parameters, caches, *lvlm.put(last), positions, np.int32(NEW), lvlm.eos_ids,
                 np.uint32(0), np.float32(1), np.float32(1), slots=SLOTS, greedy=True,
             )  # fmt: skip
     assert selection is not None

@@ -77,16 +77,16 @@ def test_the_decode_aliases_the_whole_cache(lvlm: LVLM):
     ids = hidden((batch, length), jnp.int32)
     *entered, position = jax.eval_shape(
         lambda *a: programs.assemble(*a, length=length),
-        lvlm.state, ids, ids, hidden((batch, length), bool), hidden((batch,), jnp.int32),
+        lvlm.parameters, ids, ids, hidden((batch, length), bool), hidden((batch,), jnp.int32),
         hidden((batch, NUM_VISUAL_TOKENS, 64), jnp.float32),
         hidden((batch, NUM_VISUAL_TOKENS), bool),
     )  # fmt: skip
     logits, cache = jax.eval_shape(
-        lambda *a: programs.prefill(*a, slots=slots), lvlm.state, *entered
+        lambda *a: programs.prefill(*a, slots=slots), lvlm.parameters, *entered
     )
     scalar = hidden((), jnp.float32)
     compiled = programs.decode.lower(
-        lvlm.state, cache, logits, position, hidden((), jnp.int32), hidden((1,), jnp.int32),
+        lvlm.parameters, cache, logits, position, hidden((), jnp.int32), hidden((1,), jnp.int32),
         hidden((), jnp.uint32), scalar, scalar, slots=slots, greedy=True,
     ).compile()  # fmt: skip
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
