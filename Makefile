@@ -21,7 +21,7 @@ UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
-	test-tpu test-triton test-attacks lock lint format clean
+	test-tpu test-triton test-gpu test-attacks lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -34,6 +34,7 @@ help:
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
+	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (3 minutes)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
 	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
 	@echo "make lint         ruff and mypy, as CI runs them"
@@ -90,7 +91,7 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu"
 
 # What repeats a test of the above for one more family or engine, or goes further.
 test-deep: setup-test
@@ -120,6 +121,11 @@ test-tpu: $(VENV)-tpu/.tpu
 
 test-triton: $(VENV)-tpu/.triton
 	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/engines/test_pallas_triton.py
+
+# Into the environment belongs the JAX of the GPU, which no lock for every machine can hold:
+# .venv/bin/python -m pip install "jax[cuda13]==<the version that is there>".
+test-gpu: setup-test
+	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
 test-attacks: setup-test
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m tests.attacks $(ARGS)

@@ -1,0 +1,98 @@
+"""On a GPU: answers are those of a CPU, engines are certified, and no run differs from the last.
+
+Needs a GPU that JAX sees: `make test-gpu`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from resprune_jax import engines, prepare, select
+from resprune_jax.engines import ENGINES
+from resprune_jax.models import load_model
+from tests.gpu import pocket_logits
+from tests.selection.batches import Shape, batch, run
+
+pytestmark = pytest.mark.gpu
+
+SHAPES = (Shape(8, 96, 160, 48), Shape(4, 576, 640, 128), Shape(4, 576, 640, 128, "bfloat16"))
+REPEATS = 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_a_gpu() -> None:
+    assert jax.default_backend() == "gpu", "these tests say something on a GPU alone"
+
+
+@pytest.fixture(scope="module")
+def of_a_cpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The pocket model's logits, masks and tokens on this machine's CPU."""
+    path = tmp_path_factory.mktemp("cpu") / "logits.npz"
+    command = [sys.executable, str(Path(pocket_logits.__file__)), str(path)]
+    subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, timeout=300)
+    with np.load(path) as file:
+        return dict(file)
+
+
+def parted(here: dict[str, np.ndarray], there: dict[str, np.ndarray]) -> dict[str, float]:
+    """The largest difference of logits, as a share of the parity bound."""
+    return {
+        name: float(np.abs(here[name] - there[name]).max() / (1e-5 * max(1.0, there[name].std())))
+        for name in ("full", "pruned")
+    }
+
+
+def test_float32_answers_are_those_of_a_cpu(of_a_cpu: dict[str, np.ndarray]) -> None:
+    here = pocket_logits.made(load_model("pocket", dtype="float32"))
+    shares = parted(here, of_a_cpu)
+    print(f"{jax.devices()[0].device_kind}: logits part by {shares} of the bound")
+    np.testing.assert_array_equal(here["masks"], of_a_cpu["masks"])
+    np.testing.assert_array_equal(here["tokens"], of_a_cpu["tokens"])
+    assert max(shares.values()) <= 1
+
+
+def test_the_bound_tells_tf32_from_float32(of_a_cpu: dict[str, np.ndarray]) -> None:
+    rounded = load_model("pocket", dtype="float32", precision="tensorfloat32")
+    shares = parted(pocket_logits.made(rounded), of_a_cpu)
+    print(f"in TF32 logits part by {shares} of the bound")
+    assert min(shares.values()) > 10
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "pallas_tpu"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_step_certificate(shape: Shape, engine: str) -> None:
+    steps = decided = 0
+    worst = 0.0
+    for rng_seed in range(2):
+        problems = batch(shape, rng_seed)
+        chosen = run(shape, problems, engine)
+        for row, problem in enumerate(problems.problems):
+            result = problems.certify(row, chosen)
+            assert result.ok, f"{problem.kind}: {result.violations[:3]}"
+            assert chosen.count[row] == min(shape.keep, problem.count)
+            steps, decided = steps + result.steps, decided + result.decided
+            worst = max(worst, result.worst_slack)
+    print(f"{engine} {shape}: {steps} steps, {decided} decided, worst slack {worst:.1e}")
+    assert decided > 0.3 * steps
+
+
+@pytest.mark.parametrize("engine", [name for name in engines.KERNELS if name != "pallas_tpu"])
+def test_a_kernel_gives_the_same_every_time(engine: str) -> None:
+    shape = Shape(32, 576, 640, 128)
+    problems = batch(shape, 5)
+    options: dict[str, Any] = {**problems.options}
+    given = prepare(problems.tokens, valid=options.pop("valid"))
+    first = np.asarray(select(given, shape.keep, engine=engine, **options).indices)
+    for _ in range(REPEATS):
+        again = np.asarray(select(given, shape.keep, engine=engine, **options).indices)
+        np.testing.assert_array_equal(again, first)
+    alone = prepare(problems.tokens[:1], valid=problems.options["valid"][:1])
+    one = select(alone, shape.keep, engine=engine, **{k: v[:1] for k, v in options.items()})
+    np.testing.assert_array_equal(np.asarray(one.indices), first[:1])
+    print(f"{engine}: {REPEATS} runs of {shape} alike")
