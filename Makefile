@@ -34,7 +34,7 @@ help:
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
-	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (3 minutes)"
+	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
 	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
 	@echo "make lint         ruff and mypy, as CI runs them"
