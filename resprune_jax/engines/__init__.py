@@ -45,13 +45,12 @@ class Crossings(NamedTuple):
             that it holds.
         lazy: the tokens from which on `lazy` is the fastest where at most half of them are kept;
             `None`: nowhere, since a matrix unit makes the whole product in less time.
-        blocked: the size of the factor, N K, from which on `blocked` is ahead of `gram`; `None`:
-            nowhere.
+        blocked: the size of the factor, N K, from which on `blocked` is ahead of `gram`.
     """
 
     kernel: int | None = None
     lazy: int | None = None
-    blocked: int | None = blocked.BLOCKED_FROM
+    blocked: int = blocked.BLOCKED_FROM
 
 
 CROSSINGS = {
@@ -103,7 +102,7 @@ def resolve(
         return name if name != "auto" else "gram" if fits_in else "feature"
     here = jax.default_backend()
     at = CROSSINGS.get(here, CROSSINGS["tpu"])
-    by_size = "blocked" if at.blocked is not None and n * keep >= at.blocked else "gram"
+    by_size = "blocked" if n * keep >= at.blocked else "gram"
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
             ahead = at.kernel is None or n <= at.kernel
