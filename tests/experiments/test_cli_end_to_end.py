@@ -105,14 +105,15 @@ def test_what_is_loaded_is_what_was_asked_for(
     monkeypatch.setattr(load, "load_model", load_model)
     words = ["answer", "--model", "owner/name", "--image", "a.png", "--prompt", QUESTION]
     assert cli.main([*words, "--revision", "v2", "--dtype", "bfloat16"]) == 1
-    expected = {"revision": "v2", "dtype": "bfloat16", "chat_template": None, "clip": None}
-    assert asked == [("owner/name", expected)]
-    assert cli.main([*words, "--clip", "some/clip"]) == 1
-    assert asked.pop()[1]["clip"] == "some/clip"
+    nothing = {"precision": None, "chat_template": None, "clip": None}
+    assert asked == [("owner/name", {"revision": "v2", "dtype": "bfloat16", **nothing})]
+    for option, given in (("clip", "some/clip"), ("precision", "tensorfloat32")):
+        assert cli.main([*words, f"--{option}", given]) == 1
+        assert asked.pop()[1][option] == given
     Path("mine.jinja").write_text("{{ messages }}")
-    for given in ("mine.jinja", "./mine.jinja", str(place / "mine.jinja")):
-        assert cli.main([*words, "--chat-template", given]) == 1
-        assert asked.pop()[1]["chat_template"] == Path(given)
+    for path in ("mine.jinja", "./mine.jinja", str(place / "mine.jinja")):
+        assert cli.main([*words, "--chat-template", path]) == 1
+        assert asked.pop()[1]["chat_template"] == Path(path)
 
 
 def test_a_full_and_an_unpruned_call_agree(
