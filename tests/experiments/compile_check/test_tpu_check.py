@@ -157,7 +157,8 @@ def test_what_is_compiled_is_what_generate_runs(
     question = "What is on the table?"
     ran: list[Any] = []
     spied = spy(ran)
-    monkeypatch.setattr(LVLM, "programs", property(lambda self: spied(self.config, self.dtype)))
+    programs = property(lambda self: spied(self.config, self.dtype, self.precision))
+    monkeypatch.setattr(LVLM, "programs", programs)
     for budget in (None, keep):
         model.generate(list(pixels), [question] * 2, keep=budget, max_new_tokens=4)
     del ran[4]  # the second call's images
