@@ -111,7 +111,7 @@ def load_model(
             `cdpruner`): a folder or a Hub id, with safetensors. Its vision tower is not read.
         precision: what the products of float32 parameters are computed in: "float32" (default, on
             every backend), or the faster "tensorfloat32" of a GPU or "bfloat16" of a TPU, which
-            move logits by a hundredth of their spread. Nothing for parameters of 16 bits.
+            round the operands. Nothing for parameters of 16 bits.
 
     Returns:
         The model, its parameters on the devices.

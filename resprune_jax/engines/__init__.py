@@ -56,8 +56,8 @@ class Crossings(NamedTuple):
 CROSSINGS = {
     # Measured on 2 cores (docs/performance.md).
     "cpu": Crossings(lazy=256),
-    # Measured on an H100 (docs/performance.md): the blocks' nested loops cost launches, which
-    # only the largest factors pay for in reads.
+    # Between sizes measured on an H100 (docs/performance.md): the blocks' nested loops cost
+    # launches, which only the largest factors pay for in reads.
     "gpu": Crossings(kernel=768, blocked=2**24),
     # By the compiler's plans alone (docs/tpu.md).
     "tpu": Crossings(),
