@@ -313,7 +313,8 @@ def select(
         rule: decides in place of the paper's rule (`rules.py`), on the engines "feature" and
             "gram".
         places: (N, 2) or (B, N, 2), (row, column) of each token, for rules that read them.
-        engine: "auto", "feature", "gram", "blocked", "lazy", "pallas_tpu" or "pallas_gpu".
+        engine: "auto", "feature", "gram", "blocked", "lazy", "pallas_tpu", "pallas_gpu" or
+            "mosaic_gpu".
         max_bytes: rows of a batch that would together take more than this, beside arguments and
             result, are done in chunks. Where a single row would, "auto" takes an engine that holds
             less of the Gram matrix; an engine that was named always runs.

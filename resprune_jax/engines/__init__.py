@@ -7,7 +7,7 @@ import jax
 
 from resprune_jax.errors import CallError, one_of, say_once
 
-from . import blocked, feature, gram, kernels, lazy, pallas_gpu, pallas_tpu
+from . import blocked, feature, gram, kernels, lazy, mosaic_gpu, pallas_gpu, pallas_tpu
 from .loop import Outcome
 
 Engine = Callable[[Any, jax.Array, jax.Array, jax.Array, int], Outcome]
@@ -24,6 +24,7 @@ ENGINES: dict[str, Engine] = {
     "lazy": lazy.factor,
     "pallas_tpu": pallas_tpu.factor,
     "pallas_gpu": pallas_gpu.factor,
+    "mosaic_gpu": mosaic_gpu.factor,
 }
 
 FROM_TOKENS = frozenset({"feature"})
@@ -33,8 +34,15 @@ AS_GIVEN = frozenset({"lazy"})
 RULED = frozenset({"feature", "gram"})
 """The engines that run any rule; the others have the paper's in their inner loops."""
 
-KERNELS = {"pallas_tpu": ("tpu", pallas_tpu.fits), "pallas_gpu": ("gpu", pallas_gpu.fits)}
+KERNELS = {
+    "pallas_tpu": ("tpu", pallas_tpu.fits),
+    "pallas_gpu": ("gpu", pallas_gpu.fits),
+    "mosaic_gpu": ("gpu", mosaic_gpu.fits),
+}
 """The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
+
+BY_NAME = frozenset({"mosaic_gpu"})
+"""Kernels that "auto" does not take, and no interpreter of Pallas runs."""
 
 
 class Crossings(NamedTuple):
@@ -105,7 +113,7 @@ def resolve(
     by_size = "blocked" if n * keep >= at.blocked else "gram"
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
-            ahead = at.kernel is None or n <= at.kernel
+            ahead = kernel not in BY_NAME and (at.kernel is None or n <= at.kernel)
             if backend == here and ahead and fits(n, keep) and kernels.undivided():
                 return kernel
         few = at.lazy is not None and n >= at.lazy and keep <= n // 2
@@ -117,8 +125,10 @@ def resolve(
     if name not in KERNELS:
         return name
     backend, fits = KERNELS[name]
-    if backend != here and not kernels.interpreted():
+    if backend != here and (name in BY_NAME or not kernels.interpreted()):
         raise CallError(f"engine {name!r} runs on a {backend.upper()}, this is a {here.upper()}")
+    if name == "mosaic_gpu":
+        mosaic_gpu.check_device()
     if fits(n, keep):
         return name
     message = f"engine {name!r} does not hold {n} tokens with {keep} kept: {by_size!r} runs instead"

@@ -1,0 +1,142 @@
+"""The `mosaic_gpu` engine: the whole greedy loop of an image in one launch, by a cluster of blocks.
+
+The recursion is that of `gram`, the program that of `cluster.py`: a thread owns a token, the blocks
+of a cluster tell each other their candidates and the pick's column through distributed shared
+memory, and G is read one row a pick. Pallas's Mosaic GPU back-end compiles and launches it; a
+batch, or many questions about one image, is the grid of clusters: `vmap` adds the axis.
+
+Clusters of blocks need compute capability 9.0 (H100, H200) or later.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from resprune_jax.errors import CallError
+
+from . import cluster, kernels
+from .cluster import Plan
+from .kernels import CONDITIONS
+from .loop import Outcome
+
+SHARED_BYTES = 220 * 1024
+"""Shared memory that a block may take; Hopper has 227 KiB, and Mosaic takes some for itself."""
+
+BLOCKS = 8
+"""Of a cluster: as many as every Hopper GPU grants."""
+
+
+def plan_of(n: int, keep: int) -> Plan:
+    """How a problem of N tokens is divided among the blocks of a cluster."""
+    tokens = -(-n // BLOCKS)
+    return Plan(n, keep, BLOCKS, max(1, -(-tokens // cluster.WARPGROUP)))
+
+
+def fits(n: int, keep: int) -> bool:
+    """Whether a cluster holds a problem of N tokens with K kept."""
+    plan = plan_of(n, keep)
+    return plan.sound and plan.shared_bytes <= SHARED_BYTES
+
+
+def check_device() -> None:
+    """Refuse a GPU that has no clusters of blocks.
+
+    Raises:
+        CallError: its compute capability is below 9.0.
+    """
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    if capability is not None and float(capability) < 9:
+        raise CallError(
+            f"engine 'mosaic_gpu' needs a GPU of compute capability 9.0 or later, this one has"
+            f" {capability}: choose pallas_gpu"
+        )
+
+
+def factor(
+    gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
+) -> Outcome:
+    """Greedy selection by pivoted Cholesky in one launch; arguments as `gram.factor`.
+
+    The size must be one that `fits`.
+    """
+    return planned(gram, gate, first, valid, plan_of(gram.shape[0], keep))[0]
+
+
+def planned(
+    gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, plan: Plan
+) -> tuple[Outcome, jax.Array]:
+    """`factor` by this plan, and the cycles that a clocked one writes, (senders, 8) int32."""
+    given = kernels.conditions(gram, gate, first, valid, plan.n)
+    picks, sums, drift, cycles = launch(
+        cluster.program(plan),
+        plan,
+        (
+            ((plan.keep,), jnp.int32),
+            ((plan.keep + 1, plan.senders), jnp.float32),
+            ((plan.n,), jnp.float32),
+            ((plan.senders, 8), jnp.int32),
+        ),
+        gram,
+        given,
+    )
+    return kernels.outcome(gram, valid, picks, jnp.sum(sums[1:], axis=-1), drift), cycles
+
+
+def launch(
+    text: str, plan: Plan, out: Sequence[tuple[tuple[int, ...], Any]], *given: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Run a program on one cluster.
+
+    Args:
+        text: PTX; its operands are the shared memory, the arguments, the results.
+        plan: of which the cluster, its threads and its shared memory are used.
+        out: shapes and types of the results.
+        given: the arguments.
+    """
+    kind = jax.typeof(given[0]).manual_axis_type
+    return plgpu.kernel(
+        partial(_kernel, text=text),
+        out_type=tuple(
+            jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind) for shape, dtype in out
+        ),
+        scratch_types=[plgpu.SMEM((plan.shared_bytes // 4,), jnp.float32)],
+        cluster=(plan.blocks,),
+        cluster_names=("block",),
+        num_threads=plan.warpgroups,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Lane, reduction_scratch_bytes=0
+        ),
+        kernel_name="resprune_picks",
+    )(*given)  # fmt: skip
+
+
+def _kernel(*refs: Any, text: str) -> None:
+    """The kernel: nothing but the program; `refs` end with the shared memory."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs))
+    def inlined(context: Any, *arrays: Any) -> None:
+        from jax._src.lib.mlir import ir
+        from jax._src.lib.mlir.dialects import llvm
+        from jax.experimental.mosaic.gpu import utils
+
+        *others, shared = arrays
+        word, long = (ir.IntegerType.get_signless(bits) for bits in (32, 64))
+        # Addresses as numbers: of shared memory inside the block's window, of the others anywhere.
+        operands = [llvm.ptrtoint(word, utils.memref_ptr(shared))]
+        operands += [llvm.ptrtoint(long, utils.memref_ptr(array)) for array in others]
+        kinds = ",".join(["r"] + ["l"] * len(others))
+        nothing = ir.Type.parse("!llvm.void")
+        llvm.inline_asm(nothing, operands, text, kinds, has_side_effects=True)
+
+    inlined(*refs)
+
+
+def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:
+    """Bytes read and written for one image if caches held nothing between passes."""
+    # The tokens, G once and the pivots' rows of it; the factor never leaves the chip.
+    return n * d * itemsize + 4.0 * (n * n + n * keep + CONDITIONS * n)

@@ -1,0 +1,151 @@
+"""The `mosaic_gpu` kernel: its PTX in an interpreter, what it is lowered to, where it may run.
+
+The interpreter (`ptx.py`) runs a cluster in a random order, so that a pick that depends on the
+order of messages, or a wait that never ends, shows. What a GPU makes of the
+program only a GPU can show.
+"""
+
+import functools
+import logging
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resprune_jax import CallError, engines, errors, select
+from resprune_jax.engines import cluster, gram, kernels, mosaic_gpu
+from resprune_jax.engines.cluster import Plan
+from resprune_jax.engines.loop import Outcome
+from resprune_jax.engines.product import gram_product
+from tests.engines.ptx import Machine, StuckError
+from tests.engines.test_pallas import backend, lowered
+
+
+def problem(n: int, d: int, rng_seed: int) -> tuple[jax.Array, ...]:
+    """What an engine is given: twins, an empty token, gates at zero, padding at the end."""
+    rng = np.random.default_rng(rng_seed)
+    tokens = rng.standard_normal((n, d)).astype(np.float32)
+    valid = np.ones(n, bool)
+    if n > 8:
+        tokens[n // 2], tokens[5], valid[-2:] = tokens[3], 0, False
+    relevance = rng.uniform(0, 1, n).astype(np.float32)
+    relevance[relevance < 0.3] = 0
+    made = gram_product(jnp.asarray(tokens), jnp.asarray(valid))
+    return made.gram, jnp.asarray(relevance), jnp.int32(0), jnp.asarray(valid)
+
+
+def interpreted(
+    plan: Plan, given: tuple[jax.Array, ...], rng_seed: int, text: str | None = None
+) -> Outcome:
+    """What the program makes of a problem."""
+    known = kernels.conditions(*given, plan.n)
+    picks = np.full(plan.keep, -1, np.int32)
+    sums = np.zeros((plan.keep + 1, plan.senders), np.float32)
+    drift, cycles = np.zeros(plan.n, np.float32), np.zeros((plan.senders, 8), np.int32)
+    memories = [np.array(given[0]), np.array(known), picks, sums, drift, cycles]
+    warps = plan.warpgroups * cluster.WARPGROUP // cluster.WARP
+    text = text or cluster.program(plan)
+    Machine(text, memories, plan.blocks, warps, plan.shared_bytes, rng_seed).run()
+    return kernels.outcome(
+        given[0], given[3], jnp.asarray(picks), jnp.asarray(sums[1:].sum(-1)), jnp.asarray(drift)
+    )
+
+
+kept = functools.cache(lambda keep: jax.jit(functools.partial(gram.factor, keep=keep)))
+
+WAYS = {"push": {}, "mirror": {"mirror": True}, "meet": {"meet": True}}
+PLANS = [  # (N, d, K, blocks, warpgroups)
+    (4, 8, 4, 8, 1),  # blocks without a token
+    (33, 8, 33, 8, 1),
+    (60, 50, 60, 4, 1),  # every tier; columns in several turns
+    (300, 40, 5, 2, 2),
+    (1100, 12, 4, 16, 1),  # two candidates a lane
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", PLANS, ids=str)
+def test_the_picks_are_those_of_gram(shape: tuple[int, ...], way: str) -> None:
+    n, d, keep, blocks, warpgroups = shape
+    plan = Plan(n, keep, blocks, warpgroups, **WAYS[way])
+    assert plan.sound
+    given = problem(n, d, keep)
+    expected = kept(keep)(*given)
+    found = interpreted(plan, given, rng_seed=keep)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    slack = 1e-5 * float(expected.totals[0])
+    np.testing.assert_allclose(found.totals, expected.totals, rtol=0, atol=slack)
+    np.testing.assert_allclose(found.growth, expected.growth, rtol=0.1)
+
+
+FAULTS = {
+    ("push", "candidates of two steps in one place"): ("buffer, odd, 512", "buffer, odd, 0"),
+    ("push", "the column is not waited for"): ("@!p bra COLUMN;", ""),
+    ("push", "the candidates are not waited for"): ("@!p bra CANDIDATES;", ""),
+    ("mirror", "a column has one place"): ("xor.b32 side, side, 1", "xor.b32 side, side, 0"),
+    ("mirror", "candidates of two steps in one place"): ("buffer, odd, 512", "buffer, odd, 0"),
+}
+
+
+@pytest.mark.parametrize(("way", "fault"), FAULTS)
+def test_a_wrong_order_of_things_is_seen(way: str, fault: str) -> None:
+    plan = Plan(60, 30, 4, **WAYS[way])
+    given = problem(60, 50, 1)
+    text, (old, new) = cluster.program(plan), FAULTS[way, fault]
+    assert old in text
+    right = kept(plan.keep)(*given).indices
+    seen = 0
+    for rng_seed in range(2):
+        try:
+            found = interpreted(plan, given, rng_seed, text.replace(old, new))
+            seen += not np.array_equal(found.indices, right)
+        except (StuckError, AssertionError):
+            seen += 1
+    assert seen
+
+
+def test_it_lowers_to_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend(monkeypatch, "gpu")
+    for n, keep, rows in ((576, 128, 32), (40, 40, 2), (1024, 340, 1)):
+        assert lowered(mosaic_gpu, "cuda", n, keep, rows).count("mosaic_gpu_v2") == 1
+
+
+def test_the_sizes_that_fit() -> None:
+    for n, keep in ((576, 128), (576, 576), (1024, 340), (2048, 150)):
+        assert mosaic_gpu.fits(n, keep)
+        plan = mosaic_gpu.plan_of(n, keep)
+        assert plan.shared_bytes > 4 * plan.tokens * keep
+    assert not mosaic_gpu.fits(1024, 1024) and not mosaic_gpu.fits(4096, 10)
+
+
+# Where it may run.
+
+
+def test_it_runs_by_name_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(CallError, match=r"mosaic_gpu.* runs on a GPU, this is a CPU"):
+        select(np.ones((4, 5), np.float32), 2, engine="mosaic_gpu")
+    backend(monkeypatch, "gpu")
+    monkeypatch.setattr(errors, "_SAID", set())
+    assert engines.resolve("mosaic_gpu", 576, 128) == "mosaic_gpu"
+    assert engines.resolve("auto", 576, 128) == "pallas_gpu"
+    assert engines.resolve("auto", 1100, 64) != "mosaic_gpu"
+    with caplog.at_level(logging.WARNING, "resprune_jax"):
+        assert engines.resolve("mosaic_gpu", 1024, 1024) != "mosaic_gpu"
+    assert "does not hold 1024 tokens with 1024 kept" in caplog.text
+
+
+@pytest.mark.parametrize("capability", ["7.5", "8.0", "8.9"])
+def test_a_gpu_without_clusters_is_refused(
+    capability: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend(monkeypatch, "gpu")
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda *a: [device])
+    with pytest.raises(CallError, match=f"9.0 or later, this one has {capability}"):
+        engines.resolve("mosaic_gpu", 576, 128)
+    device.compute_capability = "9.0"
+    assert engines.resolve("mosaic_gpu", 576, 128) == "mosaic_gpu"
