@@ -15,115 +15,14 @@ The key orders as `loop.scores` does, in one unsigned number: the tier, then the
 of a float that is not negative; the lowest token wins a tie, since lanes, warps and blocks hold
 tokens in order. 0 is what may not be chosen.
 
-Why no message can be lost or overwritten unread (all are `st.async`, counted in bytes by an
-mbarrier of the receiver):
-
-- The candidates of step k go to buffer k mod 2. A warp sends those of step k only after it has read
-  all those of step k - 1. So what arrives for step k + 2 comes from a warp that has received the
-  candidates k + 1 of every warp here, and every warp here had read its candidates of step k.
-- The column of step k is sent by a warp that has received every warp's candidate of step k, and a
-  warp sends that after it has done with the column of step k - 1. One buffer is enough.
-- For the same reasons the phase of a barrier that a message belongs to is the current one, and a
-  warp that waits slowly finds its phase just ended, never two phases further.
-- A block leaves when all have arrived at the end.
+What a message holds, and why none can be lost, is in `exchange.py`.
 """
 
-from dataclasses import dataclass
+import struct
 
+from . import exchange
+from .exchange import CANDIDATES, TIER, TOGETHER, WARPGROUP, Plan
 from .loop import EXHAUSTED
-
-WARP = 32
-
-WARPGROUP = 128
-"""Threads in a thread of Pallas."""
-
-TIER = 0x55555555
-"""Keys of a tier. Scores below 1.4e13 have smaller bits, and those of a selection are below 4."""
-
-_ARRIVE = "barrier.cluster.arrive.release.aligned;"
-
-_CANDIDATE = 16
-_CANDIDATES = 64  # bytes before them: three barriers
-_TOGETHER = 16  # entries of the factor that a turn of the innermost loop reads
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who does what.
-
-    Attributes:
-        n: tokens, N.
-        keep: K.
-        blocks: of the cluster; more than 8 are not portable.
-        warpgroups: of a block, 128 threads each.
-        spin: wait by asking again and again, instead of being woken.
-        scope: of what a wait makes visible: "cluster", which also empties the first-level cache,
-            or "cta".
-        meet: exchange by ordinary stores and barriers of the whole cluster, instead of messages.
-        mirror: every block holds the column of every warp's best token, so that one exchange a pick
-            is enough.
-        clocked: also write how long each part of the loop took.
-    """
-
-    n: int
-    keep: int
-    blocks: int = 8
-    warpgroups: int = 1
-    spin: bool = False
-    scope: str = "cluster"
-    meet: bool = False
-    mirror: bool = False
-    clocked: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """That a block owns."""
-        return -(-self.n // self.blocks)
-
-    @property
-    def warps(self) -> int:
-        """Of a block that own tokens."""
-        return -(-self.tokens // WARP)
-
-    @property
-    def senders(self) -> int:
-        """Warps of the cluster that own tokens."""
-        return self.blocks * self.warps
-
-    @property
-    def share(self) -> int:
-        """Candidates that a lane looks at: 1 or 2."""
-        return -(-self.senders // WARP)
-
-    @property
-    def column(self) -> int:
-        """Entries of a token's column, up to a whole turn of the innermost loop."""
-        return -(-self.keep // _TOGETHER) * _TOGETHER
-
-    @property
-    def pitch(self) -> int:
-        """Bytes from a column to the next: an odd number of 16, so that lanes use all banks."""
-        return 4 * self.column + 16
-
-    @property
-    def at_column(self) -> int:
-        return _CANDIDATES + 2 * self.share * WARP * _CANDIDATE
-
-    @property
-    def at_factor(self) -> int:
-        columns = 2 * self.senders if self.mirror else 1
-        return self.at_column + 4 * self.column * columns
-
-    @property
-    def shared_bytes(self) -> int:
-        return self.at_factor + self.tokens * self.pitch
-
-    @property
-    def sound(self) -> bool:
-        """Whether threads and messages are enough; the memory is not looked at."""
-        threads = self.warpgroups * WARPGROUP
-        return 2 <= self.blocks <= 16 and self.tokens <= threads <= 1024 and self.share <= 2
-
 
 POINTS = ("candidate", "wait", "winner", "column", "wait", "product", "update")
 """What a clocked program tells apart, in cycles."""
@@ -137,45 +36,24 @@ def program(plan: Plan) -> str:
     (senders, 8), written where `clocked`.
     """
     steps = (
-        [
-            _champion(plan),
-            _clock(plan, 0),
-            _sum_of_energies(),
-            _wait(plan, "CANDIDATES", "mine", "parity"),
-            _clock(plan, 1),
-            _winner(plan),
-            _clock(plan, 2),
-            _ask(plan),
-            _note(plan),
-            _clock(plan, 3),
-            _clock(plan, 4),
-            _product(plan),
-            _clock(plan, 5),
-            _update(plan),
-            _key(),
-            _clock(plan, 6),
-        ]
-        if plan.mirror
-        else [
-            _candidate(plan),
-            _clock(plan, 0),
-            _sum_of_energies(),
-            _wait(plan, "CANDIDATES", "mine", "parity"),
-            _clock(plan, 1),
-            _winner(plan),
-            _clock(plan, 2),
-            _ask(plan),
-            _send_column(plan),
-            _note(plan),
-            _clock(plan, 3),
-            _wait(plan, "COLUMN", "base + 16", "odd"),
-            _clock(plan, 4),
-            _product(plan),
-            _clock(plan, 5),
-            _update(plan),
-            _key(),
-            _clock(plan, 6),
-        ]
+        exchange.candidate(plan),
+        _clock(plan, 0),
+        _sum_of_energies(),
+        exchange.wait("CANDIDATES", "mine", "parity"),
+        _clock(plan, 1),
+        exchange.winner(plan),
+        _clock(plan, 2),
+        _ask(plan),
+        exchange.send_column(plan),
+        _note(plan),
+        _clock(plan, 3),
+        exchange.wait("COLUMN", "base + 16", "odd"),
+        _clock(plan, 4),
+        _product(plan),
+        _clock(plan, 5),
+        _update(plan),
+        _key(),
+        _clock(plan, 6),
     )
     loop = "\n".join(steps)
     text = f"""{{
@@ -193,6 +71,11 @@ setp.lt.u32 p, k, {plan.keep};
 
 
 def _registers(plan: Plan) -> str:
+    """Declared ahead.
+
+    `changed`, `held`, `side`, `side_of`, `whole` and `column` do nothing, here and in `_begin`:
+    they stay until the next run on a card, so that the text is, to the letter, what ran on one.
+    """
     peers = ", ".join(f"peer{i}" for i in range(plan.blocks))
     clocks = ", ".join(f"c{i}" for i in range(8))
     return f"""
@@ -209,8 +92,6 @@ def _registers(plan: Plan) -> str:
 
 
 def _hex(value: float) -> str:
-    import struct
-
     return "0f" + struct.pack(">f", value).hex().upper()
 
 
@@ -248,13 +129,13 @@ def _begin(plan: Plan) -> str:
         mad.lo.u32 slot, rank, {plan.warps}, warp;
         sub.u32 first, token, lane;
 
-        @leads mbarrier.init.shared::cta.b64 [base], {plan.senders if plan.mirror else 1};
-        @leads mbarrier.init.shared::cta.b64 [base + 8], {plan.senders if plan.mirror else 1};
+        @leads mbarrier.init.shared::cta.b64 [base], 1;
+        @leads mbarrier.init.shared::cta.b64 [base + 8], 1;
         @leads mbarrier.init.shared::cta.b64 [base + 16], 1;
         @leads fence.mbarrier_init.release.cluster;
         mov.u32 x0, 0;
         shl.b32 offset, tid, 4;
-        add.u32 offset, offset, {_CANDIDATES};
+        add.u32 offset, offset, {CANDIDATES};
         CLEAR:
         setp.lt.u32 p, offset, {plan.shared_bytes};
         add.u32 source, base, offset;
@@ -264,7 +145,7 @@ def _begin(plan: Plan) -> str:
         barrier.cluster.arrive.release.aligned;
         barrier.cluster.wait.acquire.aligned;
         setp.ge.u32 p, warp, {plan.warps};
-        @p bra {"MEET" if plan.meet else "LEAVE"};
+        @p bra LEAVE;
 
         {maps}
         min.u32 there, lane, {plan.blocks - 1};
@@ -307,136 +188,6 @@ def _key() -> str:
     """
 
 
-def _expect(plan: Plan, barrier: str, size: int | str) -> str:
-    """Say how many bytes this phase of a barrier waits for."""
-    if plan.meet:
-        return ""
-    return f"@leads mbarrier.arrive.expect_tx.shared::cta.b64 _, [{barrier}], {size};"
-
-
-def _send(plan: Plan, to: str, words: str, barrier: str) -> str:
-    """Four words into the memory of a block."""
-    if plan.meet:
-        return f"st.shared::cluster.v4.b32 [{to}], {{{words}}};"
-    return (
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32"
-        f" [{to}], {{{words}}}, [{barrier}];"
-    )
-
-
-def _candidate(plan: Plan) -> str:
-    """Find the warp's best token, and tell every block."""
-    size = plan.share * WARP * _CANDIDATE
-    return f"""
-        bar.warp.sync 0xffffffff;
-        and.b32 odd, k, 1;
-        shr.u32 parity, k, 1;
-        and.b32 parity, parity, 1;
-        redux.sync.max.u32 best, key, 0xffffffff;
-        setp.eq.u32 p, key, best;
-        vote.sync.ballot.b32 votes, p, 0xffffffff;
-        brev.b32 votes, votes;
-        clz.b32 m, votes;
-        mov.b32 x0, energy;
-        mov.b32 x1, drift;
-        shfl.sync.idx.b32 ce, x0, m, 31, 0xffffffff;
-        shfl.sync.idx.b32 cd, x1, m, 31, 0xffffffff;
-        add.u32 ci, first, m;
-        min.u32 ci, ci, {plan.n - 1};
-        shl.b32 offset, odd, 3;
-        add.u32 mine, base, offset;
-        add.u32 y0, its, offset;
-        mul.lo.u32 buffer, odd, {size};
-        shl.b32 y1, slot, 4;
-        add.u32 y1, y1, buffer;
-        add.u32 y1, y1, its;
-        {_expect(plan, "mine", plan.senders * _CANDIDATE)}
-        @sends {_send(plan, f"y1 + {_CANDIDATES}", "best, ci, ce, cd", "y0")}
-        {_ARRIVE if plan.meet else ""}
-    """
-
-
-def _champion(plan: Plan) -> str:
-    """Find the warp's best token, and tell every block, with what they lack of its column.
-
-    That is the last entry where it was the best before; else the whole column, into the other one
-    of two places, since somebody may still read what the old one was picked by.
-    """
-    size = plan.share * WARP * _CANDIDATE
-    pieces = "\n".join(
-        f"""
-        add.u32 y0, peer{i}, offset;
-        add.u32 y2, peer{i}, mine;
-        sub.u32 y2, y2, base;
-        {_send(plan, f"y0 + {plan.at_column}", "x0, x1, x2, x3", "y2")}"""
-        for i in range(plan.blocks)
-    )
-    return f"""
-        bar.warp.sync 0xffffffff;
-        and.b32 odd, k, 1;
-        shr.u32 parity, k, 1;
-        and.b32 parity, parity, 1;
-        redux.sync.max.u32 best, key, 0xffffffff;
-        setp.eq.u32 p, key, best;
-        vote.sync.ballot.b32 votes, p, 0xffffffff;
-        brev.b32 votes, votes;
-        clz.b32 m, votes;
-        mov.b32 x0, energy;
-        mov.b32 x1, drift;
-        mov.b32 x2, row;
-        shfl.sync.idx.b32 ce, x0, m, 31, 0xffffffff;
-        shfl.sync.idx.b32 cd, x1, m, 31, 0xffffffff;
-        shfl.sync.idx.b32 x3, x2, m, 31, 0xffffffff;
-        add.u32 ci, first, m;
-        min.u32 ci, ci, {plan.n - 1};
-        setp.ne.u32 changed, m, held;
-        mov.u32 held, m;
-        @changed xor.b32 side, side, 1;
-        shl.b32 y1, side, 31;
-        or.b32 ci, ci, y1;
-        add.u32 bytes, k, {_TOGETHER - 1};
-        and.b32 bytes, bytes, {(1 << 32) - _TOGETHER};
-        shl.b32 bytes, bytes, 2;
-        add.u32 whole, bytes, {_CANDIDATE};
-        selp.b32 whole, whole, {_CANDIDATE + 4}, changed;
-        shl.b32 offset, odd, 3;
-        add.u32 mine, base, offset;
-        add.u32 y0, its, offset;
-        @sends mbarrier.arrive.expect_tx.shared::cluster.b64 _, [y0], whole;
-        mul.lo.u32 buffer, odd, {size};
-        shl.b32 y1, slot, 4;
-        add.u32 y1, y1, buffer;
-        add.u32 y1, y1, its;
-        @sends {_send(plan, f"y1 + {_CANDIDATES}", "best, ci, ce, cd", "y0")}
-        shl.b32 column, slot, 1;
-        add.u32 column, column, side;
-        mul.lo.u32 column, column, {4 * plan.column};
-        @changed bra WHOLE;
-        shl.b32 y1, k, 2;
-        add.u32 y1, y1, column;
-        add.u32 y1, y1, its;
-        @sends st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32
-        [y1 + {plan.at_column - 4}], x3, [y0];
-        bra SENT;
-        WHOLE:
-        shl.b32 y1, warp, 5;
-        add.u32 y1, y1, m;
-        mad.lo.u32 source, y1, {plan.pitch}, base;
-        shl.b32 whole, lane, 4;
-        PIECE:
-        setp.ge.u32 p, whole, bytes;
-        @p bra SENT;
-        add.u32 y1, source, whole;
-        ld.shared.v4.b32 {{x0, x1, x2, x3}}, [y1 + {plan.at_factor}];
-        add.u32 offset, column, whole;
-        {pieces}
-        add.u32 whole, whole, {16 * WARP};
-        bra PIECE;
-        SENT:
-        bar.warp.sync 0xffffffff;
-    """.replace("bytes.b32\n        [", "bytes.b32 [")
-
-
 def _sum_of_energies() -> str:
     """What is left of the warp's tokens before step k; nobody waits for it."""
     turns = "\n".join(
@@ -452,99 +203,6 @@ def _sum_of_energies() -> str:
         setp.eq.u32 p, lane, 0;
         mad.wide.u32 at, slot, 4, sums;
         @p st.global.f32 [at], sum;
-    """
-
-
-def _wait(plan: Plan, name: str, barrier: str, parity: str) -> str:
-    """Until this phase of a barrier has ended."""
-    if plan.meet:
-        return "barrier.cluster.wait.acquire.aligned;"
-    how = "test_wait" if plan.spin else "try_wait"
-    return f"""
-        {name}:
-        mbarrier.{how}.parity.acquire.{plan.scope}.shared::cta.b64 p, [{barrier}], {parity};
-        @!p bra {name};
-    """
-
-
-def _winner(plan: Plan) -> str:
-    """The same in every warp of the cluster."""
-    two = ""
-    if plan.share == 2:
-        two = f"""
-        ld.shared.v4.b32 {{y0, y1, y2, y3}}, [source + {_CANDIDATES + _CANDIDATE}];
-        setp.gt.u32 q, y0, x0;
-        selp.b32 offset, 1, 0, q;
-        selp.b32 x0, y0, x0, q;
-        selp.b32 x1, y1, x1, q;
-        selp.b32 x2, y2, x2, q;
-        selp.b32 x3, y3, x3, q;
-        """
-    second = """
-        shfl.sync.idx.b32 offset, offset, m, 31, 0xffffffff;
-        shl.b32 m, m, 1;
-        add.u32 m, m, offset;
-    """
-    mirrored = f"""
-        shr.u32 side_of, pick, 31;
-        and.b32 pick, pick, {(1 << 31) - 1};
-        shl.b32 column, m, 1;
-        add.u32 column, column, side_of;
-        mul.lo.u32 column, column, {4 * plan.column};
-    """
-    return f"""
-        mad.lo.u32 source, lane, {plan.share * _CANDIDATE}, base;
-        add.u32 source, source, buffer;
-        ld.shared.v4.b32 {{x0, x1, x2, x3}}, [source + {_CANDIDATES}];
-        {two}
-        redux.sync.max.u32 top, x0, 0xffffffff;
-        setp.eq.u32 p, x0, top;
-        vote.sync.ballot.b32 votes, p, 0xffffffff;
-        brev.b32 votes, votes;
-        clz.b32 m, votes;
-        shfl.sync.idx.b32 pick, x1, m, 31, 0xffffffff;
-        shfl.sync.idx.b32 x2, x2, m, 31, 0xffffffff;
-        shfl.sync.idx.b32 x3, x3, m, 31, 0xffffffff;
-        {second if plan.share == 2 else ""}
-        {mirrored if plan.mirror else ""}
-        mov.b32 its_energy, x2;
-        mov.b32 its_drift, x3;
-        setp.ne.u32 left, top, 0;
-        setp.gt.u32 active, top, {TIER};
-        setp.eq.u32 owner, m, slot;
-    """
-
-
-def _send_column(plan: Plan) -> str:
-    """By the warp that owns the winner, to every block, in whole turns of the innermost loop."""
-    sends = "\n".join(
-        f"""
-        add.u32 y0, peer{i}, offset;
-        {_send(plan, f"y0 + {plan.at_column}", "x0, x1, x2, x3", f"peer{i} + 16")}"""
-        for i in range(plan.blocks)
-    )
-    return f"""
-        add.u32 bytes, k, {_TOGETHER - 1};
-        and.b32 bytes, bytes, {(1 << 32) - _TOGETHER};
-        shl.b32 bytes, bytes, 2;
-        {_expect(plan, "base + 16", "bytes")}
-        @!owner bra SENT;
-        sub.u32 source, pick, first;
-        shl.b32 y1, warp, 5;
-        add.u32 source, source, y1;
-        mad.lo.u32 source, source, {plan.pitch}, base;
-        shl.b32 offset, lane, 4;
-        PIECE:
-        setp.ge.u32 p, offset, bytes;
-        @p bra SENT;
-        add.u32 y1, source, offset;
-        ld.shared.v4.b32 {{x0, x1, x2, x3}}, [y1 + {plan.at_factor}];
-        {sends}
-        add.u32 offset, offset, {16 * WARP};
-        bra PIECE;
-        SENT:
-        bar.warp.sync 0xffffffff;
-        {_ARRIVE if plan.meet else ""}
     """
 
 
@@ -583,21 +241,20 @@ def _product(plan: Plan) -> str:
         fma.rn.f32 s1, a1, b1, s1;
         fma.rn.f32 s2, a2, b2, s2;
         fma.rn.f32 s3, a3, b3, s3;"""
-        for i in range(_TOGETHER // 4)
+        for i in range(TOGETHER // 4)
     )
     zeros = "\n".join(f"mov.f32 s{i}, {_hex(0.0)};" for i in range(4))
     return f"""
         {zeros}
         add.u32 y0, base, {plan.at_column};
-        {"add.u32 y0, y0, column;" if plan.mirror else ""}
         mov.u32 y1, own;
         add.u32 y2, y0, bytes;
         TERMS:
         setp.ge.u32 p, y0, y2;
         @p bra SUMMED;
         {terms}
-        add.u32 y0, y0, {4 * _TOGETHER};
-        add.u32 y1, y1, {4 * _TOGETHER};
+        add.u32 y0, y0, {4 * TOGETHER};
+        add.u32 y1, y1, {4 * TOGETHER};
         bra TERMS;
         SUMMED:
         add.rn.f32 s0, s0, s1;
@@ -651,25 +308,10 @@ def _end(plan: Plan) -> str:
         mad.wide.u32 at, slot, 32, cycles;
         {stores}
         """
-    both = f"{_ARRIVE}\n{_wait(plan, '', '', '')}"
-    meet = f"""
-        bra LEAVE;
-        MEET:
-        mov.u32 k, 0;
-        AGAIN:
-        {both}
-        {both}
-        add.u32 k, k, 1;
-        setp.lt.u32 p, k, {plan.keep};
-        @p bra AGAIN;
-        """
-    if not plan.meet:
-        meet = ""
     return f"""
         mad.wide.u32 at, place, 4, drifts;
         @owns st.global.f32 [at], drift;
         {clocks}
-        {meet}
         LEAVE:
         barrier.cluster.arrive.release.aligned;
         barrier.cluster.wait.acquire.aligned;

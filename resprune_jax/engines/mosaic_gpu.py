@@ -8,18 +8,18 @@ batch, or many questions about one image, is the grid of clusters: `vmap` adds t
 Clusters of blocks need compute capability 9.0 (H100, H200) or later.
 """
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from resprune_jax.errors import CallError
 
 from . import cluster, kernels
-from .cluster import Plan
+from .exchange import WARPGROUP, Plan
 from .kernels import CONDITIONS
 from .loop import Outcome
 
@@ -33,7 +33,7 @@ BLOCKS = 8
 def plan_of(n: int, keep: int) -> Plan:
     """How a problem of N tokens is divided among the blocks of a cluster."""
     tokens = -(-n // BLOCKS)
-    return Plan(n, keep, BLOCKS, max(1, -(-tokens // cluster.WARPGROUP)))
+    return Plan(n, keep, BLOCKS, max(1, -(-tokens // WARPGROUP)))
 
 
 def fits(n: int, keep: int) -> bool:
@@ -97,13 +97,19 @@ def launch(
         out: shapes and types of the results.
         given: the arguments.
     """
+    from jax.experimental.pallas import mosaic_gpu as plgpu  # takes a quarter of a second
+
     kind = jax.typeof(given[0]).manual_axis_type
+    results = tuple(
+        jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind) for shape, dtype in out
+    )
+    scratch = [plgpu.SMEM((plan.shared_bytes // 4,), jnp.float32)]
+    named: dict[str, Any] = {"out_type": results, "scratch_types": scratch}
+    if "out_type" not in inspect.signature(plgpu.kernel).parameters:  # jax 0.10.0
+        named = {"out_shape": results, "scratch_shapes": scratch}
     return plgpu.kernel(
         partial(_kernel, text=text),
-        out_type=tuple(
-            jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind) for shape, dtype in out
-        ),
-        scratch_types=[plgpu.SMEM((plan.shared_bytes // 4,), jnp.float32)],
+        **named,
         cluster=(plan.blocks,),
         cluster_names=("block",),
         num_threads=plan.warpgroups,
@@ -117,6 +123,7 @@ def launch(
 
 def _kernel(*refs: Any, text: str) -> None:
     """The kernel: nothing but the program; `refs` end with the shared memory."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),) * len(refs))
     def inlined(context: Any, *arrays: Any) -> None:

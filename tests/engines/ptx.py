@@ -117,7 +117,7 @@ class Warp:
         if lanes.any():
             with np.errstate(all="ignore"):
                 getattr(self, "do_" + step.name[0])(step.name[1:], step.given, lanes)
-        return step.name[:2] not in (("mbarrier", "try_wait"), ("mbarrier", "test_wait"))
+        return step.name[:2] != ("mbarrier", "try_wait")
 
     # Arithmetic.
 
@@ -134,13 +134,9 @@ class Warp:
     def do_and(self, how: tuple[str, ...], given: list[Any], lanes: np.ndarray) -> None:
         self.math(how, given, lanes, np.bitwise_and)
 
-    def do_xor(self, how: tuple[str, ...], given: list[Any], lanes: np.ndarray) -> None:
-        self.math(how, given, lanes, np.bitwise_xor)
-
     def do_or(self, how: tuple[str, ...], given: list[Any], lanes: np.ndarray) -> None:
-        if how != ("pred",):
-            return self.math(how, given, lanes, np.bitwise_or)
-        return self.write(given[0], self.values[given[1]] | self.values[given[2]], lanes)
+        assert how == ("pred",)
+        self.write(given[0], self.values[given[1]] | self.values[given[2]], lanes)
 
     def do_shl(self, how: tuple[str, ...], given: list[Any], lanes: np.ndarray) -> None:
         self.math(how, given, lanes, np.left_shift)
@@ -258,10 +254,6 @@ class Warp:
             for lane in np.flatnonzero(lanes):
                 self.machine.send(int(to[lane]), int(barrier[lane]), data[lane])
             return
-        if how[:2] == ("shared", "cluster"):
-            for to, words in zip(self.address(given[0])[lanes], data[lanes], strict=True):
-                self.machine.put(int(to), words)
-            return
         if how[0] == "global":
             memory, places = self.machine.lookup(self.address(given[0], True), lanes)
         else:
@@ -278,10 +270,6 @@ class Warp:
         if how[0] == "init":
             count = given[1]
             barriers[int(self.address(given[0])[lanes][0])] = Barrier(count, count)
-        elif how == ("arrive", "expect_tx", "shared", "cluster", "b64"):
-            to, sizes = self.address(given[1]), self.read(given[2], np.uint32)
-            for lane in np.flatnonzero(lanes):
-                self.machine.messages.append((int(to[lane]), int(to[lane]), int(sizes[lane])))
         elif how[:2] == ("arrive", "expect_tx"):
             assert lanes.sum() == 1
             barrier = barriers[int(self.address(given[1])[lanes][0])]
@@ -290,7 +278,7 @@ class Warp:
             assert barrier.pending >= 0
             barrier.settle()
         else:
-            assert how[0] in ("try_wait", "test_wait") and how[1] == "parity"
+            assert how[:2] == ("try_wait", "parity")
             barrier = barriers[int(self.address(given[1])[lanes][0])]
             parity = self.read(given[2], np.uint32)
             self.write(given[0], (barrier.phase & 1) != parity, lanes)
@@ -320,7 +308,7 @@ class Machine:
         noise = np.random.default_rng(rng_seed)
         self.blocks = [Block(noise.integers(0, 256, shared_bytes, np.uint8)) for _ in range(blocks)]
         self.warps = [Warp(self, rank, i) for rank in range(blocks) for i in range(warps)]
-        self.messages: list[tuple[int, int, Any]] = []
+        self.messages: list[tuple[int, int, np.ndarray]] = []
         self.steps = 0
 
     def lookup(self, addresses: np.ndarray, lanes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -332,23 +320,14 @@ class Machine:
         assert to // _WINDOW == barrier // _WINDOW >= 1, "data and barrier of different blocks"
         self.messages.append((to, barrier, data))
 
-    def put(self, to: int, data: np.ndarray) -> None:
-        words = self.blocks[to // _WINDOW - 1].shared.view(np.uint32)
+    def deliver(self) -> None:
+        to, where, data = self.messages.pop(self.random.randrange(len(self.messages)))
+        block = self.blocks[to // _WINDOW - 1]
+        barrier, words = block.barriers[where % _WINDOW], block.shared.view(np.uint32)
         place = (to % _WINDOW - _BASE) // 4
         assert to % (4 * len(data)) == 0 and place >= 0 and place + len(data) <= words.size
         words[place : place + len(data)] = data
-
-    def deliver(self) -> None:
-        at = self.random.randrange(len(self.messages))
-        to, where, data = self.messages.pop(at)
-        barrier = self.blocks[to // _WINDOW - 1].barriers[where % _WINDOW]
-        if isinstance(data, int):
-            barrier.pending -= 1
-            barrier.bytes += data
-            assert barrier.pending >= 0
-        else:
-            self.put(to, data)
-            barrier.bytes -= 4 * len(data)
+        barrier.bytes -= 4 * len(data)
         barrier.settle()
 
     def run(self) -> None:
@@ -381,9 +360,7 @@ class Machine:
     def waiting(self, warp: Warp) -> bool:
         """Whether its last instruction was the jump back to asking again."""
         place = int(warp.places.min())
-        return place < len(self.code) and self.code[place].name[:1] == ("mbarrier",) and (
-            self.code[place].name[1] in ("try_wait", "test_wait")
-        )  # fmt: skip
+        return place < len(self.code) and self.code[place].name[:2] == ("mbarrier", "try_wait")
 
 
 def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from resprune_jax import CallError, engines, errors, select
-from resprune_jax.engines import cluster, gram, kernels, mosaic_gpu
-from resprune_jax.engines.cluster import Plan
+from resprune_jax.engines import cluster, exchange, gram, kernels, mosaic_gpu
+from resprune_jax.engines.exchange import Plan
 from resprune_jax.engines.loop import Outcome
 from resprune_jax.engines.product import gram_product
 from tests.engines.ptx import Machine, StuckError
@@ -45,7 +45,7 @@ def interpreted(
     sums = np.zeros((plan.keep + 1, plan.senders), np.float32)
     drift, cycles = np.zeros(plan.n, np.float32), np.zeros((plan.senders, 8), np.int32)
     memories = [np.array(given[0]), np.array(known), picks, sums, drift, cycles]
-    warps = plan.warpgroups * cluster.WARPGROUP // cluster.WARP
+    warps = plan.warpgroups * exchange.WARPGROUP // exchange.WARP
     text = text or cluster.program(plan)
     Machine(text, memories, plan.blocks, warps, plan.shared_bytes, rng_seed).run()
     return kernels.outcome(
@@ -55,45 +55,51 @@ def interpreted(
 
 kept = functools.cache(lambda keep: jax.jit(functools.partial(gram.factor, keep=keep)))
 
-WAYS = {"push": {}, "mirror": {"mirror": True}, "meet": {"meet": True}}
 PLANS = [  # (N, d, K, blocks, warpgroups)
     (4, 8, 4, 8, 1),  # blocks without a token
-    (33, 8, 33, 8, 1),
+    pytest.param((33, 8, 33, 8, 1), marks=pytest.mark.deep),
     (60, 50, 60, 4, 1),  # every tier; columns in several turns
-    (300, 40, 5, 2, 2),
-    (1100, 12, 4, 16, 1),  # two candidates a lane
+    pytest.param((300, 40, 5, 2, 2), marks=pytest.mark.deep),
+    pytest.param((1100, 12, 4, 16, 1), marks=pytest.mark.deep),  # two candidates a lane
 ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", PLANS, ids=str)
-def test_the_picks_are_those_of_gram(shape: tuple[int, ...], way: str) -> None:
-    n, d, keep, blocks, warpgroups = shape
-    plan = Plan(n, keep, blocks, warpgroups, **WAYS[way])
+def check(plan: Plan, d: int) -> None:
+    """The program's picks, energies and growth are those of `gram`."""
     assert plan.sound
-    given = problem(n, d, keep)
-    expected = kept(keep)(*given)
-    found = interpreted(plan, given, rng_seed=keep)
+    given = problem(plan.n, d, plan.keep)
+    expected = kept(plan.keep)(*given)
+    found = interpreted(plan, given, rng_seed=plan.keep)
     np.testing.assert_array_equal(found.indices, expected.indices)
     slack = 1e-5 * float(expected.totals[0])
     np.testing.assert_allclose(found.totals, expected.totals, rtol=0, atol=slack)
     np.testing.assert_allclose(found.growth, expected.growth, rtol=0.1)
 
 
+@pytest.mark.parametrize("shape", PLANS, ids=str)
+def test_the_picks_are_those_of_gram(shape: tuple[int, ...]) -> None:
+    n, d, keep, blocks, warpgroups = shape
+    check(Plan(n, keep, blocks, warpgroups), d)
+
+
+@pytest.mark.deep
+def test_clocks_change_nothing() -> None:
+    check(Plan(20, 6, 2, clocked=True), 8)
+
+
 FAULTS = {
-    ("push", "candidates of two steps in one place"): ("buffer, odd, 512", "buffer, odd, 0"),
-    ("push", "the column is not waited for"): ("@!p bra COLUMN;", ""),
-    ("push", "the candidates are not waited for"): ("@!p bra CANDIDATES;", ""),
-    ("mirror", "a column has one place"): ("xor.b32 side, side, 1", "xor.b32 side, side, 0"),
-    ("mirror", "candidates of two steps in one place"): ("buffer, odd, 512", "buffer, odd, 0"),
+    "candidates of two steps in one place": ("buffer, odd, 512", "buffer, odd, 0"),
+    "the column is not waited for": ("@!p bra COLUMN;", ""),
+    "the candidates are not waited for": ("@!p bra CANDIDATES;", ""),
 }
 
 
-@pytest.mark.parametrize(("way", "fault"), FAULTS)
-def test_a_wrong_order_of_things_is_seen(way: str, fault: str) -> None:
-    plan = Plan(60, 30, 4, **WAYS[way])
+@pytest.mark.deep
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_order_of_things_is_seen(fault: str) -> None:
+    plan = Plan(60, 30, 4)
     given = problem(60, 50, 1)
-    text, (old, new) = cluster.program(plan), FAULTS[way, fault]
+    text, (old, new) = cluster.program(plan), FAULTS[fault]
     assert old in text
     right = kept(plan.keep)(*given).indices
     seen = 0
@@ -108,7 +114,7 @@ def test_a_wrong_order_of_things_is_seen(way: str, fault: str) -> None:
 
 def test_it_lowers_to_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     backend(monkeypatch, "gpu")
-    for n, keep, rows in ((576, 128, 32), (40, 40, 2), (1024, 340, 1)):
+    for n, keep, rows in ((576, 128, 32), (1024, 340, 1)):
         assert lowered(mosaic_gpu, "cuda", n, keep, rows).count("mosaic_gpu_v2") == 1
 
 
