@@ -16,7 +16,7 @@ from resprune_jax.errors import CallError, ResPruneError, shown
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.checkpoint.hub import resolve_checkpoint
 from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
-from resprune_jax.models.checkpoint.sharding import auto_mesh
+from resprune_jax.models.checkpoint.sharding import auto_mesh, divide_mlps
 from resprune_jax.models.families.registry import (
     checkpoint_config,
     make_family,
@@ -136,10 +136,10 @@ def load_model(
     folder = resolve_checkpoint(path_or_hub_id, revision=revision, token=token, judge=judge)
     family, encoder, settings, own = parts
     raw, config = checkpoint_config(folder)
-    family.config = config
     chosen = resolve_dtype(dtype, folder, raw)
     precision = resolve_precision(precision, chosen)
     mesh = None if mesh is None else auto_mesh(mesh)
+    family.config = config = divide_mlps(config, mesh)
     made = module_class(config)
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=chosen))
     state = load_parameters(folder, abstract, dtype=chosen, mesh=mesh)

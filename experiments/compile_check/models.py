@@ -216,12 +216,13 @@ def model_rows(
     import numpy as np
 
     from resprune_jax.methods import get_method
-    from resprune_jax.models.checkpoint.sharding import batch_sharding
+    from resprune_jax.models.checkpoint.sharding import batch_sharding, divide_mlps
     from resprune_jax.models.prompts import buckets
     from resprune_jax.models.running.precision import resolve_precision
     from resprune_jax.models.running.programs import programs
 
     dtype = jnp.dtype(dtype)
+    config = divide_mlps(config, mesh)
     # The protocol of `Programs` has no `lower`.
     run: Any = programs(config, dtype, resolve_precision(None, dtype))
     state = tuple(jax.tree.leaves(abstract_state(config, mesh, dtype)))

@@ -94,7 +94,7 @@ def write_checkpoint(directory: Path, layers: int, max_shard_bytes: int) -> int:
     import numpy as np
     from flax import nnx
 
-    from resprune_jax.models.checkpoint.names import source_of, with_prefix
+    from resprune_jax.models.checkpoint.names import Source, sources_of, with_prefix
     from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
     from resprune_jax.models.checkpoint.writing import write_weights
     from resprune_jax.models.families.llava.config import LlavaConfig
@@ -109,8 +109,7 @@ def write_checkpoint(directory: Path, layers: int, max_shard_bytes: int) -> int:
     # Clearing the exponent's top bit leaves magnitudes below 2: every value is finite.
     noise = (noise & np.uint16(0xBFFF)).view(dtype)
 
-    def tensor(path: tuple[Any, ...], shape: tuple[int, ...]) -> TensorToWrite:
-        source = source_of(path, shape)
+    def tensor(source: Source) -> TensorToWrite:
         stored = source.stored_shape(config.vision.num_channels)
         return TensorToWrite(
             with_prefix(source.key, DIALECTS["hub"]),
@@ -120,7 +119,9 @@ def write_checkpoint(directory: Path, layers: int, max_shard_bytes: int) -> int:
         )
 
     flat = nnx.to_flat_state(nnx.split(abstract)[1])
-    tensors = [tensor(path, leaf.shape) for path, leaf in flat]
+    tensors = [
+        tensor(own) for path, leaf in flat for own in sources_of(tuple(map(str, path)), leaf.shape)
+    ]
     write_weights(directory, tensors, max_shard_bytes)
     (directory / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     return sum(t.nbytes for t in tensors)

@@ -73,18 +73,15 @@ def weights(ours: Ours) -> Finding:
     keys = ours.config.form.keys
     wrong, count, values = [], 0, 0
     for path, leaf in nnx.to_flat_state(ours.lvlm.state):
-        source = keys.source_of(tuple(map(str, path)), leaf.shape)
         value = np.asarray(leaf[...])
-        places = sample_places(source.key, value.size)
-        if source.layout == "copy":
-            got = value.reshape(-1)[places]
-        else:  # stored with the output axis first
-            row, column = np.divmod(places, value.shape[0])
-            got = value[column, row]
-        want = ours.reference.weights.get(source.key)
-        count, values = count + 1, values + len(places)
-        if want is None or not np.array_equal(got.astype(np.float32), want):
-            wrong.append(source.key)
+        for source in keys.sources_of(tuple(map(str, path)), leaf.shape):
+            own = source.as_stored(value)
+            places = sample_places(source.key, own.size)
+            got = own[np.unravel_index(places, own.shape)]
+            want = ours.reference.weights.get(source.key)
+            count, values = count + 1, values + len(places)
+            if want is None or not np.array_equal(got.astype(np.float32), want):
+                wrong.append(source.key)
     if wrong:
         found = f"{len(wrong)} of {count} parameters differ: {findings.places_of(wrong)}"
         return Finding(False, found, findings.WEIGHTS)

@@ -20,7 +20,7 @@ class KeyTable(Protocol):
         """The canonical name of a key in any dialect; a key of no dialect as it is."""
         ...
 
-    def source_of(self, path: Sequence[str | int], shape: Sequence[int]) -> Source:
+    def sources_of(self, path: Sequence[str | int], shape: Sequence[int]) -> tuple[Source, ...]:
         """Where a parameter comes from, by its path in the module."""
         ...
 

@@ -140,7 +140,8 @@ def load_parameters(
     arrays = {}
     # Largest first: the transient copies of a tensor weigh least while little is loaded.
     for target in sorted(targets, key=lambda t: -int(np.prod(t.leaf.shape))):
-        reader = _Reader(files, found[target.source.key], target.source, cast or target.leaf.dtype)
+        stored = [(found[source.key], source) for source in target.sources]
+        reader = _Reader(files, stored, target.leaf.shape, cast or target.leaf.dtype)
         if mesh is None:
             array = jax.device_put(reader())
         else:
@@ -196,44 +197,72 @@ class _Target:
 
     path: tuple[str | int, ...]
     leaf: Any  # the nnx variable that holds a ShapeDtypeStruct
-    source: Source
+    sources: tuple[Source, ...]
 
 
 def _target(path: Sequence[Any], leaf: Any, form: CheckpointFormat) -> _Target:
-    return _Target(tuple(path), leaf, form.keys.source_of(path, leaf.shape))
+    return _Target(tuple(path), leaf, form.keys.sources_of(path, leaf.shape))
 
 
 class _Reader:
     """Reads one parameter in parts; devices that hold the same part share one reading."""
 
     def __init__(
-        self, files: WeightFiles, tensor: TensorInfo, source: Source, dtype: np.dtype
+        self,
+        files: WeightFiles,
+        stored: Sequence[tuple[TensorInfo, Source]],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
     ) -> None:
-        self.files, self.tensor, self.source = files, tensor, source
+        self.files, self.stored, self.shape = files, stored, shape
         self.dtype = np.dtype(dtype)
         self.parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def __call__(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """The part of the parameter at `index` (None: all of it), in its module's layout."""
-        shape = self.source.shape
-        index = (slice(None),) * len(shape) if index is None else index
-        bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+        index = (slice(None),) * len(self.shape) if index is None else index
+        bounds = [part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True)]
         key = tuple(bounds)
         if key not in self.parts:
-            self.parts[key] = self._cast(self._read([slice(*bound) for bound in bounds]))
+            self.parts[key] = self._read([slice(*bound) for bound in bounds])
         return self.parts[key]
 
     def _read(self, index: list[slice]) -> np.ndarray:
-        if self.source.layout == "copy":
-            return self.files.read(self.tensor, tuple(index))
-        if self.source.layout == "transpose":
-            return self.files.read(self.tensor, tuple(index[::-1])).T
+        tensor, source = self.stored[0]
+        if source.layout == "copy":
+            return self._cast(tensor, self.files.read(tensor, tuple(index)))
+        if source.layout == "transpose":
+            return self._cast(tensor, self.files.read(tensor, tuple(index[::-1])).T)
+        if source.layout == "rows":
+            return self._read_joined(index)
         rows, columns = index
-        whole = tuple(slice(0, size) for size in self.tensor.shape[1:])
-        patches = self.files.read(self.tensor, (columns, *whole))
-        return patches.reshape(len(patches), -1).T[rows]
+        whole = tuple(slice(0, size) for size in tensor.shape[1:])
+        patches = self.files.read(tensor, (columns, *whole))
+        return self._cast(tensor, patches.reshape(len(patches), -1).T[rows])
 
-    def _cast(self, x: np.ndarray) -> np.ndarray:
+    def _read_joined(self, index: list[slice]) -> np.ndarray:
+        """One layer after the other into its place: never are all of them in memory twice."""
+        groups, asked, within, *rest = index
+        filled = np.empty([part.stop - part.start for part in index], self.dtype)
+        for tensor, source in self.stored:
+            begin = max(asked.start, source.start)
+            end = min(asked.stop, source.start + source.shape[1])
+            if begin >= end:
+                continue
+            own = slice(begin - source.start, end - source.start)
+            count, width = source.shape[1:3]
+            if source.shape[:2] == (1, 1):
+                rows = self.files.read(tensor, (within, *rest))[None, None]
+            else:
+                size = count * width
+                lines = slice(groups.start * size, groups.stop * size)
+                rows = self.files.read(tensor, (lines, *rest))
+                rows = rows.reshape(-1, count, width, *rows.shape[1:])[:, own, within]
+            place = slice(begin - asked.start, end - asked.start)
+            filled[:, place] = self._cast(tensor, rows)
+        return filled
+
+    def _cast(self, tensor: TensorInfo, x: np.ndarray) -> np.ndarray:
         if x.dtype == self.dtype:
             return x
         with np.errstate(over="ignore"):
@@ -244,7 +273,7 @@ class _Reader:
         if lost.any() and np.isfinite(x[lost]).any():
             raise CheckpointError(
                 self.files.directory,
-                [f"{self.tensor.key} has values beyond the range of {self.dtype.name}: load it as "
+                [f"{tensor.key} has values beyond the range of {self.dtype.name}: load it as "
                  "bfloat16 or float32"],
             )  # fmt: skip
         return y
@@ -255,7 +284,7 @@ def _match(
 ) -> dict[str, TensorInfo]:
     """Pair parameters with tensors; raises with everything that does not pair."""
     keys = form.keys
-    sources = {target.source.key: target.source for target in targets}
+    sources = {source.key: source for target in targets for source in target.sources}
     num_blocks = config.vision.num_layers
     found: dict[str, list[TensorInfo]] = {}
     unknown, odd = [], []

@@ -7,7 +7,9 @@ axis types.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -40,6 +42,11 @@ _KERNEL_AXES: dict[str, tuple[str | None, str | None]] = {
     "patch_embed.proj": (None, "embed"),
     "mlp.0": ("embed", "mlp"),
     "mlp.2": ("mlp", "embed"),
+}
+# A `JoinedLinear`: groups, layers, rows of each, inputs. Whole groups lie on a device.
+_JOINED_AXES: dict[str, tuple[str | None, ...]] = {
+    "qkv_proj": ("kv_heads", None, None, "embed"),
+    "gate_up_proj": ("mlp", None, None, "embed"),
 }
 _TABLE_AXES: dict[str, tuple[str | None, str | None]] = {
     "embed_tokens": ("vocab", "embed"),
@@ -168,6 +175,8 @@ def logical_axes(path: Sequence[str | int], ndim: int) -> LogicalAxes:
     # Names that mean one thing in one place and another elsewhere count with their owner's.
     if len(path) > 2 and f"{path[-3]}.{owner}" in _KERNEL_AXES:
         owner = f"{path[-3]}.{owner}"
+    if owner in _JOINED_AXES:
+        return _JOINED_AXES[owner][:ndim]
     if leaf == "kernel" and owner in _KERNEL_AXES:
         return _KERNEL_AXES[owner]
     if leaf == "bias" and owner in _KERNEL_AXES:
@@ -176,6 +185,28 @@ def logical_axes(path: Sequence[str | int], ndim: int) -> LogicalAxes:
     if leaf == "embedding" and owner in _TABLE_AXES:
         return _TABLE_AXES[owner]
     return (None,) * ndim
+
+
+def divide_mlps(config: Any, mesh: Mesh | None, rules: ShardingRules = DEFAULT_RULES) -> Any:
+    """The configuration for a mesh: gated MLPs in as many groups as devices share them.
+
+    Args:
+        config: of a model, whose `text`, and `vision` in some families, count `mlp_groups`.
+        mesh: the device mesh; None for one device.
+        rules: the rules in force.
+    """
+    if mesh is None:
+        return config
+    parts = {}
+    for name in ("text", "vision"):
+        part = getattr(config, name)
+        if hasattr(part, "mlp_groups"):
+            inner = part.intermediate_size
+            axes = rules.spec(("mlp",), (inner,), mesh)
+            names = (axes[0],) if axes and isinstance(axes[0], str) else axes[0] if axes else ()
+            groups = math.prod(mesh.shape[axis] for axis in names or ())
+            parts[name] = dataclasses.replace(part, mlp_groups=groups)
+    return dataclasses.replace(config, **parts)
 
 
 def batch_sharding(

@@ -66,7 +66,9 @@ def write_checkpoint(
         raise CallError(f"max_shard_bytes is {max_shard_bytes}, expected at least 1, or None")
     state = nnx.split(parameters)[1] if isinstance(parameters, nnx.Module) else parameters
     tensors = [
-        _tensor(path, leaf.get_value(), form, parsed) for path, leaf in nnx.to_flat_state(state)
+        tensor
+        for path, leaf in nnx.to_flat_state(state)
+        for tensor in _tensors(path, leaf.get_value(), form, parsed)
     ]
     tensors += form.keys.fillers(tensors, parsed)
     dtypes = sorted({tensor.dtype.name for tensor in tensors})
@@ -93,25 +95,25 @@ def write_checkpoint(
     return directory
 
 
-def _tensor(
+def _tensors(
     path: tuple[Any, ...], value: Any, form: CheckpointFormat, config: ModelConfig
-) -> TensorToWrite:
-    """One parameter as a file stores it."""
+) -> list[TensorToWrite]:
+    """One parameter as a file stores it: a tensor, or one for each layer that was joined."""
     name = ".".join(map(str, path))
     if not isinstance(value, jax.Array | np.ndarray):
         raise CallError(f"parameter {name} has no value ({type(value).__name__}): load or make it")
     if value.dtype not in DTYPES.values():
         raise CallError(f"parameter {name} has dtype {value.dtype}, expected a float to save")
-    source = form.keys.source_of(path, value.shape)
-    shape = source.stored_shape(config.vision.num_channels)
-    return TensorToWrite(
-        source.key, np.dtype(value.dtype), shape, partial(_stored, value, source, shape)
-    )
+    tensors = []
+    for source in form.keys.sources_of(path, value.shape):
+        shape = source.stored_shape(config.vision.num_channels)
+        make = partial(_stored, value, source, shape)
+        tensors.append(TensorToWrite(source.key, np.dtype(value.dtype), shape, make))
+    return tensors
 
 
 def _stored(value: jax.Array | np.ndarray, source: Source, shape: tuple[int, ...]) -> np.ndarray:
-    host = np.asarray(value)
-    return host if source.layout == "copy" else host.T.reshape(shape)
+    return np.asarray(source.as_stored(value)).reshape(shape)
 
 
 def _shards(tensors: list[TensorToWrite], most: int | None) -> list[list[TensorToWrite]]:

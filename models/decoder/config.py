@@ -58,6 +58,8 @@ class DecoderConfig:
         sliding_window: a query sees at most this many tokens, its own included; `None`: all.
         qkv_bias: whether the query, key and value projections carry a bias (Qwen2 does).
         rope_scaling: of another RoPE type than the default.
+        mlp_groups: parts of the gated MLP that a mesh can lay on devices of their own; not the
+            file's, see `sharding.divide_mlps`.
     """
 
     vocab_size: int
@@ -73,6 +75,7 @@ class DecoderConfig:
     sliding_window: int | None = None
     qkv_bias: bool = False
     rope_scaling: RopeScaling | None = None
+    mlp_groups: int = 1
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any]) -> "DecoderConfig":

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from resprune_jax.models.decoder.attention import attend
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.config import DecoderConfig
-from resprune_jax.models.decoder.layers import RMSNorm
+from resprune_jax.models.decoder.layers import JoinedLinear, RMSNorm, gated
 from resprune_jax.models.decoder.rope import apply_rope, rope_tables
 
 
@@ -21,18 +21,41 @@ class DecoderAttention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
-        queries = config.num_heads * config.head_dim
-        keys = config.num_kv_heads * config.head_dim
-
-        def linear(width_in: int, width_out: int, bias: bool) -> nnx.Linear:
-            return nnx.Linear(width_in, width_out, use_bias=bias, param_dtype=dtype, rngs=rngs)
-
         self.head_dim = config.head_dim
         self.window = config.sliding_window
-        self.q_proj = linear(config.hidden_size, queries, config.qkv_bias)
-        self.k_proj = linear(config.hidden_size, keys, config.qkv_bias)
-        self.v_proj = linear(config.hidden_size, keys, config.qkv_bias)
-        self.o_proj = linear(queries, config.hidden_size, False)
+        self.qkv_proj = JoinedLinear(
+            config.hidden_size, config.num_kv_heads,
+            (config.num_heads // config.num_kv_heads, 1, 1), config.head_dim,
+            use_bias=config.qkv_bias, rngs=rngs, dtype=dtype,
+        )  # fmt: skip
+        self.o_proj = nnx.Linear(
+            config.num_heads * config.head_dim, config.hidden_size,
+            use_bias=False, param_dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+
+    def heads(self, x: jax.Array, *, whole: bool = False) -> tuple[jax.Array, ...]:
+        """Queries, keys and values before they are rotated.
+
+        Args:
+            x: (B, S, d), normalised.
+            whole: make the product by itself, not joined with what reads it.
+
+        Returns:
+            (B, S, H, hd), (B, S, KV, hd) twice.
+        """
+        joined = self.qkv_proj(x)  # [B, S, KV, G + 2, hd]
+        if whole:
+            joined = jax.lax.optimization_barrier(joined)
+        queries = joined[:, :, :, :-2].reshape(*x.shape[:2], -1, self.head_dim)
+        return queries, joined[:, :, :, -2], joined[:, :, :, -1]
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """The queries of some tokens alone, not rotated: (B, R, d) to (B, R, H hd)."""
+        return self.qkv_proj.layer(0, x)
+
+    def keys(self, x: jax.Array) -> jax.Array:
+        """The keys of some tokens alone, not rotated: (B, R, d) to (B, R, KV hd)."""
+        return self.qkv_proj.layer(1, x)
 
     def __call__(
         self,
@@ -56,17 +79,10 @@ class DecoderAttention(nnx.Module):
         Returns:
             (B, S, d), and the cache with the new tokens.
         """
-
-        def heads(y: jax.Array) -> jax.Array:
-            if cache is not None:
-                # Where XLA may join the split into heads with the product, its TPU compiler turns
-                # the weights to suit the cache, and keeps the copies all through decode.
-                y = jax.lax.optimization_barrier(y)
-            return y.reshape(*y.shape[:2], -1, self.head_dim)
-
-        q = apply_rope(heads(self.q_proj(x)), *rope)  # [B, S, H, hd]
-        k = apply_rope(heads(self.k_proj(x)), *rope)  # [B, S, KV, hd]
-        v = heads(self.v_proj(x))
+        # Where XLA may join the split into heads with the product, its TPU compiler turns the
+        # weights to suit the cache, and keeps the copies all through decode.
+        q, k, v = self.heads(x, whole=cache is not None)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             cache = cache.write(layer, slot, k, v)
             # A slot known before compiling bounds what can be seen: prefill does not read the
@@ -83,17 +99,16 @@ class DecoderMlp(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         width, inner = config.hidden_size, config.intermediate_size
-
-        def linear(width_in: int, width_out: int) -> nnx.Linear:
-            return nnx.Linear(width_in, width_out, use_bias=False, param_dtype=dtype, rngs=rngs)
-
-        self.gate_proj = linear(width, inner)
-        self.up_proj = linear(width, inner)
-        self.down_proj = linear(inner, width)
+        groups = config.mlp_groups
+        self.gate_up_proj = JoinedLinear(
+            width, groups, (1, 1), inner // groups, use_bias=False, rngs=rngs, dtype=dtype
+        )
+        self.down_proj = nnx.Linear(inner, width, use_bias=False, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, S, d) to the same shape."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        joined = self.gate_up_proj(x)  # [B, S, groups, 2, inner / groups]
+        return self.down_proj(gated(joined).reshape(*x.shape[:-1], -1))
 
 
 class DecoderLayer(nnx.Module):

@@ -1,10 +1,11 @@
 """Small layers that the vision tower, the projector and the decoder share.
 
-Linear layers and embeddings are `nnx.Linear` and `nnx.Embed`; the norms are our own, because the
-order of casts and the epsilon of each model matter to the fifth digit.
+Linear layers and embeddings are `nnx.Linear` and `nnx.Embed`, and `JoinedLinear` where several read
+one input; the norms are our own, because the order of casts and the epsilon of each model matter to
+the fifth digit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -24,6 +25,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
 }
+
+
+def gated(joined: jax.Array) -> jax.Array:
+    """silu(gate) * up of a `JoinedLinear` of the two: (..., 2, width) to (..., width)."""
+    return jax.nn.silu(joined[..., 0, :]) * joined[..., 1, :]
 
 
 class LayerNorm(nnx.Module):
@@ -68,3 +74,63 @@ class RMSNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         return y.astype(x.dtype) * self.scale[...]
+
+
+class JoinedLinear(nnx.Module):
+    """Linear layers of one input as one product: a GPU launches one kernel, not one for each.
+
+    Rows of the weight lie group by group, in every group the layers one behind the other: a mesh
+    lays whole groups on its devices, so that each holds its part of every layer. Attention's groups
+    are the key/value heads, each with the query heads that read it; a gated MLP has as many as
+    there are devices to share it.
+
+    Attributes:
+        weight: (groups, sum(parts), width, inputs), outputs in front as checkpoint files have them.
+        bias: (groups, sum(parts), width), or `None`.
+        parts: rows of `width` that each layer has in a group.
+    """
+
+    bias: nnx.Param | None
+
+    def __init__(
+        self,
+        inputs: int,
+        groups: int,
+        parts: Sequence[int],
+        width: int,
+        *,
+        use_bias: bool,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
+    ) -> None:
+        """Make the parameters; their random values are those of the layers made one by one."""
+        kernels, biases = [], []
+        for part in parts:
+            shape = (groups, part, width)
+            own = nnx.Linear(
+                inputs, groups * part * width, use_bias=use_bias, param_dtype=dtype, rngs=rngs
+            )
+            kernels.append(own.kernel[...].T.reshape(*shape, inputs))
+            if own.bias is not None:
+                biases.append(own.bias[...].reshape(shape))
+        self.parts = tuple(parts)
+        self.weight = nnx.Param(jnp.concatenate(kernels, axis=1))
+        self.bias = nnx.data(nnx.Param(jnp.concatenate(biases, axis=1)) if use_bias else None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """All outputs: x (..., inputs) to (..., groups, sum(parts), width)."""
+        return self._outputs(x, slice(None))
+
+    def layer(self, index: int, x: jax.Array) -> jax.Array:
+        """The outputs of one layer: x (..., inputs) to (..., groups * parts[index] * width)."""
+        start = sum(self.parts[:index])
+        y = self._outputs(x, slice(start, start + self.parts[index]))
+        return y.reshape(*x.shape[:-1], -1)
+
+    def _outputs(self, x: jax.Array, rows: slice) -> jax.Array:
+        weight = self.weight[:, rows]
+        # One axis of outputs: XLA turns weights with several around in every call.
+        y = jnp.einsum("...i,oi->...o", x, weight.reshape(-1, weight.shape[-1]))
+        if self.bias is not None:
+            y = y + self.bias[:, rows].reshape(-1)
+        return y.reshape(*x.shape[:-1], *weight.shape[:-1])

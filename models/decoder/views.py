@@ -160,7 +160,7 @@ def layer_view(
         parts["text_final_states"] = take(states, text, 0)
     embeddings = take(segment.x, visual, 0)
     if "bare_keys" in needs:
-        parts["bare_keys"] = decoder.layers[cache.stop].self_attn.k_proj(embeddings)
+        parts["bare_keys"] = decoder.layers[cache.stop].self_attn.keys(embeddings)
     layer = LayerView(take(segment.owner, segment.original, -1), memory, **parts)
     own_parts: dict[str, Any] = {
         name: None if values is None else take(values, segment.original, 0)
@@ -183,7 +183,7 @@ class _Asker:
         """Attention of the queries in `slots` (B, R) of a layer that x enters: (B, H, R, S)."""
         own = self.decoder.layers[layer]
         normed = own.input_layernorm(take(x, slots, 0))
-        q = own.self_attn.q_proj(normed)  # [B, R, H hd]
+        q = own.self_attn.queries(normed)  # [B, R, H hd]
         q = q.reshape(*q.shape[:2], -1, own.self_attn.head_dim)
         q = apply_rope(q, *self._turn(take(self.segment.positions, slots, 0)))
         return attention_rows(q, keys, valid=self._seen(slots))
@@ -191,7 +191,7 @@ class _Asker:
     def keys(self, layer: int, x: jax.Array) -> jax.Array:
         """The keys of a layer that x enters, rotated: (B, S, KV, hd)."""
         own = self.decoder.layers[layer]
-        k = own.self_attn.k_proj(own.input_layernorm(x))
+        k = own.self_attn.keys(own.input_layernorm(x))
         k = k.reshape(*k.shape[:2], -1, own.self_attn.head_dim)
         return apply_rope(k, *self._turn(self.segment.positions))
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.models.decoder.attention import attend, attention_columns, attention_rows
-from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm
+from resprune_jax.models.decoder.layers import ACTIVATIONS, JoinedLinear, LayerNorm
 from resprune_jax.models.towers.config import ClipConfig, VisionConfig
 from resprune_jax.models.towers.patches import cut_patches, resized_positions
 
@@ -99,14 +99,16 @@ class ClipAttention(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
-        width = config.hidden_size
-        self.num_heads = config.num_heads
+        width, heads = config.hidden_size, config.num_heads
+        self.qkv_proj = JoinedLinear(
+            width, heads, (1, 1, 1), width // heads, use_bias=True, rngs=rngs, dtype=dtype
+        )
+        self.out_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
 
-        def linear() -> nnx.Linear:
-            return nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
-
-        self.q_proj, self.k_proj = linear(), linear()
-        self.v_proj, self.out_proj = linear(), linear()
+    def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values: (..., v), normalised, to (..., H, hd) each."""
+        joined = self.qkv_proj(x)  # [..., H, 3, hd]
+        return joined[..., 0, :], joined[..., 1, :], joined[..., 2, :]
 
     def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, Attended | None]:
         """Attend.
@@ -119,11 +121,7 @@ class ClipAttention(nnx.Module):
         Returns:
             (B, S, v), and an `Attended` or `None`.
         """
-
-        def heads(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:2], self.num_heads, -1)
-
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        q, k, v = self.heads(x)
         mixed = self.out_proj(attend(q, k, v).reshape(x.shape))
         if not saliency:
             return mixed, None
@@ -142,10 +140,7 @@ class ClipAttention(nnx.Module):
         Returns:
             (S, v), and the keys (S, H, hd).
         """
-        q, k, v = (
-            part(x).reshape(len(x), self.num_heads, -1)
-            for part in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = self.heads(x)
         scores = jnp.einsum("shd,thd->hst", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5 + bias, axis=-1).astype(v.dtype)
         mixed = jnp.einsum("hst,thd->shd", weights, v, preferred_element_type=jnp.float32)

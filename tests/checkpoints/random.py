@@ -143,6 +143,8 @@ def _random(name: str, shape: tuple[int, ...], rng: Any, words: list[int]) -> An
     value = rng.standard_normal(shape, np.float32)
     if name.endswith("kernel"):
         value /= np.sqrt(shape[0])
+    elif name.endswith("weight"):  # of joined layers: their inputs are the last axis
+        value /= np.sqrt(shape[-1])
     if "position_embedding" in name or "class_embedding" in name:
         value *= 0.1  # what a patch shows counts for more than where it lies
     if name.endswith(("out_proj.kernel", "fc2.kernel")):

@@ -19,7 +19,7 @@ from resprune_jax.models.decoder.mrope import Grid, RopeIndex, rope_index, token
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from resprune_jax.models.families.qwen_vl.images import VisionInput, pack
 from resprune_jax.models.families.qwen_vl.module import Qwen25VL
-from resprune_jax.models.families.qwen_vl.names import canonical_key, source_of
+from resprune_jax.models.families.qwen_vl.names import canonical_key, sources_of
 from resprune_jax.models.families.registry import module_class, read_model_config
 from resprune_jax.models.towers.qwen_vision.tables import VisionTables
 from tests.checkpoints.qwen_vl import (
@@ -71,12 +71,15 @@ def read_port(directory: Path, config: Qwen25VLConfig) -> tuple[Any, nnx.State]:
         tensors = {canonical_key(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     filled = []
     for path, leaf in nnx.to_flat_state(shapes):
-        source = source_of(path, leaf.shape)
-        value = tensors.pop(source.key)
-        assert source.fits(value.shape), (source, value.shape)
-        assert source.stored_shape(3) == value.shape
-        if source.layout != "copy":
-            value = value.reshape(len(value), -1).T
+        parts = []
+        for source in sources_of(path, leaf.shape):
+            value = tensors.pop(source.key)
+            assert source.fits(value.shape), (source, value.shape)
+            assert source.stored_shape(3) == value.shape
+            if source.layout in ("transpose", "patches"):
+                value = value.reshape(len(value), -1).T
+            parts.append(value.reshape(source.shape))
+        value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         filled.append((path, leaf.replace(jnp.asarray(value))))
     assert not tensors, f"not used: {sorted(tensors)}"
     return graph, nnx.from_flat_state(filled)

@@ -18,6 +18,7 @@ from resprune_jax.models.decoder.rope import inverse_frequencies
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.running.programs import assemble
+from tests.checkpoints.joined import LAYERS, joined
 from tests.checkpoints.llava import (
     IMAGE_SIZE,
     IMAGE_TOKEN_ID,
@@ -56,6 +57,8 @@ class Pair:
 def weight(source: dict[str, np.ndarray], path: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
     """The torch tensor of one parameter path, in the port's layout."""
     *front, last = map(str, path)
+    if front and front[-1] in LAYERS:
+        return jnp.asarray(joined(source, path, shape))
     torch_name = {"kernel": "weight", "embedding": "weight", "scale": "weight"}.get(last, last)
     value = source[".".join([*front, torch_name])]
     if last == "kernel":

@@ -30,12 +30,8 @@ def _attend(
     chunks, size = visible.shape[1:3]
     width = attention.head_dim
 
-    def heads(y: jax.Array) -> jax.Array:
-        return y.reshape(batch, length, -1, width)
-
-    q = apply_rope(heads(attention.q_proj(x)), *rope)
-    k = apply_rope(heads(attention.k_proj(x)), *rope)
-    v = heads(attention.v_proj(x))
+    q, k, v = attention.heads(x)
+    q, k = apply_rope(q, *rope), apply_rope(k, *rope)
     q = q * width**-0.5
 
     def scores(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:

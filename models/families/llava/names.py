@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.errors import CallError
-from resprune_jax.models.checkpoint.names import source_of, with_prefix
+from resprune_jax.models.checkpoint.names import sources_of, with_prefix
 from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
 
-__all__ = ["DIALECTS", "canonical_key", "fillers", "is_unused", "source_of"]
+__all__ = ["DIALECTS", "canonical_key", "fillers", "is_unused", "sources_of"]
 
 # First match wins. The four dialects in the wild: published LLaVA repositories nest the vision
 # tower in `vision_model` and the language model in `model`; files saved by transformers 4.52 to

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from resprune_jax.models.checkpoint.names import Source, with_prefix
-from resprune_jax.models.checkpoint.names import source_of as _plain_source
+from resprune_jax.models.checkpoint.names import sources_of as _plain_sources
 from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
 
 # First match wins. The two dialects in the wild: published repositories and what version 5 of
@@ -78,7 +78,9 @@ class VideoPatches(Source):
         return f"({self.shape[1]}, C, T, p, p) with C*T*p*p = {self.shape[0]}"
 
 
-def source_of(path: Sequence[str | int], shape: Sequence[int], *, frames: int = 2) -> Source:
+def sources_of(
+    path: Sequence[str | int], shape: Sequence[int], *, frames: int = 2
+) -> tuple[Source, ...]:
     """Return where a parameter comes from.
 
     Args:
@@ -86,10 +88,10 @@ def source_of(path: Sequence[str | int], shape: Sequence[int], *, frames: int = 
         shape: the parameter's shape.
         frames: of one patch; only the shape of what is written depends on it.
     """
-    source = _plain_source(path, shape)
-    if source.key == "visual.patch_embed.proj.weight":
-        return VideoPatches(source.key, source.shape, "patches", frames)
-    return source
+    sources = _plain_sources(path, shape)
+    if sources[0].key == "visual.patch_embed.proj.weight":
+        return (VideoPatches(sources[0].key, sources[0].shape, "patches", frames=frames),)
+    return sources
 
 
 def is_unused(key: str, known: Iterable[str] = (), num_blocks: int | None = None) -> bool:

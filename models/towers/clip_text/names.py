@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from resprune_jax.models.checkpoint.names import source_of
+from resprune_jax.models.checkpoint.names import sources_of
 from resprune_jax.models.checkpoint.safetensors_files import TensorToWrite
 
-__all__ = ["DIALECTS", "canonical_key", "fillers", "is_unused", "source_of"]
+__all__ = ["DIALECTS", "canonical_key", "fillers", "is_unused", "sources_of"]
 
 DIALECTS: dict[str, dict[str, str]] = {"hub": {}}
 """There is one."""

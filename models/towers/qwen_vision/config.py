@@ -46,6 +46,8 @@ class QwenVisionConfig:
         rms_norm_eps: epsilon of every norm; fixed in the reference, not in the file.
         gated: RMS norms and a gated MLP with silu, as Qwen2.5-VL; else layer norms and two layers
             with quick_gelu between, as Qwen2-VL.
+        mlp_groups: parts of the gated MLP that a mesh can lay on devices of their own; not the
+            file's, see `sharding.divide_mlps`.
     """
 
     hidden_size: int
@@ -63,6 +65,7 @@ class QwenVisionConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     gated: bool = True
+    mlp_groups: int = 1
 
     @property
     def head_dim(self) -> int:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder.attention import attend, attention_columns
-from resprune_jax.models.decoder.layers import ACTIVATIONS, LayerNorm, RMSNorm
+from resprune_jax.models.decoder.layers import ACTIVATIONS, JoinedLinear, LayerNorm, RMSNorm, gated
 from resprune_jax.models.decoder.rope import apply_rope, axial_tables
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
 from resprune_jax.models.towers.qwen_vision.tables import VisionTables
@@ -108,13 +108,16 @@ class QwenVisionMlp(nnx.Module):
     def __init__(self, config: QwenVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike) -> None:
         """Make the parameters; `config` gives every size."""
         width, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
-        self.up_proj = nnx.Linear(width, inner, param_dtype=dtype, rngs=rngs)
+        groups = config.mlp_groups
+        self.gate_up_proj = JoinedLinear(
+            width, groups, (1, 1), inner // groups, use_bias=True, rngs=rngs, dtype=dtype
+        )
         self.down_proj = nnx.Linear(inner, width, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(P, v) to the same shape."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        joined = self.gate_up_proj(x)  # [P, groups, 2, inner / groups]
+        return self.down_proj(gated(joined).reshape(len(x), -1))
 
 
 class QwenPlainMlp(nnx.Module):

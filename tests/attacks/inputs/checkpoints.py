@@ -1,7 +1,6 @@
 """Small checkpoints of every family, and of towers and decoders that it may have, without torch."""
 
 import json
-import math
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -159,16 +158,10 @@ def write_weights(folder: Path, config: dict[str, Any]) -> Any:
     module = nnx.eval_shape(lambda: made(read, rngs=nnx.Rngs(0), dtype=np.float32))
     tensors = []
     for path, leaf in nnx.to_flat_state(nnx.state(module)):
-        source = read.form.keys.source_of(path, leaf.shape)
-        shape = tuple(leaf.shape)
-        if source.layout == "transpose":
-            shape = shape[::-1]
-        elif source.layout == "patches":
-            depth = (2,) if config["model_type"].startswith("qwen") else ()
-            side = math.isqrt(shape[0] // 3 // math.prod(depth))
-            shape = (shape[1], 3, *depth, side, side)
-        make = lambda shape=shape: np.zeros(shape, np.float32)  # noqa: E731
-        tensors.append(TensorToWrite(source.key, np.dtype(np.float32), shape, make))
+        for source in read.form.keys.sources_of(path, leaf.shape):
+            shape = source.stored_shape(3)
+            make = lambda shape=shape: np.zeros(shape, np.float32)  # noqa: E731
+            tensors.append(TensorToWrite(source.key, np.dtype(np.float32), shape, make))
     write_file(folder / "model.safetensors", tensors)
     return module
 

@@ -25,6 +25,6 @@ def small_export(folder: Path, rng_seed: int = 0) -> Path:
         for block in model.language_model.layers:
             attention = block.self_attn
             # Else the last word of the template would decide every answer.
-            attention.q_proj.kernel[...] *= 3.0
+            attention.qkv_proj.weight[:, :-2] *= 3.0
             attention.o_proj.kernel[...] *= 30.0
         return export(folder, "cpu", model)

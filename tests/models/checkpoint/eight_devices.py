@@ -3,6 +3,7 @@
 import collections
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from jax.sharding import AxisType
 from resprune_jax.errors import CallError
 from resprune_jax.models.checkpoint.reading import load_parameters
 from resprune_jax.models.checkpoint.safetensors_files import TensorInfo, WeightFiles
-from resprune_jax.models.checkpoint.sharding import auto_mesh, batch_sharding
+from resprune_jax.models.checkpoint.sharding import auto_mesh, batch_sharding, divide_mlps
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.families.registry import read_config
 
-NAMES = ("q_proj", "o_proj", "gate_proj", "down_proj", "embed_tokens", "lm_head", "patch_embedding")
+NAMES = (
+    "qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head", "patch_embedding"
+)  # fmt: skip
+PARTS = (*NAMES, "q_proj", "gate_proj")
 MESHES = {
     "tensor": ((8,), ("model",)),
     "mixed": ((2, 4), ("data", "model")),
@@ -38,6 +42,13 @@ def recorded_read(self: WeightFiles, tensor: TensorInfo, index: tuple[slice, ...
     read_bytes[tensor.key] += part.nbytes
     largest_part[tensor.key] = max(largest_part.get(tensor.key, 0), part.nbytes)
     return part
+
+
+def in_groups(value: np.ndarray, groups: int) -> np.ndarray:
+    """The layers of one group (1, 2, inner, d) as several hold them; else what is given."""
+    if value.ndim != 4 or len(value) != 1:
+        return value
+    return np.stack(np.split(value[0], groups, axis=1))
 
 
 def main(directory: Path) -> dict[str, Any]:
@@ -65,12 +76,17 @@ def main(directory: Path) -> dict[str, Any]:
         assert mesh.axis_types == (AxisType.Explicit,) * len(axes)
         read_bytes.clear()
         largest_part.clear()
+        config = divide_mlps(LlavaConfig.from_hf(read_config(directory)), mesh)
+        abstract = nnx.eval_shape(partial(Llava, config, rngs=nnx.Rngs(0)))
+        graphdef, _ = nnx.split(abstract)
         state = load_parameters(directory, abstract, dtype="float32", mesh=mesh)
         leaves = {tuple(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
         put = jax.device_put(ids, batch_sharding(auto_mesh(mesh), ids.shape))
         report[name] = {
             "unequal": [
-                str(path) for path, x in leaves.items() if not np.array_equal(x, wanted[path])
+                str(path)
+                for path, x in leaves.items()
+                if not np.array_equal(x, in_groups(wanted[path], len(x)))
             ],
             "auto": all(
                 set(x.sharding.mesh.axis_types) == {AxisType.Auto} for x in leaves.values()
@@ -86,7 +102,7 @@ def main(directory: Path) -> dict[str, Any]:
             },
             "largest_part": {
                 part: size for key, size in largest_part.items()
-                if (part := key.split(".")[-2]) in NAMES and key.endswith("weight")
+                if (part := key.split(".")[-2]) in PARTS and key.endswith("weight")
                 and ("language_model" in key or part == "patch_embedding")
             },
         }  # fmt: skip

@@ -20,6 +20,7 @@ from resprune_jax.errors import CallError
 from resprune_jax.models.checkpoint.reading import CheckpointError, load_parameters, resolve_dtype
 from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.families.registry import read_config, save_checkpoint
+from tests.checkpoints.joined import LAYERS, joined
 from tests.checkpoints.llava import DIALECTS, rename_dialect
 from tests.models.checkpoint.checkpoints import QUERY, Tensors, abstract, edit, flat, load
 
@@ -55,6 +56,12 @@ def test_every_dialect_gives_torchs_tensors(
 ) -> None:
     folder = rename_dialect(checkpoint, tmp_path / "renamed", dialect, shards=shards)
     got, wanted = flat(load(folder)), expected(reference)
+    theirs = {k.removeprefix("model."): v.numpy() for k, v in reference.state_dict().items()}
+    for path in [path for path in got if path[-2] in LAYERS]:
+        wanted[path] = joined(theirs, path, got[path].shape)
+        leaf = "kernel" if path[-1] == "weight" else "bias"
+        for name in LAYERS[path[-2]]:
+            del wanted[(*path[:-2], name, leaf)]
     unused = {path for path in wanted if path not in got}
     # Block 3 of 4 is behind the feature layer -2.
     assert all(path[1] == "post_layernorm" or path[:4] == (*path[:3], 3) for path in unused)
@@ -82,13 +89,14 @@ def test_casts_on_the_host_round_as_jax_does(
             tensors[key] = tensors[key].astype(stored)
 
     folder = edited(change)
-    kernel = flat(load(folder, asked))[
-        "language_model", "layers", 1, "self_attn", "q_proj", "kernel"
+    both = flat(load(folder, asked))[
+        "language_model", "layers", 1, "self_attn", "qkv_proj", "weight"
     ]
-    raw = load_file(folder / "model.safetensors")[QUERY].T
+    raw = load_file(folder / "model.safetensors")[QUERY]
+    queries = both[:, :-2].reshape(raw.shape)
     if stored == np.float64:  # JAX itself has no float64 here
         raw = raw.astype(np.float32)
-    np.testing.assert_array_equal(kernel, np.asarray(jnp.asarray(raw).astype(asked)), strict=True)
+    np.testing.assert_array_equal(queries, np.asarray(jnp.asarray(raw).astype(asked)), strict=True)
 
 
 def test_no_dtype_keeps_the_modules(checkpoint: Path) -> None:

@@ -132,15 +132,17 @@ def test_loading_onto_eight_devices(checkpoint: Path) -> None:
         assert report["read"] == report["stored"], name
     specs = {name: report["specs"] for name, report in found.items()}
     # 8 devices: the 4 heads do not divide, the 112 units of the MLP and the vocabulary do.
-    assert specs["tensor"]["q_proj"] == []
-    assert specs["tensor"]["gate_proj"] == [None, "model"]
+    assert specs["tensor"]["qkv_proj"] == []
+    assert specs["tensor"]["gate_up_proj"] == ["model"]
     assert specs["tensor"]["down_proj"] == ["model"]
     assert specs["tensor"]["embed_tokens"] == ["model"]
     assert found["tensor"]["largest_part"]["gate_proj"] == 64 * 112 * 4 // 8
-    assert specs["mixed"]["q_proj"] == [None, "model"]
+    assert specs["mixed"]["qkv_proj"] == ["model"]
+    assert found["mixed"]["largest_part"]["q_proj"] == 64 * 64 * 4 // 4
     assert specs["mixed"]["o_proj"] == ["model"]
     assert found["mixed"]["largest_part"]["o_proj"] == 64 * 64 * 4 // 4
-    assert specs["fsdp"]["q_proj"] == ["fsdp", "model"]
+    assert specs["fsdp"]["qkv_proj"] == ["model", None, None, "fsdp"]
+    assert specs["fsdp"]["gate_up_proj"] == ["model", None, None, "fsdp"]
     assert specs["fsdp"]["lm_head"] == ["fsdp", "model"]
     assert specs["fsdp"]["patch_embedding"] == [None, "fsdp"]
     assert found["fsdp"]["largest_part"]["patch_embedding"] == 48 * 588 * 4 // 2

@@ -49,7 +49,7 @@ def embeddings() -> jax.Array:
 def test_only_the_blocks_that_run_are_parameters(model: Llava) -> None:
     paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
     assert "vision_tower.encoder.layers.1.mlp.fc2.bias" in paths
-    assert "language_model.layers.2.self_attn.q_proj.kernel" in paths
+    assert "language_model.layers.2.self_attn.qkv_proj.weight" in paths
     assert {"vision_tower.embeddings.class_embedding", "lm_head.kernel"} <= paths
     # Of the block behind them what makes queries and keys, of those further on nothing.
     behind = {path for path in paths if path.startswith("vision_tower.encoder.layers.2.")}
@@ -58,11 +58,11 @@ def test_only_the_blocks_that_run_are_parameters(model: Llava) -> None:
     assert {path.split("layers.2.")[1] for path in behind} == linear
     assert not any("layers.3" in path and "vision" in path for path in paths)
     assert not any("post_layernorm" in path for path in paths)
-    assert len(paths) == 3 + 2 + 2 * 16 + 6 + 4 + 1 + 3 * 9 + 1 + 1
+    assert len(paths) == 3 + 2 + 2 * 12 + 6 + 4 + 1 + 3 * 6 + 1 + 1
     last = replace(CONFIG, num_vision_blocks=CONFIG.vision.num_layers)
     whole = nnx.eval_shape(lambda: Llava(last, rngs=nnx.Rngs(0)))
     blocks = CONFIG.vision.num_layers
-    assert len(nnx.to_flat_state(nnx.state(whole))) == len(paths) - 6 + 16 * (blocks - 2)
+    assert len(nnx.to_flat_state(nnx.state(whole))) == len(paths) - 6 + 12 * (blocks - 2)
     tied = nnx.eval_shape(
         lambda: Llava(replace(CONFIG, tie_word_embeddings=True), rngs=nnx.Rngs(0))
     )

@@ -48,7 +48,7 @@ def main(checkpoint: Path) -> dict[str, object]:
     sharded = load_model(checkpoint, dtype="float32", mesh=mesh)
     got = sharded.generate(images, QUESTIONS, keep=KEEP, max_new_tokens=8)
     logits, _ = sharded.logits(images, QUESTIONS, keep=KEEP)
-    kernel = sharded.state["language_model"]["layers"][0]["mlp"]["up_proj"]["kernel"][...]
+    kernel = sharded.state["language_model"]["layers"][0]["mlp"]["gate_up_proj"]["weight"][...]
     (rules, _), (ruled_there, compiles) = ruled(plain, images), ruled(sharded, images)
     unruled = [row.tolist() for row in want.tokens]
     pairs = zip(got.tokens, want.tokens, strict=True)

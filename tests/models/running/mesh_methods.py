@@ -94,7 +94,7 @@ def main(llava: Path, qwen: Path) -> dict[str, Any]:
     mesh = jax.make_mesh((2, 2), ("data", "model"))
     report: dict[str, Any] = {"devices": jax.device_count()}
     models = [load_model(llava, dtype="float32", mesh=each) for each in (None, mesh)]
-    kernel = models[1].state["language_model"]["layers"][0]["mlp"]["up_proj"]["kernel"][...]
+    kernel = models[1].state["language_model"]["layers"][0]["mlp"]["gate_up_proj"]["weight"][...]
     report["share of a kernel"] = kernel.addressable_shards[0].data.size / kernel.size
     calls = {name: compared(name, given, models, images[:3]) for name, given in CALLS.items()}
     models = [load_model(qwen, dtype="float32", mesh=each) for each in (None, mesh)]
