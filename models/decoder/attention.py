@@ -10,22 +10,29 @@ not eat into it. Segments part a row into sequences that do not see one another:
 frames of a video, windows, and the padding behind them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-Engine = Literal["auto", "xla", "blockwise"]
+from resprune_jax.errors import CallError
+from resprune_jax.models.decoder import gpu
+from resprune_jax.models.decoder.softmax import MASKED, exponentials, masked, softmax, weights_of
+
+Path = Literal["xla", "blockwise", "cudnn"]
+Engine = Literal["auto", Path]
+
+_taken: ContextVar[set[Path] | None] = ContextVar("_taken", default=None)
 
 BLOCKWISE_ABOVE = 1024 * 1024
 """Scores a head (S * T) above which `attend` stops holding them all at once."""
 
 BLOCK = 512
 """Queries and keys of one block of the blockwise engine."""
-
-# Stands for minus infinity: finite, so that differences of two masked scores stay numbers.
-_MASKED = -1e30
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,30 @@ class _Slots:
     segment: jax.Array | None = None
 
 
+@contextmanager
+def paths_taken() -> Iterator[set[Path]]:
+    """Gather the engines of all attention that is traced meanwhile."""
+    paths: set[Path] = set()
+    token = _taken.set(paths)
+    try:
+        yield paths
+    finally:
+        _taken.reset(token)
+
+
+def path_of(engine: Engine, queries: int, keys: int) -> Path:
+    """The engine that does it: "auto" takes blocks where there are many scores a head.
+
+    Args:
+        engine: what was asked for.
+        queries: S.
+        keys: T.
+    """
+    if engine != "auto":
+        return engine
+    return "blockwise" if queries * keys > BLOCKWISE_ABOVE else "xla"
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -55,6 +86,7 @@ def attend(
     offset: int | jax.Array = 0,
     window: int | None = None,
     segments: jax.Array | None = None,
+    padded_behind: bool = False,
     engine: Engine = "auto",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(hd)) v under a mask.
@@ -70,29 +102,56 @@ def attend(
         segments: (B, T) int32, the segment of every slot: a query sees only keys of the segment of
             its own slot. Where ids ascend along a row, the blockwise engine does not read the
             blocks that lie wholly in other segments.
+        padded_behind: the padding of each row lies behind its real tokens. Of a causal attention of
+            all tokens to themselves `valid` is then not read: real queries never see padding, and
+            what padding gets means nothing.
         engine: "xla" holds all S x T scores; "blockwise" goes through blocks of `BLOCK` queries and
-            keys with an online softmax; "auto" takes blockwise when S * T > `BLOCKWISE_ABOVE`.
+            keys with an online softmax; "cudnn" is the GPU's library, for bfloat16 and float16
+            where nothing but `causal` and `window` hides keys. "auto" takes cudnn on a GPU where it
+            can, else blockwise when S * T > `BLOCKWISE_ABOVE`, else xla.
 
     Returns:
         (B, S, H, hd) in q's dtype; scores and softmax are float32. A query that sees no key gets
         zeros.
+
+    Raises:
+        CallError: "cudnn" was asked for and cannot do it.
     """
+    causal = causal or window is not None
+    if padded_behind and causal and isinstance(offset, int) and k.shape[1] == q.shape[1]:
+        valid = None
+    if engine == "cudnn" or (engine == "auto" and gpu.in_use()):
+        from_start = isinstance(offset, int) and offset == 0
+        hidden = valid is not None or segments is not None or not from_start
+        why = gpu.refusal(q, k, causal=causal, window=window, masked=hidden)
+        if not why:
+            _note("cudnn")
+            return gpu.attend_by_cudnn(q, k, v, causal=causal, window=window)
+        if engine == "cudnn":
+            raise CallError(f"cuDNN does not do this attention: {why}")
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)  # [B, S, KV, G, hd]
-    if engine == "auto":
-        engine = "blockwise" if queries * keys > BLOCKWISE_ABOVE else "xla"
 
     query_slots, key_slots = _locate(queries, keys, valid, offset, window, segments)
-    causal = causal or window is not None
-    if engine == "xla":
+    path = path_of(engine, queries, keys)
+    _note(path)
+    if path == "xla":
         mask = _mask(query_slots, key_slots, causal, window)
+        if gpu.in_use():
+            return gpu.attend_by_heads(grouped, k, v, mask).reshape(q.shape)
         # Dividing what is mixed costs head_dim divisions a query instead of one for every key.
-        weights, total = _exponentials(_scores(grouped, k), mask)
+        weights, total = exponentials(_scores(grouped, k), mask)
         mixed = _mix(weights, v) / jnp.transpose(total, (0, 3, 1, 2))[..., None]
     else:
         mixed = _blockwise(grouped, k, v, query_slots, key_slots, causal, window)
     return mixed.reshape(q.shape).astype(q.dtype)
+
+
+def _note(path: Path) -> None:
+    paths = _taken.get()
+    if paths is not None:
+        paths.add(path)
 
 
 def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
@@ -110,7 +169,7 @@ def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None
     keys, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, rows, kv_heads, heads // kv_heads, width)
     mask = valid[:, None, :] if valid is not None and valid.ndim == 2 else valid
-    return _softmax(_scores(grouped, k), mask).reshape(batch, heads, rows, keys)
+    return softmax(_scores(grouped, k), mask).reshape(batch, heads, rows, keys)
 
 
 def attention_columns(
@@ -132,11 +191,9 @@ def attention_columns(
     batch, size, heads, width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, size, kv_heads, heads // kv_heads, width)
-    if engine == "auto":
-        engine = "blockwise" if size * size > BLOCKWISE_ABOVE else "xla"
     query_slots, key_slots = _locate(size, size, None, 0, None, segments)
-    if engine == "xla":
-        shares = _softmax(_scores(grouped, k), _mask(query_slots, key_slots, False, None))
+    if path_of(engine, size, size) == "xla":
+        shares = softmax(_scores(grouped, k), _mask(query_slots, key_slots, False, None))
         return jnp.sum(shares, axis=(1, 2, 3)) / heads
     return _blockwise_columns(grouped, k, query_slots, key_slots) / heads
 
@@ -226,32 +283,6 @@ def _mix(probabilities: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.transpose(mixed, (0, 3, 1, 2, 4))
 
 
-def _weights(scores: jax.Array, mask: jax.Array | None, peak: jax.Array) -> jax.Array:
-    """exp(scores - peak), exactly zero where masked; the mask is (B or 1, S, T)."""
-    weights = jnp.exp(scores - peak)
-    return weights if mask is None else jnp.where(mask[:, None, None], weights, 0.0)
-
-
-def _masked(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return scores if mask is None else jnp.where(mask[:, None, None], scores, _MASKED)
-
-
-def _exponentials(scores: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """exp(scores - their maximum), zero where masked, and their sum, 1 where no key is seen."""
-    scores = _masked(scores, mask)
-    # The result does not depend on the peak, so no gradient has to flow through it.
-    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = _weights(scores, mask, peak)
-    total = jnp.sum(weights, axis=-1)
-    return weights, jnp.where(total > 0, total, 1.0)
-
-
-def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Softmax over the last axis; a row without any key is zero, not uniform."""
-    weights, total = _exponentials(scores, mask)
-    return weights / total[..., None]
-
-
 def _blockwise(
     q: jax.Array,
     k: jax.Array,
@@ -295,7 +326,7 @@ def _blockwise(
 
         rows = (batch, kv_heads, groups, BLOCK)
         start = (
-            jnp.full(rows, _MASKED, jnp.float32),
+            jnp.full(rows, MASKED, jnp.float32),
             jnp.zeros(rows, jnp.float32),
             jnp.zeros((batch, BLOCK, kv_heads, groups, width), jnp.float32),
         )
@@ -315,9 +346,9 @@ def _online(
 
     Peaks and totals are (B, KV, G, S), scores and weights (B, KV, G, S, T).
     """
-    scores = _masked(scores, mask)
+    scores = masked(scores, mask)
     new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1))
-    weights = _weights(scores, mask, new_peak[..., None])
+    weights = weights_of(scores, mask, new_peak[..., None])
     fade = jnp.exp(peak - new_peak)
     return new_peak, total * fade + jnp.sum(weights, axis=-1), weights, fade
 
@@ -353,14 +384,14 @@ def _blockwise_columns(
             return jax.lax.cond(reads(block), grown, lambda c, _: c, carry, block), None
 
         rows = (batch, kv_heads, groups, BLOCK)
-        start = jnp.full(rows, _MASKED, jnp.float32), jnp.zeros(rows, jnp.float32)
+        start = jnp.full(rows, MASKED, jnp.float32), jnp.zeros(rows, jnp.float32)
         (peak, total), _ = jax.lax.scan(measure, start, key_xs)
         # Queries that only fill the last block give nothing.
         share = jnp.where((q_slot < size) & (total > 0), 1 / jnp.where(total > 0, total, 1.0), 0.0)
 
         def column(block: tuple) -> jax.Array:
             scores, mask = seen(block)
-            weights = _weights(_masked(scores, mask), mask, peak[..., None])
+            weights = weights_of(masked(scores, mask), mask, peak[..., None])
             return jnp.sum(weights * share[..., None], axis=(1, 2, 3))  # [B, BLOCK]
 
         def given(block: tuple) -> jax.Array:

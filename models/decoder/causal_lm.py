@@ -106,7 +106,7 @@ class CausalLM(nnx.Module):
         cache = KVCache.zeros(config, x.shape[0], cache_len, dtype=x.dtype)
         with jax.named_scope("language_model"):
             hidden, filled = self.language_model.run_layers(
-                x, positions, valid=valid, cache=cache, slot=0
+                x, positions, valid=valid, cache=cache, slot=0, padded_behind=True
             )
             assert filled is not None  # a cache went in
             return self.language_model.norm(hidden), filled

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from resprune_jax.models.decoder import gpu
 from resprune_jax.models.decoder.attention import attend
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.config import DecoderConfig
@@ -33,11 +34,14 @@ class DecoderAttention(nnx.Module):
             use_bias=False, param_dtype=dtype, rngs=rngs,
         )  # fmt: skip
 
-    def heads(self, x: jax.Array, *, whole: bool = False) -> tuple[jax.Array, ...]:
-        """Queries, keys and values before they are rotated.
+    def heads(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], *, whole: bool = False
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries and keys, rotated, and values.
 
         Args:
             x: (B, S, d), normalised.
+            rope: cosines and sines of the tokens.
             whole: make the product by itself, not joined with what reads it.
 
         Returns:
@@ -46,8 +50,12 @@ class DecoderAttention(nnx.Module):
         joined = self.qkv_proj(x)  # [B, S, KV, G + 2, hd]
         if whole:
             joined = jax.lax.optimization_barrier(joined)
-        queries = joined[:, :, :, :-2].reshape(*x.shape[:2], -1, self.head_dim)
-        return queries, joined[:, :, :, -2], joined[:, :, :, -1]
+        at_once = gpu.in_use()
+        if at_once:
+            joined = gpu.turn_joined(joined, *rope)
+        q = joined[:, :, :, :-2].reshape(*x.shape[:2], -1, self.head_dim)
+        k, v = joined[:, :, :, -2], joined[:, :, :, -1]
+        return (q, k, v) if at_once else (apply_rope(q, *rope), apply_rope(k, *rope), v)
 
     def queries(self, x: jax.Array) -> jax.Array:
         """The queries of some tokens alone, not rotated: (B, R, d) to (B, R, H hd)."""
@@ -65,6 +73,7 @@ class DecoderAttention(nnx.Module):
         cache: KVCache | None,
         layer: int,
         slot: int | jax.Array,
+        padded_behind: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Attend to the new tokens and to what the cache holds.
 
@@ -75,21 +84,24 @@ class DecoderAttention(nnx.Module):
             cache: keys and values so far, or `None` to attend to the new tokens alone.
             layer: index of this layer.
             slot: where the new tokens are written.
+            padded_behind: see `attend`.
 
         Returns:
             (B, S, d), and the cache with the new tokens.
         """
         # Where XLA may join the split into heads with the product, its TPU compiler turns the
         # weights to suit the cache, and keeps the copies all through decode.
-        q, k, v = self.heads(x, whole=cache is not None)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        q, k, v = self.heads(x, rope, whole=cache is not None)
         if cache is not None:
             cache = cache.write(layer, slot, k, v)
             # A slot known before compiling bounds what can be seen: prefill does not read the
             # slots kept free for the answer.
             seen = slot + x.shape[1] if isinstance(slot, int) else cache.length
             k, v, valid = cache.read(layer, seen)
-        mixed = attend(q, k, v, valid=valid, causal=True, offset=slot, window=self.window)
+        mixed = attend(
+            q, k, v, valid=valid, causal=True, offset=slot, window=self.window,
+            padded_behind=padded_behind,
+        )  # fmt: skip
         return self.o_proj(mixed.reshape(*x.shape[:2], -1)), cache
 
 
@@ -130,9 +142,12 @@ class DecoderLayer(nnx.Module):
         cache: KVCache | None,
         layer: int,
         slot: int | jax.Array,
+        padded_behind: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Run the layer; arguments and results as in `DecoderAttention`, x not normalised."""
-        mixed, cache = self.self_attn(self.input_layernorm(x), rope, valid, cache, layer, slot)
+        mixed, cache = self.self_attn(
+            self.input_layernorm(x), rope, valid, cache, layer, slot, padded_behind
+        )
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), cache
 
@@ -183,6 +198,7 @@ class Decoder(nnx.Module):
         slot: int | jax.Array = 0,
         start: int = 0,
         stop: int | None = None,
+        padded_behind: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Run the layers [start, stop): prefill, decode and cache-free passes alike.
 
@@ -199,6 +215,7 @@ class Decoder(nnx.Module):
                 out the slots behind them; a traced one reads the whole cache.
             start: the first layer.
             stop: one past the last layer; default: all.
+            padded_behind: the padding of each row lies behind its real tokens; see `attend`.
 
         Returns:
             (B, S, d) before the final norm, and the cache with the new tokens (`None` without one).
@@ -216,5 +233,5 @@ class Decoder(nnx.Module):
         )
         for index in range(start, stop):
             with jax.named_scope(f"layer_{index}"):
-                x, cache = self.layers[index](x, rope, valid, cache, index, slot)
+                x, cache = self.layers[index](x, rope, valid, cache, index, slot, padded_behind)
         return x, cache

@@ -104,7 +104,7 @@ def prefill(
             cache = KVCache.zeros(
                 config, len(x), size + slots, dtype=x.dtype, start=start, stop=stop
             )
-            given: dict[str, Any] = {"valid": segment.valid, "slot": 0}
+            given: dict[str, Any] = {"valid": segment.valid, "slot": 0, "padded_behind": True}
             x, filled = decoder.run_layers(
                 x, segment.positions, cache=cache, start=start, stop=stop - 1, **given
             )

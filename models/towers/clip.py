@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from resprune_jax.models.decoder import gpu
 from resprune_jax.models.decoder.attention import attend, attention_columns, attention_rows
 from resprune_jax.models.decoder.layers import ACTIVATIONS, JoinedLinear, LayerNorm
 from resprune_jax.models.towers.config import ClipConfig, VisionConfig
@@ -108,6 +109,9 @@ class ClipAttention(nnx.Module):
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values: (..., v), normalised, to (..., H, hd) each."""
         joined = self.qkv_proj(x)  # [..., H, 3, hd]
+        if gpu.in_use():
+            q, k, v = gpu.layers_of(joined)
+            return q, k, v
         return joined[..., 0, :], joined[..., 1, :], joined[..., 2, :]
 
     def __call__(self, x: jax.Array, *, saliency: bool) -> tuple[jax.Array, Attended | None]:

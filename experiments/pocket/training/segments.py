@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resprune_jax.models.decoder.decoder import Decoder, DecoderAttention
-from resprune_jax.models.decoder.rope import apply_rope, rope_tables
+from resprune_jax.models.decoder.rope import rope_tables
 
 _MASKED = -1e30
 
@@ -30,8 +30,7 @@ def _attend(
     chunks, size = visible.shape[1:3]
     width = attention.head_dim
 
-    q, k, v = attention.heads(x)
-    q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    q, k, v = attention.heads(x, rope)
     q = q * width**-0.5
 
     def scores(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:

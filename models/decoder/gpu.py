@@ -1,0 +1,141 @@
+"""What a GPU runs in place of the plain expressions: the same numbers in fewer kernels.
+
+XLA's GPU compiler makes a kernel of what it can fuse, and decides by the form of an expression.
+These forms were found by counting the kernels of compiled programs (`resprune gpu-check`); other
+backends keep the plain ones, whose programs they suit better.
+
+Shapes: B rows, S queries, T keys, H query heads, KV key/value heads, G = H / KV, hd head width.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
+
+from resprune_jax.models.decoder.softmax import softmax
+
+
+def in_use() -> bool:
+    """Whether the program that is traced is for a GPU."""
+    return jax.default_backend() == "gpu"
+
+
+def turn_joined(joined: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate queries and keys where their product wrote them, beside the values.
+
+    One expression for all three, of which XLA writes queries, keys, values and what goes to the
+    cache in one kernel. A half and its partner change places by `flip`: a concatenation would be
+    another kind of kernel, which is not merged with others.
+
+    Args:
+        joined: (B, S, KV, G + 2, hd): queries, a key and a value of each group.
+        cos: (B, S, hd / 2) float32, from `rope_tables`.
+        sin: the same.
+
+    Returns:
+        The array with all but the values rotated, as `apply_rope` does.
+    """
+    joined = _row_major(joined)
+    halves = joined.astype(jnp.float32).reshape(*joined.shape[:-1], 2, -1)
+    cos, sin = (table[:, :, None, None, None] for table in (cos, sin))
+    sign = jnp.array([[-1.0], [1.0]])
+    turned = halves * cos + jnp.flip(halves, axis=-2) * (sign * sin)
+    rows = joined.shape[3]
+    turned = jnp.where((jnp.arange(rows) < rows - 1)[:, None, None], turned, halves)
+    return turned.astype(joined.dtype).reshape(joined.shape)
+
+
+def layers_of(joined: jax.Array) -> tuple[jax.Array, ...]:
+    """The layers of a product, (..., n, width), each (..., width): XLA writes all in one kernel.
+
+    Slices whose places are known do not overlap, and XLA makes a kernel of each. Behind a barrier
+    it does not know the places.
+    """
+    places = jax.lax.optimization_barrier(jnp.arange(joined.shape[-2], dtype=jnp.int32))
+    return tuple(
+        jax.lax.dynamic_index_in_dim(joined, places[at], joined.ndim - 2, keepdims=False)
+        for at in range(joined.shape[-2])
+    )
+
+
+def attend_by_heads(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Attention with all its scores, laid out head by head.
+
+    In the order of tokens XLA's GPU compiler turns keys and values around in kernels of their own.
+    Probabilities are divided in front of the product with the values: behind it the division is
+    one more kernel, which reads the scores a second time.
+
+    Args:
+        q: (B, S, KV, G, hd).
+        k: (B, T, KV, hd).
+        v: the same.
+        mask: (B or 1, S, T) bool, or `None`.
+
+    Returns:
+        (B, S, KV, G, hd) in q's dtype.
+    """
+    q = _row_major(jnp.transpose(q, (0, 2, 3, 1, 4)))  # [B, KV, G, S, hd]
+    k, v = (_row_major(jnp.swapaxes(x, 1, 2)) for x in (k, v))  # [B, KV, T, hd]
+    scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
+    shares = softmax(scores * q.shape[-1] ** -0.5, mask).astype(v.dtype)
+    mixed = jnp.einsum("bkgst,bkth->bkgsh", shares, v, preferred_element_type=jnp.float32)
+    return jnp.transpose(mixed.astype(q.dtype), (0, 3, 1, 2, 4))
+
+
+def attend_by_cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, window: int | None
+) -> jax.Array:
+    """cuDNN's flash attention; arguments as `attention.attend`, of which `refusal` says "".
+
+    Returns:
+        (B, S, H, hd) in q's dtype.
+    """
+    local = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, local_window_size=local, implementation="cudnn"
+    )
+
+
+def refusal(q: jax.Array, k: jax.Array, *, causal: bool, window: int | None, masked: bool) -> str:
+    """Why cuDNN does not do an attention; "" if it does.
+
+    Args:
+        q: (B, S, H, hd).
+        k: (B, T, KV, hd).
+        causal: see `attention.attend`.
+        window: likewise.
+        masked: there are keys that are hidden for another reason.
+    """
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 and float16, not {q.dtype}"
+    if masked:
+        return "padding or segments hide keys"
+    if q.shape[1] == 1:
+        return "of a single query XLA is faster"
+    return _unavailable(q.shape, k.shape, q.dtype, causal, window)
+
+
+@lru_cache(maxsize=256)
+def _unavailable(
+    queries: tuple[int, ...],
+    keys: tuple[int, ...],
+    dtype: DTypeLike,
+    causal: bool,
+    window: int | None,
+) -> str:
+    """What JAX says of cuDNN for these shapes; "" if it can."""
+    q, k = jax.ShapeDtypeStruct(queries, dtype), jax.ShapeDtypeStruct(keys, dtype)
+    try:
+        jax.eval_shape(
+            lambda q, k, v: attend_by_cudnn(q, k, v, causal=causal, window=window), q, k, k
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """The array with its axes in memory as they are named, whatever reads it."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
