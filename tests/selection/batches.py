@@ -50,6 +50,42 @@ class Batch:
         )
 
 
+@dataclass
+class Tally:
+    """What certificates decided, over the rows of several batches.
+
+    Attributes:
+        steps: picks that were replayed.
+        spent: of them, those behind the last token with anything left.
+        decided: those that rounding could not have changed.
+        worst: the largest slack, a share of the tokens' energy.
+        worst_energy: the largest error of a reported energy.
+    """
+
+    steps: int = 0
+    spent: int = 0
+    decided: int = 0
+    worst: float = 0.0
+    worst_energy: float = 0.0
+
+    def __str__(self) -> str:
+        """In words, for what a test prints."""
+        return (
+            f"{self.steps} steps, {self.spent} exhausted, {self.decided} decided, worst slack"
+            f" {self.worst:.1e}"
+        )
+
+    def certify(self, shape: Shape, given: Batch, row: int, chosen: Selection) -> None:
+        """Replay a row; it fails the test where a step is wrong or a pick is missing."""
+        problem, result = given.problems[row], given.certify(row, chosen)
+        assert result.ok, f"{problem.kind}: {result.violations[:3]}"
+        assert chosen.count[row] == min(shape.keep, problem.count)
+        self.steps, self.spent = self.steps + result.steps, self.spent + result.exhausted
+        self.decided += result.decided
+        self.worst = max(self.worst, result.worst_slack)
+        self.worst_energy = max(self.worst_energy, result.worst_energy)
+
+
 def batch(shape: Shape, rng_seed: int, **fixed: Any) -> Batch:
     """Draw a batch of problems of every kind; `fixed` goes to `problems.draw`."""
     rng = np.random.default_rng(rng_seed)
