@@ -155,6 +155,7 @@ def measure(directory: Path) -> Measured:
     from flax import nnx
 
     from resprune_jax.models.checkpoint.reading import load_parameters, resolve_dtype
+    from resprune_jax.models.checkpoint.sharding import divide_mlps
     from resprune_jax.models.families.llava.config import LlavaConfig
     from resprune_jax.models.families.llava.module import Llava
     from resprune_jax.models.families.registry import read_config
@@ -163,6 +164,7 @@ def measure(directory: Path) -> Measured:
     mesh = jax.make_mesh((count,), ("model",)) if count > 1 else None
     raw = read_config(directory)
     config, dtype = LlavaConfig.from_hf(raw), resolve_dtype(None, directory, raw)
+    config = divide_mlps(config, mesh)  # as `load_model` does
     abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0), dtype=dtype))
     jax.block_until_ready(jax.device_put(0.0))
     baseline, _ = resident_memory()

@@ -116,7 +116,8 @@ def load_parameters(
             and the type of its `config` says which family it is.
         dtype: dtype of the parameters; None for the dtypes that the abstract module has.
         mesh: devices to shard over, of any axis types (they are made Auto); None for the default
-            device.
+            device. Gated MLPs are divided as far as the module's configuration says
+            (`sharding.divide_mlps`).
         rules: how logical axes lie on the mesh.
 
     Returns:
