@@ -3,7 +3,6 @@
 import collections
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,10 @@ def recorded_read(self: WeightFiles, tensor: TensorInfo, index: tuple[slice, ...
     return part
 
 
+def shapes(config: LlavaConfig) -> Llava:
+    return nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+
+
 def in_groups(value: np.ndarray, groups: int) -> np.ndarray:
     """The layers of one group (1, 2, inner, d) as several hold them; else what is given."""
     if value.ndim != 4 or len(value) != 1:
@@ -55,7 +58,7 @@ def main(directory: Path) -> dict[str, Any]:
     jax.config.update("jax_default_matmul_precision", "highest")
     WeightFiles.read = recorded_read  # type: ignore[method-assign]
     config = LlavaConfig.from_hf(read_config(directory))
-    abstract = nnx.eval_shape(lambda: Llava(config, rngs=nnx.Rngs(0)))
+    abstract = shapes(config)
     graphdef, _ = nnx.split(abstract)
     positions = np.tile(np.arange(12, dtype=np.int32), (8, 1))
 
@@ -77,7 +80,7 @@ def main(directory: Path) -> dict[str, Any]:
         read_bytes.clear()
         largest_part.clear()
         config = divide_mlps(LlavaConfig.from_hf(read_config(directory)), mesh)
-        abstract = nnx.eval_shape(partial(Llava, config, rngs=nnx.Rngs(0)))
+        abstract = shapes(config)
         graphdef, _ = nnx.split(abstract)
         state = load_parameters(directory, abstract, dtype="float32", mesh=mesh)
         leaves = {tuple(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
