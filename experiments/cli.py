@@ -25,7 +25,7 @@ from resprune_jax.experiments.bench import generate as bench_generate
 from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.common import Command, reason
-from resprune_jax.experiments.compile_check import command as tpu_check
+from resprune_jax.experiments.compile_check.tpu import command as tpu_check
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train

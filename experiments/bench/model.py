@@ -53,7 +53,7 @@ def model_config(name: str) -> tuple[dict[str, Any], str]:
     """A model of this benchmark: its `config.json` and the dtype of its weights."""
     if name == "small":
         return SMALL, "float32"
-    from resprune_jax.experiments.compile_check.models import CASES
+    from resprune_jax.experiments.compile_check.cases import CASES
 
     hf = CASES[name].hf
     return hf | {"vision_config": hf.get("vision_config") or _CLIP_LARGE}, "bfloat16"

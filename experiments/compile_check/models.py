@@ -5,17 +5,19 @@ included, is what the next one is compiled for: the compiler's own choices are f
 image to the last token, as they would be on the chips.
 """
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from resprune_jax.experiments.compile_check.cases import Case
 from resprune_jax.experiments.compile_check.compiler import (
-    Row,
-    bytes_per_chip,
+    bytes_per_device,
     compile_abstract,
     traced_for,
 )
+from resprune_jax.experiments.compile_check.rows import Row
+from resprune_jax.experiments.compile_check.target import Figures, Target
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -31,85 +33,6 @@ NEW_TOKENS = 64
 """Of an answer, at most."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A published model and what it is asked.
-
-    Attributes:
-        hf: its `config.json`, as far as sizes go.
-        size: (height, width) of an image in pixels.
-        keep: the budget of pruned prompts.
-    """
-
-    hf: dict[str, Any]
-    size: tuple[int, int]
-    keep: int | float
-
-
-CASES: dict[str, Case] = {
-    # llava-hf/llava-1.5-7b-hf; the class defaults give what its file leaves out.
-    "llava-1.5-7b": Case(
-        {
-            "model_type": "llava",
-            "text_config": {
-                "model_type": "llama",
-                "rms_norm_eps": 1e-5,
-                "vocab_size": 32064,
-                "max_position_embeddings": 4096,
-            },
-        },
-        size=(336, 336),
-        keep=128,
-    ),
-    # Qwen/Qwen2.5-VL-7B-Instruct, an image of 1024x1024 pixels as its processor resizes it, a third
-    # of its tokens kept.
-    "qwen2.5-vl-7b": Case(
-        {
-            "model_type": "qwen2_5_vl",
-            "vision_config": {
-                "depth": 32,
-                "hidden_size": 1280,
-                "intermediate_size": 3420,
-                "num_heads": 16,
-                "out_hidden_size": 3584,
-                "tokens_per_second": 2,
-            },
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
-            "max_position_embeddings": 128000,
-            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        },
-        size=(1036, 1036),
-        keep=1 / 3,
-    ),
-    # Qwen/Qwen2-VL-7B-Instruct: the same language model and pictures behind the plainer tower.
-    "qwen2-vl-7b": Case(
-        {
-            "model_type": "qwen2_vl",
-            "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584},
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
-            "max_position_embeddings": 32768,
-            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-        },
-        size=(1036, 1036),
-        keep=1 / 3,
-    ),
-}
-
-
 def abstract_state(config: Any, mesh: "Mesh", dtype: Any) -> Any:
     """The parameters of a model as shapes, laid on the mesh as `load_model` lays them."""
     from flax import nnx
@@ -122,7 +45,7 @@ def abstract_state(config: Any, mesh: "Mesh", dtype: Any) -> Any:
     return abstract_parameters(abstract, mesh)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Workload:
     """A batch of prompts with an image each, laid out as `LVLM.generate` would.
 
@@ -181,15 +104,22 @@ def make_workload(
     return Workload(family, pictures.inputs, pictures.batched, plan)
 
 
+def case_rows(name: str, case: Case, target: Target, batch: int) -> Iterator[Row]:
+    """`model_rows` of a published model in bfloat16."""
+    from resprune_jax.models.families.registry import read_model_config
+
+    config = read_model_config(case.hf)
+    yield from model_rows(name, config, target, size=case.size, keep=case.keep, batch=batch)
+
+
 def model_rows(
     name: str,
     config: Any,
-    mesh: "Mesh",
+    target: Target,
     *,
     size: tuple[int, int],
     keep: "Keep",
     batch: int,
-    limit: int,
     dtype: Any = "bfloat16",
     text_tokens: int = TEXT_TOKENS,
     new_tokens: int = NEW_TOKENS,
@@ -199,11 +129,10 @@ def model_rows(
     Args:
         name: of the model.
         config: its architecture.
-        mesh: the devices, axes "data" and "model".
+        target: the devices.
         size: (height, width) of an image in pixels.
         keep: the budget of the pruned prompts.
         batch: prompts.
-        limit: bytes of a chip that programs may use.
         dtype: of the parameters.
         text_tokens: of a prompt.
         new_tokens: of an answer, at most.
@@ -221,18 +150,23 @@ def model_rows(
     from resprune_jax.models.running.precision import resolve_precision
     from resprune_jax.models.running.programs import programs
 
-    dtype = jnp.dtype(dtype)
+    dtype, mesh = jnp.dtype(dtype), target.mesh()
     config = divide_mlps(config, mesh)
     # The protocol of `Programs` has no `lower`.
     run: Any = programs(config, dtype, resolve_precision(None, dtype))
     state = tuple(jax.tree.leaves(abstract_state(config, mesh, dtype)))
-    parameters = bytes_per_chip(state)
+    parameters = bytes_per_device(state)
     works = [
         make_workload(config, size, batch, text_tokens, keep=budget, new_tokens=new_tokens)
         for budget in (None, keep)
     ]
     family = works[0].family
     slots = buckets.new_token_bucket(new_tokens)
+    layers = {
+        "encode": getattr(config, "num_vision_blocks", config.vision.num_layers),
+        "prefill": config.text.num_layers,
+        "decode": config.text.num_layers,
+    }
 
     def put(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh, x.shape))
@@ -241,11 +175,19 @@ def model_rows(
         program: str, plan: "Plan", length: int, lower: Any, *args: Any, donated: Any = ()
     ) -> Row:
         tokens = int(plan.limits[0])
-        held = parameters + bytes_per_chip(args)
-        with traced_for(mesh.devices.flat[0].platform, mesh.size):
-            made = compile_abstract(lower, state, *args)
+        held = parameters + bytes_per_device(args)
+        with traced_for(target.platform, mesh.size):
+            made = compile_abstract(
+                lower, state, *args, keep_text=target.reads_models, options=target.options
+            )
+        figures = Figures()
+        if made.text:
+            figures = target.figures(made.text, layers.get(program, 0))
         setting = {"batch": batch, "visual_tokens": tokens, "length": length}
-        return Row(name, program, setting, made, limit, held, bytes_per_chip(donated))
+        return Row(
+            name, program, setting, replace(made, text=""), target.limit, held,
+            bytes_per_device(donated), figures,
+        )  # fmt: skip
 
     images = jax.tree.map(put, works[0].images) if works[0].batched else works[0].images
     see = partial(run.encode.lower, needs=frozenset())  # as ResPrune and the full model do

@@ -16,19 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from resprune_jax.experiments import cli
-from resprune_jax.experiments.compile_check import command as tpu_check
-from resprune_jax.experiments.compile_check import compiler as tpu_compile
-from resprune_jax.experiments.compile_check import models as tpu_models
-from resprune_jax.experiments.compile_check.compiler import Compiled, Memory, Row, bytes_per_chip
-from resprune_jax.experiments.compile_check.models import CASES, abstract_state, model_rows
+from resprune_jax.experiments.compile_check import command
+from resprune_jax.experiments.compile_check.cases import CASES, Case
+from resprune_jax.experiments.compile_check.compiler import Compiled, Memory, bytes_per_device
+from resprune_jax.experiments.compile_check.models import abstract_state, model_rows
+from resprune_jax.experiments.compile_check.rows import Row
+from resprune_jax.experiments.compile_check.tpu import command as tpu_check
+from resprune_jax.experiments.compile_check.tpu import target as tpu_target
+from resprune_jax.experiments.compile_check.tpu.target import HBM, TpuTarget
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.families.registry import read_model_config
 from resprune_jax.models.running import programs as generate
 from tests.checkpoints.qwen_vl import tiny_qwen
-from tests.experiments.compile_check.tpu_cases import shallow
+from tests.experiments.compile_check.here import Here
+from tests.experiments.compile_check.shallow import shallow
 
 MIB = 2**20
 
@@ -37,12 +41,6 @@ MIB = 2**20
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> LVLM:
     """A small Qwen2.5-VL."""
     return load_model(tiny_qwen(tmp_path_factory.mktemp("qwen")), dtype="float32")
-
-
-def one_device() -> Mesh:
-    """A mesh of this machine's only device, whose axes have the names of a real one's."""
-    grid = np.array(jax.devices()[:1]).reshape(1, 1)
-    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 # What would be compiled.
@@ -56,8 +54,8 @@ def test_the_published_sizes() -> None:
         config = read_model_config(CASES[name].hf)
         assert (config.text.num_layers, config.vision.num_layers) == (decoder, tower)
         one, more, higher = (
-            bytes_per_chip(
-                abstract_state(read_model_config(shallow(name, *depth)), one_device(), "bfloat16")
+            bytes_per_device(
+                abstract_state(read_model_config(shallow(name, *depth)), Here().mesh(), "bfloat16")
             )
             for depth in ((1, 2), (2, 2), (1, 3))
         )
@@ -81,7 +79,7 @@ def test_a_chip_holds_its_share(name: str) -> None:
         assert split <= 1
         whole += value.size * 2
         expected += value.size * 2 // 4**split
-    share = bytes_per_chip(state)
+    share = bytes_per_device(state)
     print(f"{name}: {share / MIB:.0f} of {whole / MIB:.0f} MiB on each of 4 chips")
     assert share == expected
     assert whole / 4 <= share <= 1.07 * whole / 4
@@ -89,7 +87,7 @@ def test_a_chip_holds_its_share(name: str) -> None:
 
 def test_parameters_lie_as_they_are_loaded(checkpoint: Path, qwen: LVLM) -> None:
     for path in (checkpoint, qwen.path):
-        mesh = one_device()
+        mesh = Here().mesh()
         lvlm = load_model(path, dtype="bfloat16", mesh=mesh)
         real = nnx.to_flat_state(lvlm.state)
         shapes = dict(nnx.to_flat_state(abstract_state(lvlm.config, mesh, jnp.bfloat16)))
@@ -166,8 +164,8 @@ def test_what_is_compiled_is_what_generate_runs(
     monkeypatch.setattr(generate, "programs", spy(compiled))
     found = list(
         model_rows(
-            "tiny", model.config, one_device(), size=pixels.shape[1:3], keep=keep, batch=2,
-            limit=2**40, dtype="float32", text_tokens=len(model.encoder.encode(question).ids) - 1,
+            "tiny", model.config, Here(), size=pixels.shape[1:3], keep=keep, batch=2,
+            dtype="float32", text_tokens=len(model.encoder.encode(question).ids) - 1,
             new_tokens=4,
         )
     )  # fmt: skip
@@ -217,8 +215,7 @@ def test_what_the_compiler_refused() -> None:
 
 
 def test_a_chip_has_16_gb_less_what_the_compiler_keeps() -> None:
-    assert tpu_compile.HBM["v5e"] == 16 * 2**30 - 2**28
-    assert tpu_compile.chip_of("v5e:2x2") == "v5e"
+    assert HBM["v5e"] == TpuTarget("v5e:2x2").limit == 16 * 2**30 - 2**28
 
 
 # What it says.
@@ -228,6 +225,7 @@ def test_a_chip_has_16_gb_less_what_the_compiler_keeps() -> None:
 def with_libtpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if libtpu were there."""
     monkeypatch.setattr(tpu_check, "require_libtpu", lambda: "0.0.1")
+    monkeypatch.setattr(tpu_target, "require_libtpu", lambda: "0.0.1")
 
 
 def rows() -> list[Row]:
@@ -242,7 +240,7 @@ def rows() -> list[Row]:
 @pytest.mark.usefixtures("with_libtpu")
 def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "180")  # else the reason takes two lines
-    monkeypatch.setattr(tpu_check, "rows_of", lambda options: rows())
+    monkeypatch.setattr(command, "rows_of", lambda options, target: rows())
     assert cli.main(["tpu-check"]) == 1  # one does not fit
     said = capsys.readouterr()
     lines = [" ".join(line.split()) for line in said.out.splitlines() if line.strip()]
@@ -256,7 +254,7 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("with_libtpu")
 def test_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(tpu_check, "rows_of", lambda options: rows()[:1])
+    monkeypatch.setattr(command, "rows_of", lambda options, target: rows()[:1])
     assert cli.main(["tpu-check", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["topology"] == "v5e:2x2" and report["libtpu"] == "0.0.1"
@@ -299,7 +297,7 @@ def test_wrong_calls(words: list[str], says: str, capsys: pytest.CaptureFixture[
 def test_more_chips_than_there_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tpu_check, "described_devices", lambda topology: [object()] * 4)
+    monkeypatch.setattr(TpuTarget, "devices", lambda self: [object()] * 4)
     assert cli.main(["tpu-check", "--chips", "5"]) == 2
     assert "--chips is 5, but v5e:2x2 has 4" in capsys.readouterr().err
 
@@ -308,18 +306,17 @@ def test_more_chips_than_there_are(
 def test_options_reach_the_models(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device = jax.devices()[0]
-    monkeypatch.setattr(tpu_check, "described_devices", lambda topology: [device] * 1)
+    monkeypatch.setattr(TpuTarget, "devices", lambda self: jax.devices()[:1] * 4)
     asked = []
 
-    def model_rows(name: str, config: Any, mesh: Any, **settings: Any) -> list[Row]:
-        asked.append((name, settings["batch"], settings["keep"], dict(mesh.shape)))
+    def case_rows(name: str, case: Case, target: TpuTarget, batch: int) -> list[Row]:
+        asked.append((name, case, target.name, target.count, batch))
         return rows()[:1]
 
-    monkeypatch.setattr(tpu_check, "model_rows", model_rows)
-    assert cli.main(["tpu-check", "--model", "qwen2.5-vl-7b", "--batch", "1", "4"]) == 0
+    monkeypatch.setattr(command, "case_rows", case_rows)
+    words = ["--model", "qwen2.5-vl-7b", "--batch", "1", "4", "--topology", "v6e:1x1"]
+    assert cli.main(["tpu-check", *words, "--chips", "1"]) == 0
     assert asked == [
-        ("qwen2.5-vl-7b", batch, tpu_models.CASES["qwen2.5-vl-7b"].keep, {"data": 1, "model": 1})
-        for batch in (1, 4)
+        ("qwen2.5-vl-7b", CASES["qwen2.5-vl-7b"], "v6e:1x1", 1, batch) for batch in (1, 4)
     ]
     assert capsys.readouterr().out.count("fits") == 2

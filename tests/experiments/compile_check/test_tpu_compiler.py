@@ -11,21 +11,17 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+from jax.sharding import SingleDeviceSharding
 
 from resprune_jax.experiments import cli
-from resprune_jax.experiments.compile_check import models as tpu_models
-from resprune_jax.experiments.compile_check.compiler import (
-    HBM,
-    Row,
-    compile_abstract,
-    described_devices,
-)
-from resprune_jax.experiments.compile_check.models import CASES, model_rows
+from resprune_jax.experiments.compile_check.cases import CASES
+from resprune_jax.experiments.compile_check.compiler import compile_abstract
+from resprune_jax.experiments.compile_check.models import case_rows
+from resprune_jax.experiments.compile_check.rows import Row
+from resprune_jax.experiments.compile_check.tpu.target import HBM, TpuTarget
 from resprune_jax.models.families.registry import read_model_config
-from tests.experiments.compile_check.tpu_cases import shallow
+from tests.experiments.compile_check.shallow import shallow
 
 pytestmark = pytest.mark.tpu
 
@@ -38,19 +34,6 @@ def default_precision() -> Iterator[None]:
     """Products as users have them, not those of the parity tests."""
     with jax.default_matmul_precision("default"):
         yield
-
-
-def compiled_rows(name: str, batch: int) -> list[Row]:
-    """Every program of a published model over four chips."""
-    case = CASES[name]
-    devices = np.array(described_devices(TOPOLOGY)).reshape(1, 4)
-    mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    return list(
-        model_rows(
-            name, read_model_config(case.hf), mesh, size=case.size, keep=case.keep, batch=batch,
-            limit=HBM["v5e"],
-        )
-    )  # fmt: skip
 
 
 def largest_exchange(text: str) -> int:
@@ -75,7 +58,7 @@ def test_decode_copies_neither_its_cache_nor_the_weights(
         return made
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiling)
-    rows = compiled_rows(name, batch=8)
+    rows = list(case_rows(name, CASES[name], TpuTarget(TOPOLOGY), 8))
     assert len(rows) == 8 and all(row.passed for row in rows), [row.verdict for row in rows]
     layers = read_model_config(CASES[name].hf).text.num_layers
     checked = 0
@@ -100,7 +83,7 @@ def test_decode_copies_neither_its_cache_nor_the_weights(
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     name = "llava-1.5-7b"
     small = dataclasses.replace(CASES[name], hf=shallow(name, 1))
-    monkeypatch.setitem(tpu_models.CASES, name, small)
+    monkeypatch.setitem(CASES, name, small)
     assert cli.main(["tpu-check", "--model", name, "--batch", "1", "--json"]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out)
@@ -112,7 +95,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def test_what_does_not_fit_is_said() -> None:
-    where = SingleDeviceSharding(described_devices(TOPOLOGY)[0])
+    where = SingleDeviceSharding(TpuTarget(TOPOLOGY).devices()[0])
     big = jax.ShapeDtypeStruct((65536, 65536), jnp.bfloat16, sharding=where)
     made = compile_abstract(jax.jit(lambda x: x @ x).lower, big)
     row = Row("m", "product", {}, made, HBM["v5e"])

@@ -2,18 +2,23 @@
 
 from typing import Any
 
-from resprune_jax.experiments.compile_check.models import CASES
+from resprune_jax.experiments.compile_check.cases import CASES
+from resprune_jax.models.families.onevision.config import ONEVISION_VISION
 
 
 def shallow(name: str, layers: int, blocks: int = 2) -> dict[str, Any]:
     """A configuration.
 
     Args:
-        name: of a model of `tpu-check`.
+        name: of a model of `CASES`.
         layers: of its decoder.
         blocks: of its vision tower.
     """
     hf = CASES[name].hf
+    if name.startswith("llava-onevision"):
+        tower = ONEVISION_VISION | {"num_hidden_layers": blocks}
+        text = hf["text_config"] | {"num_hidden_layers": layers}
+        return hf | {"text_config": text, "vision_config": tower}
     if name.startswith("llava"):
         return hf | {
             "text_config": hf["text_config"] | {"num_hidden_layers": layers},

@@ -1,0 +1,1 @@
+"""`resprune tpu-check`: TPUs that are described, and the compiler that libtpu brings."""
