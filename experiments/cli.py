@@ -25,6 +25,7 @@ from resprune_jax.experiments.bench import generate as bench_generate
 from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.common import Command, reason
+from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
+    "gpu-check": Command(gpu_check.GpuCheckOptions, gpu_check.run),
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),
     "bench rules": Command(bench_rules.RulesOptions, bench_rules.run),
     "bench generate": Command(bench_generate.GenerateOptions, bench_generate.run),

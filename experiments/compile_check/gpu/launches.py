@@ -1,0 +1,294 @@
+"""The kernels that a compiled program launches, counted as they are executed.
+
+Every instruction that XLA:GPU does not merely rename in memory is one launch: fusions, products,
+custom calls, copies (a kernel, or the driver's own), and whatever XLA left unfused. The body of a
+loop counts as often as it runs; where XLA does not know how often, its launches are given for one
+trip, apart. Of a conditional the larger branch counts. Computations that are called, command
+buffers and asynchronous wrappers among them, count where they are called.
+
+What a count cannot know: whether a library takes more than one kernel for one call (a product split
+along its sum, a sort in several passes).
+
+A *host read* is a number that the host waits for before it can go on: the condition of a loop
+whose trips are not known, the branch of a conditional.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from resprune_jax.experiments.compile_check.gpu.hlo import Instruction, Program, read_program
+from resprune_jax.experiments.compile_check.target import Figures
+
+FREE = frozenset(
+    {
+        "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
+        "add-dependency", "opt-barrier", "optimization-barrier", "domain",
+    }
+)  # fmt: skip
+"""Opcodes for which nothing runs on the device."""
+
+FREE_TARGETS = frozenset({"AllocateBuffer", "Sharding", "LayoutConstraint"})
+"""Custom calls for which nothing does."""
+
+LAYER = re.compile(r"(?:^|/)((?:layer|block)(?:_\d+)?)(?=/|$)")
+"""The scopes that models give the layers of the decoder and the blocks of a tower."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel.
+
+    Attributes:
+        name: of the instruction.
+        kind: "gemm", "loop fusion", "input fusion", "triton fusion", "copy", the target of a custom
+            call, or another opcode.
+        does: the primitives that it is made of.
+        shape: of its result.
+        scope: where in the model it comes from; "" where XLA lost it.
+    """
+
+    name: str
+    kind: str
+    does: str
+    shape: str
+    scope: str
+
+    @property
+    def layer(self) -> str:
+        """The layer or block that it is part of; "" if it lies beside them."""
+        found = LAYER.search(self.scope)
+        return found[1] if found else ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What runs one after the other.
+
+    Attributes:
+        launches: each once.
+        reads: host reads.
+        loops: what runs repeatedly.
+    """
+
+    launches: tuple[Launch, ...] = ()
+    reads: int = 0
+    loops: "tuple[Loop, ...]" = ()
+
+    def __add__(self, other: "Block") -> "Block":
+        return Block(
+            self.launches + other.launches, self.reads + other.reads, self.loops + other.loops
+        )
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A loop.
+
+    Attributes:
+        name: of the instruction.
+        scope: where in the model it comes from.
+        trips: how often it runs; None where XLA does not know it.
+        body: of one trip, the condition in front of it where that is looked at.
+    """
+
+    name: str
+    scope: str
+    trips: int | None
+    body: Block
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a part of a program executes.
+
+    Attributes:
+        launches: how often each launch is executed.
+        reads: host reads.
+        unknown: the loops in it whose trips nobody knows, not counted here.
+    """
+
+    launches: Counter[Launch]
+    reads: int
+    unknown: tuple[Loop, ...]
+
+    @property
+    def total(self) -> int:
+        """Launches in all."""
+        return self.launches.total()
+
+    @property
+    def in_layers(self) -> int:
+        """Launches that are part of a layer or a block."""
+        return sum(times for launch, times in self.launches.items() if launch.layer)
+
+    @property
+    def lost(self) -> int:
+        """Launches that XLA does not say where they come from."""
+        return sum(times for launch, times in self.launches.items() if not launch.scope)
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many of each kind, the most frequent first."""
+        found: Counter[str] = Counter()
+        for launch, times in self.launches.items():
+            found[launch.kind] += times
+        return dict(found.most_common())
+
+    def one_layer(self) -> list[Launch]:
+        """The launches of the layer in the middle, in their order."""
+        own = list(dict.fromkeys(launch.layer for launch in self.launches if launch.layer))
+        middle = own[len(own) // 2] if own else None
+        return [launch for launch in self.launches if launch.layer == middle]
+
+
+def read_launches(text: str, layers: int) -> Figures:
+    """What a table and a JSON file say of a program's launches.
+
+    Args:
+        text: the compiled program.
+        layers: of the decoder, or blocks of the tower, that it runs; 0: neither.
+    """
+    block = structure(read_program(text))
+    once = count(block)
+    steps = [count(loop.body) for loop in once.unknown]
+    # The part that the layers run in: the program itself, or a loop that runs until it is told to
+    # stop, as decode's.
+    main = max((once, *steps), key=lambda part: part.in_layers)
+    a_step = "".join(f" + {step.total} a trip" for step in steps)
+    reads = " + ".join([str(once.reads), *(f"{step.reads} a trip" for step in steps)])
+    columns = {"launches": f"{once.total}{a_step}", "host reads": reads}
+    facts = {
+        "launches": once.total,
+        "launches_a_trip": [step.total for step in steps],
+        "host_reads": once.reads,
+        "host_reads_a_trip": [step.reads for step in steps],
+        "loops": [
+            {"trips": loop.trips, "launches": count(loop.body).total, "scope": loop.scope}
+            for loop in block.loops
+        ],
+        "kinds": main.kinds,
+        "scope_lost": main.lost,
+    }
+    known = [loop for loop in block.loops if loop.trips is not None]
+    columns["in loops"] = ", ".join(f"{loop.trips} x {count(loop.body).total}" for loop in known)
+    columns["a layer"] = columns["beside"] = ""
+    if layers:
+        a_layer, beside = main.in_layers / layers, main.total - main.in_layers
+        columns |= {"a layer": f"{a_layer:.4g}", "beside": str(beside)}
+        facts |= {
+            "layers": layers,
+            "launches_a_layer": a_layer,
+            "launches_beside": beside,
+            "one_layer": [f"{launch.kind}: {launch.does}" for launch in main.one_layer()],
+        }
+    return Figures(columns, {"kernels": facts})
+
+
+def count(block: Block) -> Count:
+    """What a block executes: loops as often as they run, those of unknown trips left apart."""
+    launches: Counter[Launch] = Counter()
+    unknown: list[Loop] = []
+    reads = _add(block, 1, launches, unknown)
+    return Count(launches, reads, tuple(unknown))
+
+
+def _add(block: Block, times: int, launches: Counter[Launch], unknown: list[Loop]) -> int:
+    reads = block.reads * times
+    for launch in block.launches:
+        launches[launch] += times
+    for loop in block.loops:
+        if loop.trips is None:
+            unknown.append(loop)
+        else:
+            reads += _add(loop.body, times * loop.trips, launches, unknown)
+    return reads
+
+
+def structure(program: Program) -> Block:
+    """The launches of a program, loops in their places."""
+    return _block(program, program.entry)
+
+
+def _block(program: Program, name: str) -> Block:
+    parts = Block()
+    for instruction in program.computations[name]:
+        parts += _part(program, instruction)
+    return parts
+
+
+def _part(program: Program, instruction: Instruction) -> Block:
+    """What one instruction is executed as."""
+    opcode = instruction.opcode
+    if opcode.endswith(("-done", "-update")) or opcode in FREE:
+        return Block()
+    opcode = opcode.removesuffix("-start")
+    if opcode == "async":
+        return _block(program, instruction.attribute("calls"))
+    if opcode == "call":
+        return _block(program, instruction.attribute("to_apply"))
+    if opcode == "while":
+        return _loop(program, instruction)
+    if opcode == "conditional":
+        branches = instruction.attributes("branch_computations") or (
+            instruction.attribute("true_computation"), instruction.attribute("false_computation")
+        )  # fmt: skip
+        larger = max((_block(program, each) for each in branches), key=_size)
+        return Block(reads=1) + larger
+    if opcode == "custom-call" and instruction.target in FREE_TARGETS:
+        return Block()
+    return Block((_launch(program, instruction, opcode),))
+
+
+def _loop(program: Program, instruction: Instruction) -> Block:
+    body = _block(program, instruction.attribute("body"))
+    trips = instruction.trips
+    if trips is not None:  # the host counts, nothing is asked of the device
+        return Block(loops=(Loop(instruction.name, instruction.op_name, trips, body),))
+    asked = _block(program, instruction.attribute("condition")) + Block(reads=1)
+    # Asked in front of every trip, and once more at the end.
+    return Block(loops=(Loop(instruction.name, instruction.op_name, None, asked + body),)) + asked
+
+
+def _size(block: Block) -> int:
+    """Launches, loops of unknown trips once."""
+    made = count(block)
+    return made.total + sum(_size(loop.body) for loop in made.unknown)
+
+
+def _launch(program: Program, instruction: Instruction, opcode: str) -> Launch:
+    inside = program.computations.get(instruction.attribute("calls"), ())
+    inside = inside if opcode == "fusion" else ()
+    scope = instruction.op_name
+    if not scope and inside:
+        own = [each.op_name for each in inside if each.op_name]
+        scope = next((each for each in own if LAYER.search(each)), own[-1] if own else "")
+    parts = [_primitive(each) for each in inside if each.opcode not in FREE] or [
+        _primitive(instruction)
+    ]
+    return Launch(
+        instruction.name,
+        _kind(instruction, opcode, inside),
+        " ".join(dict.fromkeys(parts)),
+        instruction.shape,
+        scope,
+    )
+
+
+def _primitive(instruction: Instruction) -> str:
+    """JAX's name of what an instruction does; XLA's where that is lost."""
+    last = instruction.op_name.rpartition("/")[2]
+    return last if last and "(" not in last else instruction.opcode
+
+
+def _kind(instruction: Instruction, opcode: str, inside: tuple[Instruction, ...]) -> str:
+    if opcode == "custom-call":
+        return "gemm" if "cublas" in instruction.target else instruction.target
+    if opcode != "fusion":
+        return opcode
+    if any(each.opcode == "dot" or "cublas" in each.target for each in inside):
+        return "gemm"
+    if "__triton" in instruction.rest:
+        return "triton fusion"
+    words = {"kLoop": "loop fusion", "kInput": "input fusion", "kCustom": "custom fusion"}
+    return words.get(instruction.attribute("kind"), "fusion")
