@@ -6,9 +6,11 @@ image to the last token, as they would be on the chips.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from resprune_jax.experiments.compile_check.cases import Case
 from resprune_jax.experiments.compile_check.compiler import (
@@ -104,6 +106,23 @@ def make_workload(
     return Workload(family, pictures.inputs, pictures.batched, plan)
 
 
+@contextmanager
+def attention_paths() -> Iterator[set[str]]:
+    """The ways that attention takes in what is traced meanwhile, by their names."""
+    from resprune_jax.models.decoder import attention
+
+    found: set[str] = set()
+    choose = attention.path_of
+
+    def noted(*given: Any, **named: Any) -> str:
+        path = choose(*given, **named)
+        found.add(path)
+        return path
+
+    with mock.patch.object(attention, "path_of", noted):
+        yield found
+
+
 def case_rows(name: str, case: Case, target: Target, batch: int) -> Iterator[Row]:
     """`model_rows` of a published model in bfloat16."""
     from resprune_jax.models.families.registry import read_model_config
@@ -176,14 +195,19 @@ def model_rows(
     ) -> Row:
         tokens = int(plan.limits[0])
         held = parameters + bytes_per_device(args)
-        with traced_for(target.platform, mesh.size):
+        with traced_for(target.platform, mesh.size), attention_paths() as paths:
             made = compile_abstract(
                 lower, state, *args, keep_text=target.reads_models, options=target.options
             )
         figures = Figures()
         if made.text:
             figures = target.figures(made.text, layers.get(program, 0))
-        setting = {"batch": batch, "visual_tokens": tokens, "length": length}
+        setting = {
+            "batch": batch,
+            "visual_tokens": tokens,
+            "length": length,
+            "attention": ", ".join(sorted(paths)),
+        }
         return Row(
             name, program, setting, replace(made, text=""), target.limit, held,
             bytes_per_device(donated), figures,

@@ -15,7 +15,8 @@ class Row:
     Attributes:
         name: of the model, or "selection".
         program: what was compiled.
-        setting: its sizes; all rows of one table have the same keys, which are its columns.
+        setting: its sizes, and the ways of its attention; all rows of one table have the same keys,
+            which are its columns.
         compiled: the compiler's plan.
         limit: bytes of a device that programs may use.
         held: bytes of a device that parameters and arguments take in any case.
@@ -25,7 +26,7 @@ class Row:
 
     name: str
     program: str
-    setting: dict[str, int]
+    setting: dict[str, int | str]
     compiled: Compiled
     limit: int
     held: int = 0

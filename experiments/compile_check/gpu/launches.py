@@ -45,7 +45,8 @@ class Launch:
             call, or another opcode.
         does: the primitives that it is made of.
         shape: of its result.
-        scope: where in the model it comes from; "" where XLA lost it.
+        scope: where in the model it comes from; where XLA lost that, where its result is read.
+        lost: whether XLA did.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Launch:
     does: str
     shape: str
     scope: str
+    lost: bool = False
 
     @property
     def layer(self) -> str:
@@ -106,11 +108,13 @@ class Count:
         launches: how often each launch is executed.
         reads: host reads.
         unknown: the loops in it whose trips nobody knows, not counted here.
+        times: how often each of these loops is entered.
     """
 
     launches: Counter[Launch]
     reads: int
     unknown: tuple[Loop, ...]
+    times: tuple[int, ...]
 
     @property
     def total(self) -> int:
@@ -125,7 +129,7 @@ class Count:
     @property
     def lost(self) -> int:
         """Launches that XLA does not say where they come from."""
-        return sum(times for launch, times in self.launches.items() if not launch.scope)
+        return sum(times for launch, times in self.launches.items() if launch.lost)
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -188,18 +192,22 @@ def read_launches(text: str, layers: int) -> Figures:
 def count(block: Block) -> Count:
     """What a block executes: loops as often as they run, those of unknown trips left apart."""
     launches: Counter[Launch] = Counter()
-    unknown: list[Loop] = []
+    unknown: list[tuple[Loop, int]] = []
     reads = _add(block, 1, launches, unknown)
-    return Count(launches, reads, tuple(unknown))
+    return Count(
+        launches, reads, tuple(loop for loop, _ in unknown), tuple(times for _, times in unknown)
+    )
 
 
-def _add(block: Block, times: int, launches: Counter[Launch], unknown: list[Loop]) -> int:
+def _add(
+    block: Block, times: int, launches: Counter[Launch], unknown: list[tuple[Loop, int]]
+) -> int:
     reads = block.reads * times
     for launch in block.launches:
         launches[launch] += times
     for loop in block.loops:
         if loop.trips is None:
-            unknown.append(loop)
+            unknown.append((loop, times))
         else:
             reads += _add(loop.body, times * loop.trips, launches, unknown)
     return reads
@@ -211,13 +219,38 @@ def structure(program: Program) -> Block:
 
 
 def _block(program: Program, name: str) -> Block:
+    instructions = program.computations[name]
+    scopes = _scopes(program, instructions)
     parts = Block()
-    for instruction in program.computations[name]:
-        parts += _part(program, instruction)
+    for instruction in instructions:
+        parts += _part(program, instruction, scopes)
     return parts
 
 
-def _part(program: Program, instruction: Instruction) -> Block:
+def _scopes(program: Program, instructions: tuple[Instruction, ...]) -> dict[str, str]:
+    """Where each instruction of a computation comes from; where that is lost, what reads it."""
+    own = {each.name: _scope(program, each) for each in instructions}
+    scopes = dict.fromkeys(own, "")
+    for each in reversed(instructions):  # what reads a result stands behind it
+        # What only renames a result passes on who reads it, and not where it was written.
+        if each.opcode not in FREE and own[each.name]:
+            scopes[each.name] = own[each.name]
+        for operand in each.operands:
+            if operand in scopes and scopes[each.name]:
+                scopes[operand] = scopes[each.name]
+    return {name: own[name] or scope for name, scope in scopes.items()}
+
+
+def _scope(program: Program, instruction: Instruction) -> str:
+    """Where XLA says that an instruction comes from: itself, or what was fused into it."""
+    if instruction.op_name or instruction.opcode != "fusion":
+        return instruction.op_name
+    inside = program.computations.get(instruction.attribute("calls"), ())
+    names = [each.op_name for each in inside if each.op_name]
+    return next(filter(LAYER.search, names), names[-1] if names else "")
+
+
+def _part(program: Program, instruction: Instruction, scopes: dict[str, str]) -> Block:
     """What one instruction is executed as."""
     opcode = instruction.opcode
     if opcode.endswith(("-done", "-update")) or opcode in FREE:
@@ -237,7 +270,7 @@ def _part(program: Program, instruction: Instruction) -> Block:
         return Block(reads=1) + larger
     if opcode == "custom-call" and instruction.target in FREE_TARGETS:
         return Block()
-    return Block((_launch(program, instruction, opcode),))
+    return Block((_launch(program, instruction, opcode, scopes[instruction.name]),))
 
 
 def _loop(program: Program, instruction: Instruction) -> Block:
@@ -256,22 +289,14 @@ def _size(block: Block) -> int:
     return made.total + sum(_size(loop.body) for loop in made.unknown)
 
 
-def _launch(program: Program, instruction: Instruction, opcode: str) -> Launch:
-    inside = program.computations.get(instruction.attribute("calls"), ())
-    inside = inside if opcode == "fusion" else ()
-    scope = instruction.op_name
-    if not scope and inside:
-        own = [each.op_name for each in inside if each.op_name]
-        scope = next((each for each in own if LAYER.search(each)), own[-1] if own else "")
-    parts = [_primitive(each) for each in inside if each.opcode not in FREE] or [
-        _primitive(instruction)
-    ]
+def _launch(program: Program, instruction: Instruction, opcode: str, scope: str) -> Launch:
+    fused = opcode == "fusion"
+    inside = program.computations.get(instruction.attribute("calls"), ()) if fused else ()
+    parts = [_primitive(each) for each in inside if each.opcode not in FREE]
+    does = " ".join(dict.fromkeys(parts or [_primitive(instruction)]))
+    lost = not _scope(program, instruction)
     return Launch(
-        instruction.name,
-        _kind(instruction, opcode, inside),
-        " ".join(dict.fromkeys(parts)),
-        instruction.shape,
-        scope,
+        instruction.name, _kind(instruction, opcode, inside), does, instruction.shape, scope, lost
     )
 
 
