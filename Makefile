@@ -7,6 +7,7 @@ BIN = $(VENV)/bin
 TORCH = torch==2.13.0
 # Named, because other tests cannot be collected without torch.
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
+GPU_TESTS = tests/experiments/compile_check/test_gpu_compiler.py
 # Without torch, in all less than three minutes, and every dependency at work in one of them.
 KERNELS = tests/engines/test_pallas.py
 TRAINING = tests/experiments/pocket/test_pocket_training.py
@@ -21,7 +22,7 @@ UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
-	test-tpu test-triton test-gpu test-attacks lock lint format clean
+	test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -33,6 +34,8 @@ help:
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
+	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
+	@echo "make gpu-check-all  every model and selection engine for H100, H200 and A100, as JSON in gpu-check/ (an hour)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
 	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
@@ -74,6 +77,11 @@ $(VENV)-tpu/.triton: $(VENV)-tpu/.tpu
 	$(VENV)-tpu/bin/python -m pip install --quiet --no-deps $(TRITON)
 	@touch $@
 
+# Likewise: with the plug-in installed, JAX looks for a GPU.
+$(VENV)-gpu/.gpu: pyproject.toml locks/gpu.txt
+	$(call from_lock,$(VENV)-gpu,locks/gpu.txt)
+	@touch $@
+
 $(VENV)-oldest/.core: pyproject.toml locks/oldest.txt
 	$(call from_lock,$(VENV)-oldest,locks/oldest.txt)
 	@touch $@
@@ -91,7 +99,7 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu and not gpucompile"
 
 # What repeats a test of the above for one more family or engine, or goes further.
 test-deep: setup-test
@@ -119,6 +127,17 @@ test-memory: setup-test
 test-tpu: $(VENV)-tpu/.tpu
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -m tpu $(TPU_TESTS)
 
+test-gpu-compile: $(VENV)-gpu/.gpu
+	JAX_PLATFORMS=cpu $(VENV)-gpu/bin/python -m pytest -m gpucompile -s $(GPU_TESTS)
+
+GPU_CHECK = JAX_PLATFORMS=cpu $(VENV)-gpu/bin/resprune gpu-check --json --card h100 h200 a100
+gpu-check-all: $(VENV)-gpu/.gpu
+	mkdir -p gpu-check
+	$(GPU_CHECK) --selection > gpu-check/selection.json
+	for model in llava-1.5-7b llava-next-7b llava-onevision-7b qwen2-vl-7b qwen2.5-vl-7b; do \
+		$(GPU_CHECK) --model $$model --batch 1 32 > gpu-check/$$model.json || exit 1; \
+	done
+
 test-triton: $(VENV)-tpu/.triton
 	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/engines/test_pallas_triton.py
 
@@ -139,6 +158,7 @@ lock: $(VENV)-lock/.uv
 	$(COMPILE) --extra test locks/torch.in -o locks/test.txt
 	$(COMPILE) --extra build -c locks/test.txt -o locks/run.txt
 	$(COMPILE) --extra test --extra tpu -c locks/test.txt -o locks/tpu.txt
+	$(COMPILE) --extra test --extra gpu-check -c locks/test.txt -o locks/gpu.txt
 	$(COMPILE) --extra test --resolution lowest-direct -o locks/oldest.txt
 
 lint: setup-test
@@ -151,5 +171,5 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis

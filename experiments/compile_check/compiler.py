@@ -94,6 +94,7 @@ def compile_abstract(
     *args: Any,
     keep_text: bool = False,
     options: Mapping[str, Any] | None = None,
+    instead: Callable[[str], Mapping[str, Any] | None] = lambda problem: None,
 ) -> Compiled:
     """Compile a jitted function for the devices that its arguments are said to lie on.
 
@@ -102,6 +103,7 @@ def compile_abstract(
         *args: pytrees of `jax.ShapeDtypeStruct` with shardings, and of small host values.
         keep_text: keep the compiled program's text.
         options: of the compiler.
+        instead: other ones, for a problem of the compiler's own that these solve.
 
     Returns:
         The plan; a program that does not fit the devices' memory has a `problem` instead.
@@ -112,7 +114,12 @@ def compile_abstract(
     lowered = lower(*args)
     start = time.perf_counter()
     try:
-        compiled = lowered.compile(dict(options) if options else None)
+        try:
+            compiled = lowered.compile(dict(options or {}))
+        except JaxRuntimeError as error:
+            if (other := instead(str(error))) is None:
+                raise
+            compiled = lowered.compile(dict(other))
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -197,7 +197,12 @@ def model_rows(
         held = parameters + bytes_per_device(args)
         with traced_for(target.platform, mesh.size), attention_paths() as paths:
             made = compile_abstract(
-                lower, state, *args, keep_text=target.reads_models, options=target.options
+                lower,
+                state,
+                *args,
+                keep_text=target.reads_models,
+                options=target.options,
+                instead=target.instead,
             )
         figures = Figures()
         if made.text:

@@ -74,7 +74,12 @@ def selection_row(
 
     with traced_for(target.platform):
         made = compile_abstract(
-            chosen.lower, tokens, relevance, keep_text=True, options=target.options
+            chosen.lower,
+            tokens,
+            relevance,
+            keep_text=True,
+            options=target.options,
+            instead=target.instead,
         )
     setting = {"tokens": count, "width": width, "keep": keep, "batch": batch}
     return Row(

@@ -66,6 +66,10 @@ class Target(ABC):
         """Of the compiler."""
         return {}
 
+    def instead(self, problem: str) -> Mapping[str, Any] | None:
+        """Options that help where the compiler fails with this message; None: there are none."""
+        return None
+
     @abstractmethod
     def devices(self) -> list[Any]:
         """All devices that are described.

@@ -18,7 +18,7 @@ PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # Which extras each lock holds.
 LOCKS = {
     "run": ["build"], "test": ["build", "test", "video"], "oldest": ["build", "test", "video"],
-    "tpu": ["build", "test", "video"],
+    "tpu": ["build", "test", "video"], "gpu": ["build", "test", "video", "gpu-check"],
 }  # fmt: skip
 
 
@@ -86,8 +86,11 @@ def test_what_is_installed_to_run_is_what_the_tests_ran_with(python: str) -> Non
     tested = pins("test", python)
     for name, pin in pins("run", python).items():
         assert tested[name] == pin
-    for name, pin in pins("tpu", python).items():
-        assert tested.get(name, pin) == pin
+    for lock in ("tpu", "gpu"):
+        for name, pin in pins(lock, python).items():
+            assert tested.get(name, pin) == pin
+    # The GPU's compiler is a plug-in of the very same JAX.
+    assert pins("gpu", python)["jax-cuda13-plugin"] == tested["jaxlib"]
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12"])

@@ -41,8 +41,8 @@ class Launch:
 
     Attributes:
         name: of the instruction.
-        kind: "gemm", "loop fusion", "input fusion", "triton fusion", "copy", the target of a custom
-            call, or another opcode.
+        kind: "triton gemm", "cublas gemm", "loop fusion", "input fusion", "triton fusion", "copy",
+            the target of a custom call, or another opcode.
         does: the primitives that it is made of.
         shape: of its result.
         scope: where in the model it comes from; where XLA lost that, where its result is read.
@@ -161,6 +161,7 @@ def read_launches(text: str, layers: int) -> Figures:
     main = max((once, *steps), key=lambda part: part.in_layers)
     a_step = "".join(f" + {step.total} a trip" for step in steps)
     reads = " + ".join([str(once.reads), *(f"{step.reads} a trip" for step in steps)])
+    products = [kind.removesuffix(" gemm") for kind in main.kinds if kind.endswith("gemm")]
     columns = {"launches": f"{once.total}{a_step}", "host reads": reads}
     facts = {
         "launches": once.total,
@@ -177,6 +178,7 @@ def read_launches(text: str, layers: int) -> Figures:
     known = [loop for loop in block.loops if loop.trips is not None]
     columns["in loops"] = ", ".join(f"{loop.trips} x {count(loop.body).total}" for loop in known)
     columns["a layer"] = columns["beside"] = ""
+    columns["products"] = ", ".join(sorted(products))
     if layers:
         a_layer, beside = main.in_layers / layers, main.total - main.in_layers
         columns |= {"a layer": f"{a_layer:.4g}", "beside": str(beside)}
@@ -308,12 +310,15 @@ def _primitive(instruction: Instruction) -> str:
 
 def _kind(instruction: Instruction, opcode: str, inside: tuple[Instruction, ...]) -> str:
     if opcode == "custom-call":
-        return "gemm" if "cublas" in instruction.target else instruction.target
+        return "cublas gemm" if "cublas" in instruction.target else instruction.target
     if opcode != "fusion":
         return opcode
-    if any(each.opcode == "dot" or "cublas" in each.target for each in inside):
-        return "gemm"
-    if "__triton" in instruction.rest:
+    if any("cublas" in each.target for each in inside):
+        return "cublas gemm"
+    triton = "__triton" in instruction.rest
+    if any(each.opcode == "dot" for each in inside):
+        return "triton gemm" if triton else "gemm"
+    if triton:
         return "triton fusion"
     words = {"kLoop": "loop fusion", "kInput": "input fusion", "kCustom": "custom fusion"}
     return words.get(instruction.attribute("kind"), "fusion")

@@ -7,6 +7,7 @@ and keep the fastest, the compiler's own estimate decides.
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -55,6 +56,15 @@ class GpuTarget(Target):
         """Nothing can be timed."""
         return {"xla_gpu_autotune_level": 0}
 
+    def instead(self, problem: str) -> Mapping[str, Any] | None:
+        """cuBLAS's products, where XLA's Triton finds no tiles for one by its estimate alone.
+
+        A card at hand would have tried both. Rows say whose products they have.
+        """
+        if "tile sizes" in problem:
+            return {**self.options, "xla_gpu_enable_triton_gemm": False}
+        return None
+
     def facts(self) -> dict[str, Any]:
         """See `Target.facts`."""
         return {"plugin": " ".join(require_plugin())}
@@ -71,6 +81,7 @@ class GpuTarget(Target):
             RunError: it does not start.
         """
         require_plugin()
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # that there is no driver is no news
         from jax.errors import JaxRuntimeError
         from jax.experimental import topologies
 
@@ -78,8 +89,13 @@ class GpuTarget(Target):
             described = topologies.get_topology_desc(
                 self.name, "cuda", target_config=self.card.description(), topology="1x1x1"
             )
-        except (JaxRuntimeError, NotImplementedError, RuntimeError) as error:
-            raise RunError(f"JAX's CUDA plug-in does not start: {error}") from error
+        except NotImplementedError as error:
+            # It refused to load: it looks for a driver where JAX may use any platform.
+            raise RunError(
+                "JAX's CUDA plug-in does not start without a GPU: set JAX_PLATFORMS=cpu"
+            ) from error
+        except JaxRuntimeError as error:
+            raise RunError(f"JAX's CUDA plug-in does not take the card: {error}") from error
         return list(described.devices)
 
 

@@ -286,8 +286,10 @@ GEMM = computation(
     [
         (fusion("a"), "loop fusion", "square add"),
         (fusion("a", calls="gemm_fusion"), "gemm", "dot_general"),
-        ('%a = f32[8]{0} custom-call(%x), custom_call_target="__cublas$lt$matmul"', "gemm",
-         "custom-call"),
+        (fusion("a", calls="gemm_fusion") + ', backend_config={"kind":"__triton_gemm"}',
+         "triton gemm", "dot_general"),
+        ('%a = f32[8]{0} custom-call(%x), custom_call_target="__cublas$lt$matmul"',
+         "cublas gemm", "custom-call"),
         ('%a = f32[8]{0} custom-call(%x), custom_call_target="mosaic_gpu_v2"', "mosaic_gpu_v2",
          "custom-call"),
         ("%a = f32[8]{0} copy(%x), metadata={op_name=\"jit(f)/transpose\"}", "copy", "transpose"),
