@@ -175,8 +175,12 @@ def read_launches(text: str, layers: int) -> Figures:
         "kinds": main.kinds,
         "scope_lost": main.lost,
     }
-    known = [loop for loop in block.loops if loop.trips is not None]
-    columns["in loops"] = ", ".join(f"{loop.trips} x {count(loop.body).total}" for loop in known)
+    alike = Counter(
+        f"{loop.trips} x {count(loop.body).total}" for loop in block.loops if loop.trips is not None
+    )
+    columns["in loops"] = ", ".join(
+        loop if many == 1 else f"{many} x {loop}" for loop, many in alike.items()
+    )
     columns["a layer"] = columns["beside"] = ""
     columns["products"] = ", ".join(sorted(products))
     if layers:
@@ -220,9 +224,10 @@ def structure(program: Program) -> Block:
     return _block(program, program.entry)
 
 
-def _block(program: Program, name: str) -> Block:
+def _block(program: Program, name: str, around: str = "") -> Block:
+    """A computation, of which `around` is the scope of what calls it."""
     instructions = program.computations[name]
-    scopes = _scopes(program, instructions)
+    scopes = {key: scope or around for key, scope in _scopes(program, instructions).items()}
     parts = Block()
     for instruction in instructions:
         parts += _part(program, instruction, scopes)
@@ -257,32 +262,32 @@ def _part(program: Program, instruction: Instruction, scopes: dict[str, str]) ->
     opcode = instruction.opcode
     if opcode.endswith(("-done", "-update")) or opcode in FREE:
         return Block()
-    opcode = opcode.removesuffix("-start")
+    opcode, scope = opcode.removesuffix("-start"), scopes[instruction.name]
     if opcode == "async":
-        return _block(program, instruction.attribute("calls"))
+        return _block(program, instruction.attribute("calls"), scope)
     if opcode == "call":
-        return _block(program, instruction.attribute("to_apply"))
+        return _block(program, instruction.attribute("to_apply"), scope)
     if opcode == "while":
-        return _loop(program, instruction)
+        return _loop(program, instruction, scope)
     if opcode == "conditional":
         branches = instruction.attributes("branch_computations") or (
             instruction.attribute("true_computation"), instruction.attribute("false_computation")
         )  # fmt: skip
-        larger = max((_block(program, each) for each in branches), key=_size)
+        larger = max((_block(program, each, scope) for each in branches), key=_size)
         return Block(reads=1) + larger
     if opcode == "custom-call" and instruction.target in FREE_TARGETS:
         return Block()
-    return Block((_launch(program, instruction, opcode, scopes[instruction.name]),))
+    return Block((_launch(program, instruction, opcode, scope),))
 
 
-def _loop(program: Program, instruction: Instruction) -> Block:
-    body = _block(program, instruction.attribute("body"))
+def _loop(program: Program, instruction: Instruction, scope: str) -> Block:
+    body = _block(program, instruction.attribute("body"), scope)
     trips = instruction.trips
     if trips is not None:  # the host counts, nothing is asked of the device
-        return Block(loops=(Loop(instruction.name, instruction.op_name, trips, body),))
-    asked = _block(program, instruction.attribute("condition")) + Block(reads=1)
+        return Block(loops=(Loop(instruction.name, scope, trips, body),))
+    asked = _block(program, instruction.attribute("condition"), scope) + Block(reads=1)
     # Asked in front of every trip, and once more at the end.
-    return Block(loops=(Loop(instruction.name, instruction.op_name, None, asked + body),)) + asked
+    return Block(loops=(Loop(instruction.name, scope, None, asked + body),)) + asked
 
 
 def _size(block: Block) -> int:

@@ -149,6 +149,13 @@ def test_loops_in_loops() -> None:
     assert total(text) == 3 * (5 + 1)
 
 
+def test_loops_alike_are_shown_together() -> None:
+    inside = body("step", fusion("a"), fusion("b"))
+    lines = [loop("step", trips, f"while.{at}") for at, trips in enumerate([7, 5, 7, 7])]
+    columns = read_launches(program("\n".join(lines), FUSED, ASKED, inside), 0).columns
+    assert columns["in loops"] == "3 x 7 x 2, 5 x 2" and columns["launches"] == "52"
+
+
 def test_layers_in_a_loop_are_all_layers() -> None:
     """Work that is moved into a scan is not fewer launches."""
 
@@ -261,6 +268,13 @@ def test_what_lost_its_scope_belongs_to_what_reads_it() -> None:
     assert [launch.layer for launch in made.launches] == ["layer_1", "layer_1", ""]
     assert [launch.lost for launch in made.launches] == [True, False, True]
     assert made.lost == 2 and made.in_layers == 2
+
+
+def test_what_lost_its_scope_in_a_loop_belongs_to_where_the_loop_is() -> None:
+    inside = body("step", "%a = f32[8]{0} copy(%x)")
+    text = program(loop("step", 3, scope="layer_4/"), FUSED, ASKED, inside)
+    (launch,) = count(counted(text)).launches
+    assert launch.layer == "layer_4" and launch.lost
 
 
 def test_a_step_of_a_loop_that_nobody_counts_has_layers_too() -> None:
