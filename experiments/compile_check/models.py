@@ -207,7 +207,7 @@ def model_rows(
         figures = Figures()
         if made.text:
             figures = target.figures(made.text, layers.get(program, 0))
-        setting = {
+        setting: dict[str, int | str] = {
             "batch": batch,
             "visual_tokens": tokens,
             "length": length,

@@ -1,6 +1,7 @@
 """A compiled program as a row of a table: whether it fits, and what else was read in it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from resprune_jax.experiments.compile_check.compiler import Compiled
@@ -26,7 +27,7 @@ class Row:
 
     name: str
     program: str
-    setting: dict[str, int | str]
+    setting: Mapping[str, int | str]
     compiled: Compiled
     limit: int
     held: int = 0

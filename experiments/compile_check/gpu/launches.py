@@ -15,6 +15,7 @@ whose trips are not known, the branch of a conditional.
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from resprune_jax.experiments.compile_check.gpu.hlo import Instruction, Program, read_program
@@ -155,7 +156,8 @@ def read_launches(text: str, layers: int) -> Figures:
     """
     block = structure(read_program(text))
     once = count(block)
-    steps = [count(loop.body) for loop in once.unknown]
+    unknown = list(_unknown(block))
+    steps = [count(loop.body) for loop in unknown]
     # The part that the layers run in: the program itself, or a loop that runs until it is told to
     # stop, as decode's.
     main = max((once, *steps), key=lambda part: part.in_layers)
@@ -170,7 +172,7 @@ def read_launches(text: str, layers: int) -> Figures:
         "host_reads_a_trip": [step.reads for step in steps],
         "loops": [
             {"trips": loop.trips, "launches": count(loop.body).total, "scope": loop.scope}
-            for loop in block.loops
+            for loop in (*filter(lambda loop: loop.trips is not None, block.loops), *unknown)
         ],
         "kinds": main.kinds,
         "scope_lost": main.lost,
@@ -193,6 +195,13 @@ def read_launches(text: str, layers: int) -> Figures:
             "one_layer": [f"{launch.kind}: {launch.does}" for launch in main.one_layer()],
         }
     return Figures(columns, {"kernels": facts})
+
+
+def _unknown(block: Block) -> Iterator[Loop]:
+    """All loops whose trips nobody knows, those inside of others behind these."""
+    for loop in count(block).unknown:
+        yield loop
+        yield from _unknown(loop.body)
 
 
 def count(block: Block) -> Count:
@@ -290,10 +299,14 @@ def _loop(program: Program, instruction: Instruction, scope: str) -> Block:
     return Block(loops=(Loop(instruction.name, scope, None, asked + body),)) + asked
 
 
-def _size(block: Block) -> int:
-    """Launches, loops of unknown trips once."""
+def _size(block: Block) -> tuple[int, int]:
+    """Launches and host reads, loops of unknown trips once."""
     made = count(block)
-    return made.total + sum(_size(loop.body) for loop in made.unknown)
+    inside = [_size(loop.body) for loop in made.unknown]
+    return (
+        made.total + sum(launches for launches, _ in inside),
+        made.reads + sum(reads for _, reads in inside),
+    )
 
 
 def _launch(program: Program, instruction: Instruction, opcode: str, scope: str) -> Launch:

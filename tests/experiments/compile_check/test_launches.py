@@ -4,6 +4,8 @@ import textwrap
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resprune_jax.experiments.compile_check.gpu.hlo import read_program
 from resprune_jax.experiments.compile_check.gpu.launches import (
@@ -182,6 +184,17 @@ def test_a_loop_whose_trips_nobody_knows_is_given_by_the_trip() -> None:
     assert figures.columns["host reads"] == "1 + 1 a trip"
 
 
+def test_a_loop_in_a_loop_that_nobody_counts() -> None:
+    inner = body("inner", fusion("a"), fusion("b"), fusion("c"))
+    outer = body("outer", loop("inner", name="while.2"), fusion("d"))
+    text = program(loop("outer"), FUSED, ASKED, inner, outer)
+    figures = read_launches(text, 0)
+    # Once: the outer's last question. A trip of it: its question, one launch, the inner's last
+    # question. A trip of the inner: its question and three launches.
+    assert figures.columns["launches"] == "1 + 3 a trip + 4 a trip"
+    assert figures.columns["host reads"] == "1 + 2 a trip + 1 a trip"
+
+
 def test_an_unknown_loop_in_a_known_one_keeps_its_times() -> None:
     inner = body("inner", fusion("a"), fusion("b"))
     outer = body("outer", loop("inner"))
@@ -232,6 +245,70 @@ def test_what_is_called_counts_where_it_is_called(line: str) -> None:
     inside = body("step", fusion("b"))
     assert total(program(line, FUSED, ASKED, inside, called)) == 1 + 4
     assert total(program(f"{line}\n{line}", FUSED, ASKED, inside, called)) == 2 * (1 + 4)
+
+
+# A tree of what runs: a launch, something free, or a loop, a conditional or a call with its parts.
+trees = st.recursive(
+    st.sampled_from(["launch", "free"]),
+    lambda parts: st.tuples(
+        st.sampled_from(["loop", "conditional", "call"]), st.lists(st.lists(parts, max_size=3),
+                                                                  min_size=2, max_size=2),
+        st.integers(1, 4),
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def executed(tree: Any) -> tuple[int, int]:
+    """(launches, host reads), by going through the program step by step."""
+    if isinstance(tree, str):
+        return (tree == "launch", 0)
+    kind, (one, other), trips = tree
+
+    def all_of(parts: list[Any]) -> tuple[int, int]:
+        made = [executed(part) for part in parts]
+        return sum(launches for launches, _ in made), sum(reads for _, reads in made)
+
+    if kind == "call":
+        return all_of(one)
+    if kind == "conditional":
+        launches, reads = max(all_of(one), all_of(other))
+        return launches, reads + 1
+    launches = reads = 0
+    for _ in range(trips):
+        more, asked = all_of(one)
+        launches, reads = launches + more, reads + asked
+    return launches, reads
+
+
+def written(tree: Any, others: list[str]) -> str:
+    """The tree as a line of a program, its computations appended to `others`."""
+    name = f"c{len(others)}"
+    others.append("")  # its number is taken
+    if isinstance(tree, str):
+        return fusion(name) if tree == "launch" else f"%{name} = f32[8]{{0}} bitcast(%x)"
+    kind, branches, trips = tree
+    made = []
+    for parts in branches:
+        lines = [written(part, others) for part in parts]
+        made.append(f"{name}.b{len(made)}")
+        others.append(body(made[-1], *lines))
+    if kind == "loop":
+        return loop(made[0], trips, name)
+    if kind == "call":
+        return f"%{name} = f32[8]{{0}} call(%x), to_apply=%{made[0]}"
+    return f"%{name} = f32[8]{{0}} conditional(%p), branch_computations={{%{made[0]}, %{made[1]}}}"
+
+
+@given(st.lists(trees, max_size=4))
+def test_any_program_counts_as_it_runs(parts: list[Any]) -> None:
+    others: list[str] = []
+    entry = "\n".join(written(part, others) for part in parts)
+    text = program(entry or "%y = f32[8]{0} bitcast(%x)", FUSED, ASKED, *others)
+    made = count(counted(text))
+    ran = [executed(part) for part in parts]
+    assert made.total == sum(launches for launches, _ in ran)
+    assert made.reads == sum(reads for _, reads in ran)
 
 
 # Where, and what.
