@@ -117,6 +117,6 @@ def require_plugin() -> tuple[str, str]:
                 )
             return package, version
     raise CallError(
-        "compiling for a GPU needs JAX's CUDA plug-in (480 MB), which is not installed: "
+        "compiling for a GPU needs JAX's CUDA plug-in (400 MB), which is not installed: "
         "pip install 'resprune-jax[gpu-check]'"
     )
