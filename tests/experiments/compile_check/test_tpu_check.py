@@ -28,6 +28,7 @@ from resprune_jax.experiments.compile_check.tpu import command as tpu_check
 from resprune_jax.experiments.compile_check.tpu import target as tpu_target
 from resprune_jax.experiments.compile_check.tpu.target import HBM, TpuTarget
 from resprune_jax.models import LVLM, load_model
+from resprune_jax.models.checkpoint.sharding import divide_mlps
 from resprune_jax.models.families.registry import read_model_config
 from resprune_jax.models.running import programs as generate
 from tests.checkpoints.qwen_vl import tiny_qwen
@@ -71,7 +72,8 @@ def test_the_published_sizes() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_chip_holds_its_share(name: str) -> None:
     mesh: Any = AbstractMesh((1, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-    state = abstract_state(read_model_config(shallow(name, 1)), mesh, jnp.bfloat16)
+    config = divide_mlps(read_model_config(shallow(name, 1)), mesh)
+    state = abstract_state(config, mesh, jnp.bfloat16)
     whole = expected = 0
     for _, leaf in nnx.to_flat_state(state):
         value = leaf.get_value()
