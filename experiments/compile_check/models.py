@@ -6,11 +6,9 @@ image to the last token, as they would be on the chips.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 from resprune_jax.experiments.compile_check.cases import Case
 from resprune_jax.experiments.compile_check.compiler import (
@@ -106,23 +104,6 @@ def make_workload(
     return Workload(family, pictures.inputs, pictures.batched, plan)
 
 
-@contextmanager
-def attention_paths() -> Iterator[set[str]]:
-    """The ways that attention takes in what is traced meanwhile, by their names."""
-    from resprune_jax.models.decoder import attention
-
-    found: set[str] = set()
-    choose = attention.path_of
-
-    def noted(*given: Any, **named: Any) -> str:
-        path = choose(*given, **named)
-        found.add(path)
-        return path
-
-    with mock.patch.object(attention, "path_of", noted):
-        yield found
-
-
 def case_rows(name: str, case: Case, target: Target, batch: int) -> Iterator[Row]:
     """`model_rows` of a published model in bfloat16."""
     from resprune_jax.models.families.registry import read_model_config
@@ -165,6 +146,7 @@ def model_rows(
 
     from resprune_jax.methods import get_method
     from resprune_jax.models.checkpoint.sharding import batch_sharding, divide_mlps
+    from resprune_jax.models.decoder.attention import paths_taken
     from resprune_jax.models.prompts import buckets
     from resprune_jax.models.running.precision import resolve_precision
     from resprune_jax.models.running.programs import programs
@@ -195,7 +177,7 @@ def model_rows(
     ) -> Row:
         tokens = int(plan.limits[0])
         held = parameters + bytes_per_device(args)
-        with traced_for(target.platform, mesh.size), attention_paths() as paths:
+        with traced_for(target.platform, mesh.size), paths_taken() as paths:
             made = compile_abstract(
                 lower,
                 state,

@@ -161,10 +161,11 @@ def read_launches(text: str, layers: int) -> Figures:
     # The part that the layers run in: the program itself, or a loop that runs until it is told to
     # stop, as decode's.
     main = max((once, *steps), key=lambda part: part.in_layers)
-    a_step = "".join(f" + {step.total} a trip" for step in steps)
-    reads = " + ".join([str(once.reads), *(f"{step.reads} a trip" for step in steps)])
     products = [kind.removesuffix(" gemm") for kind in main.kinds if kind.endswith("gemm")]
-    columns = {"launches": f"{once.total}{a_step}", "host reads": reads}
+    columns = {
+        "launches": _with_trips(once.total, [step.total for step in steps]),
+        "host reads": _with_trips(once.reads, [step.reads for step in steps]),
+    }
     facts = {
         "launches": once.total,
         "launches_a_trip": [step.total for step in steps],
@@ -195,6 +196,13 @@ def read_launches(text: str, layers: int) -> Figures:
             "one_layer": [f"{launch.kind}: {launch.does}" for launch in main.one_layer()],
         }
     return Figures(columns, {"kernels": facts})
+
+
+def _with_trips(once: int, trips: list[int]) -> str:
+    """A number, and what each trip of loops adds to it that run nobody knows how often."""
+    if len(trips) <= 2:
+        return " + ".join([str(once), *(f"{trip} a trip" for trip in trips)])
+    return f"{once} + {min(trips)} to {max(trips)} a trip of {len(trips)} loops"
 
 
 def _unknown(block: Block) -> Iterator[Loop]:

@@ -29,6 +29,6 @@ BOUNDS = {
     "encode": Bound(launches=360, in_layers=350),
     "prune": Bound(launches=41, a_trip=2188, reads=1, reads_a_trip=2),
     "assemble": Bound(launches=8),
-    "prefill": Bound(launches=740, in_layers=735),
-    "decode": Bound(launches=7, a_trip=623, in_layers=609, reads=1, reads_a_trip=1),
+    "prefill": Bound(launches=527, in_layers=522),
+    "decode": Bound(launches=7, a_trip=495, in_layers=481, reads=1, reads_a_trip=1),
 }

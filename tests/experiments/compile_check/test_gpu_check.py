@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import jaxlib
 import pytest
 
@@ -23,11 +25,10 @@ from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.gpu import target as gpu_target
 from resprune_jax.experiments.compile_check.gpu.cards import CARDS
 from resprune_jax.experiments.compile_check.gpu.target import GpuTarget, require_plugin
-from resprune_jax.experiments.compile_check.models import attention_paths
 from resprune_jax.experiments.compile_check.rows import Row
 from resprune_jax.experiments.compile_check.selection import cases
 from resprune_jax.experiments.compile_check.target import Figures
-from resprune_jax.models.decoder import attention
+from resprune_jax.models.decoder.attention import attend, paths_taken
 
 MEMORY = Memory(arguments=100, outputs=30, temporaries=7, aliased=20, code=3)
 
@@ -73,13 +74,18 @@ def test_every_engine_that_a_card_takes_is_compiled(name: str) -> None:
 # The way of attention.
 
 
-def test_the_way_of_attention_is_read_where_it_is_chosen() -> None:
-    with attention_paths() as found:
-        assert attention.path_of("auto", 16, 16) == "xla"
-        assert attention.path_of("auto", 4096, 4096) == "blockwise"
-        assert attention.path_of("blockwise", 1, 1) == "blockwise"
-    attention.path_of("xla", 1, 1)
-    assert found == {"xla", "blockwise"}
+def test_the_way_of_attention_is_noted_where_it_is_gone() -> None:
+    def traced(size: int) -> None:
+        x = jax.ShapeDtypeStruct((1, size, 2, 8), jnp.bfloat16)
+        jax.eval_shape(lambda x: attend(x, x, x), x)
+
+    with paths_taken() as small:
+        traced(16)
+    with paths_taken() as both:
+        traced(16)
+        traced(2048)
+    traced(32)
+    assert small == {"xla"} and both == {"xla", "blockwise"}
 
 
 # What it says.

@@ -195,6 +195,14 @@ def test_a_loop_in_a_loop_that_nobody_counts() -> None:
     assert figures.columns["host reads"] == "1 + 2 a trip + 1 a trip"
 
 
+def test_many_loops_that_nobody_counts_are_told_shortly() -> None:
+    bodies = [body(f"b{n}", *(fusion(f"f{at}") for at in range(n))) for n in range(3)]
+    lines = "\n".join(loop(f"b{n}", name=f"while.{n}") for n in range(3))
+    columns = read_launches(program(lines, FUSED, ASKED, *bodies), 0).columns
+    assert columns["launches"] == "3 + 1 to 3 a trip of 3 loops"
+    assert columns["host reads"] == "3 + 1 to 1 a trip of 3 loops"
+
+
 def test_an_unknown_loop_in_a_known_one_keeps_its_times() -> None:
     inner = body("inner", fusion("a"), fusion("b"))
     outer = body("outer", loop("inner"))
