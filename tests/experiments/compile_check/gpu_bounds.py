@@ -1,7 +1,7 @@
 """How many kernels the programs of LLaVA-1.5-7B may launch on an H100, at batch 1.
 
-These are what was counted (jax 0.10.2, products by XLA's Triton, attention without cuDNN). A change that needs fewer lowers
-them here; none may need more.
+These are what was counted (jax 0.10.2, products by XLA's Triton, attention without cuDNN). A change
+that needs fewer lowers them here; none may need more.
 """
 
 from typing import NamedTuple
