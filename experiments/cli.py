@@ -24,6 +24,7 @@ from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.bench import generate as bench_generate
 from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
+from resprune_jax.experiments.bench.start import command as bench_start
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
@@ -34,6 +35,7 @@ from resprune_jax.experiments.report import command as report
 from resprune_jax.experiments.sweep import bench as bench_sweep
 from resprune_jax.experiments.sweep import command as sweep
 from resprune_jax.experiments.verify import command as verify
+from resprune_jax.experiments.warm_up import command as warm_up
 
 COMMANDS: dict[str, Command] = {
     "answer": Command(answer.AnswerOptions, answer.run),
@@ -44,11 +46,13 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(verify.VerifyOptions, verify.run),
     "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),
+    "warm-up": Command(warm_up.WarmUpOptions, warm_up.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
     "gpu-check": Command(gpu_check.GpuCheckOptions, gpu_check.run),
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),
     "bench rules": Command(bench_rules.RulesOptions, bench_rules.run),
     "bench generate": Command(bench_generate.GenerateOptions, bench_generate.run),
+    "bench start": Command(bench_start.StartOptions, bench_start.run),
     "bench sweep": Command(bench_sweep.SweepBenchOptions, bench_sweep.run),
     "pocket train": Command(train.TrainOptions, train.run),
     "pocket eval": Command(evaluate.EvalOptions, evaluate.run),

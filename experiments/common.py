@@ -301,24 +301,33 @@ def import_models() -> None:
         importlib.import_module("resprune_jax.models.load")
 
 
-def use_compilation_cache() -> None:
+def use_compilation_cache() -> Path | None:
     """Keep compiled programs between runs of the commands (never set by importing the library).
 
-    JAX_COMPILATION_CACHE_DIR, where it is set, names another folder, or none when it is empty.
+    JAX_COMPILATION_CACHE_DIR, where it is set, names another folder, or none when it is empty. What
+    XLA measures on a GPU to choose its kernels (autotuning) is kept in the same folder.
+
+    Returns:
+        The folder; None where nothing is kept.
     """
     import_models()
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
         try:
             folder = _cache_folder()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             logger.warning("compiled programs are not kept between runs: %s", why)
-            return
-        jax.config.update("jax_compilation_cache_dir", folder)
+            return None
+    # An empty name must not stay: XLA would keep what it measures in the working folder.
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    # JAX keeps what took a second to compile. A program that took less is still read faster, and
+    # every one that is missing costs each process anew.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return Path(folder) if folder else None
 
 
 def _cache_folder() -> str:

@@ -1,7 +1,7 @@
 """What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import get_args
 
 import jax
@@ -25,7 +25,7 @@ from resprune_jax.models.running.generation import (
 from resprune_jax.models.running.plan import Questions
 from resprune_jax.models.running.preparing import Announce, Preparer
 from resprune_jax.models.running.programs import EMPTY
-from resprune_jax.models.running.warm_up import Sizes, warm_up
+from resprune_jax.models.running.warm_up import Sizes, Step, warm_up
 
 
 class LVLM(Preparer):
@@ -204,6 +204,7 @@ class LVLM(Preparer):
         options: CallOptions,
         prompt_lengths: Sequence[int] = (64,),
         batch_sizes: Sequence[int] = (1,),
+        announce: Callable[[Step], None] | None = None,
     ) -> int:
         """Compile ahead what `generate` runs, so that calls in these buckets compile nothing.
 
@@ -218,6 +219,8 @@ class LVLM(Preparer):
                 keywords too.
             prompt_lengths: tokens of the prompts to come, without visual tokens.
             batch_sizes: prompts of a call, each with its own pictures.
+            announce: called before a program is compiled and behind it with a `Step`: which, how
+                many of how many, seconds so far. Programs that were compiled before are left out.
 
         Returns:
             How many different shapes were run.
@@ -225,7 +228,10 @@ class LVLM(Preparer):
         Raises:
             CallError: an argument that `generate` would refuse.
         """
-        return warm_up(self, sizes, options, prompt_lengths=prompt_lengths, batch_sizes=batch_sizes)
+        return warm_up(
+            self, sizes, options, prompt_lengths=prompt_lengths, batch_sizes=batch_sizes,
+            announce=announce,
+        )  # fmt: skip
 
     @takes_options
     def logits(

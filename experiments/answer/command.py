@@ -20,7 +20,7 @@ from resprune_jax.experiments.common import (
     reason,
     use_compilation_cache,
 )
-from resprune_jax.experiments.progress import progress
+from resprune_jax.experiments.progress import compiles, progress
 from resprune_jax.experiments.streams import print_json
 
 logger = logging.getLogger("resprune_jax")
@@ -249,7 +249,8 @@ def _run_one(options: AnswerOptions, row: Row, load: Load) -> int:
         if (why := _no_picture(row)) is not None:
             raise RunError(why)
         lvlm = load(options)
-        made = _generate(lvlm, options, [row], Announcer())
+        with compiles(quiet=options.quiet):
+            made = _generate(lvlm, options, [row], Announcer())
         (result,) = _results([row], made)
         if "error" in result:
             raise RunError(f"{row.name}: {result['error']}")
@@ -297,7 +298,9 @@ def _run_many(options: AnswerOptions, rows: Sequence[Row], load: Load) -> int:
             lvlm, announcer = load(options), Announcer()
             if results is not None:
                 results.check(lvlm.settings)
-            step = stack.enter_context(progress("rows", len(rows), len(rows) - len(todo)))
+            there = len(rows) - len(todo)
+            step = stack.enter_context(progress("rows", len(rows), there, quiet=options.quiet))
+            stack.enter_context(compiles(quiet=options.quiet, beside=True))
             for batch in _batches(todo, options.batch_size):
                 for result in answer_rows(lvlm, options, batch, announcer):
                     record(result)

@@ -110,6 +110,8 @@ class AnswerOptions(CallOptions, QuestionOptions):
     """Draw the images with their kept tokens clear and the others hatched; for one prompt."""
     json: bool = False
     """Print JSON in place of text."""
+    quiet: bool = False
+    """Do not show on standard error how far a run is, and what is being compiled."""
 
     def __post_init__(self) -> None:
         """Nothing yet: `check` names the options as they are written on the command line."""

@@ -399,7 +399,9 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
             return token, past.with_token(token)
 
         first, past = pick(logits, past, jnp.int32(0))
-        buffer = jnp.full((logits.shape[0], slots + 1), EMPTY, jnp.int32).at[:, 0].set(first)
+        good = jnp.isfinite(logits).all(axis=-1)
+        buffer = jnp.full((logits.shape[0], slots + 1), EMPTY, jnp.int32)
+        buffer = buffer.at[:, 0].set(jnp.where(good, first, BROKEN))
 
         def unfinished(carry: Any) -> jax.Array:
             step, _, done, *_ = carry
@@ -420,7 +422,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
             buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, said))
             return step + 1, token, done | ends(token) | ~good, buffer, caches, past
 
-        carry = (jnp.int32(1), first, ends(first), buffer, caches, past)
+        carry = (jnp.int32(1), first, ends(first) | ~good, buffer, caches, past)
         *_, buffer, caches, _ = lax.while_loop(unfinished, advance, carry)
         return buffer, caches[0] if whole else caches
 

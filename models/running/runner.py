@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError
 from resprune_jax.methods.inputs import ON_REQUEST, OPTIONAL, VisualTokens
+from resprune_jax.methods.settings import for_each
 from resprune_jax.models.checkpoint.sharding import batch_sharding
 from resprune_jax.models.families.base import Family, Pictures
 from resprune_jax.models.prompts import buckets
@@ -105,6 +107,18 @@ class Runner:
         visual = dataclasses.replace(visual, clip_patches=made, features=features)
         return Encoded(visual, pictures.layouts)
 
+    def visual_shapes(self, pictures: Pictures, needs: frozenset[str]) -> VisualTokens:
+        """What `run_tower` would give as shapes alone; nothing is compiled or run.
+
+        Args:
+            pictures: of the rows.
+            needs: as for `run_tower`; what CLIP makes of the tokens is left out.
+        """
+        parts = (needs & ON_REQUEST) - {"clip_patches"}
+        encode = partial(self.programs.encode, needs=parts)
+        shapes: VisualTokens = jax.eval_shape(encode, self.parameters, pictures.inputs)
+        return shapes
+
     def run(
         self,
         call: Call,
@@ -139,18 +153,20 @@ class Runner:
             )
             selection, kept, left = dropped.selection, dropped.kept, np.asarray(dropped.left)
             failed = np.asarray(dropped.failed)
-        finite = np.asarray(jax.block_until_ready(jnp.isfinite(logits).all(axis=-1)))
+        jax.block_until_ready(logits)
         marks.append(time.perf_counter())
         buffer, _ = self.programs.decode(
             self.parameters, cache, logits, position, np.int32(last), self.eos_ids,
-            _seeds(drawn.rng_seed, len(logits)), np.float32(max(drawn.temperature, 1e-6)),
+            # Where nothing is drawn all seeds are alike, and share a program.
+            _seeds(drawn.rng_seed if drawn.temperature else 0, len(logits)),
+            np.float32(max(drawn.temperature, 1e-6)),
             np.float32(drawn.top_p),
             np.int32(drawn.top_k) if drawn.top_k and drawn.temperature else None,
             np.float32(drawn.min_p) if drawn.min_p and drawn.temperature else None,
             self.rules(call), slots=slots, greedy=drawn.temperature == 0,
         )  # fmt: skip
         tokens = np.asarray(buffer)
-        finite = finite & (tokens != BROKEN).all(axis=1)
+        finite = (tokens != BROKEN).all(axis=1)
         marks.append(time.perf_counter())
         laps = np.diff(marks).tolist()
         timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
@@ -189,7 +205,7 @@ class Runner:
         selection, kept, broken, merged = self.programs.prune(
             self.parameters, visual,
             *self.put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
-            call.method, owner, self._clip_texts(call), keep=plan.picks,
+            for_each(call.method, len(plan.rows)), owner, self._clip_texts(call), keep=plan.picks,
             newline=call.options.newline,
         )  # fmt: skip
         _refuse_broken(broken, call)
@@ -226,7 +242,8 @@ class Runner:
             return None
         return self.programs.weigh(
             self.parameters, call.visual,
-            *self.put(plan.rows, plan.noun_ids, plan.noun_valid), method, self._clip_texts(call),
+            *self.put(plan.rows, plan.noun_ids, plan.noun_valid),
+            for_each(method, len(plan.rows)), self._clip_texts(call),
         )  # fmt: skip
 
     def _clip_texts(self, call: Call) -> tuple[jax.Array, jax.Array] | None:

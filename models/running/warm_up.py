@@ -4,7 +4,9 @@ A program is compiled when it is first called, so what is warmed up is called on
 pictures of the sizes that are expected; shapes that were met before are not run again.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +21,8 @@ from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.budgets import listed
 from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
 from resprune_jax.models.prompts.options import CallOptions
+from resprune_jax.models.running.compiling import Program, compiling
+from resprune_jax.models.running.generation import Call
 from resprune_jax.models.running.plan import Prompts
 
 if TYPE_CHECKING:
@@ -92,6 +96,39 @@ def plain_prompt(encoder: PromptEncoder, media: Sequence[str], tokens: int) -> E
     return EncodedPrompt("", np.asarray(ids, np.int32), ("",) * len(ids), offsets, 0, "")
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where a warm-up stands: a program is about to be compiled, or has just been.
+
+    Attributes:
+        program: its name, as the functions in `programs.py` are called.
+        number: its place among those to come, from 1.
+        total: how many there are.
+        seconds: since the warm-up began.
+        done: whether it can run now.
+        found: whether the persistent cache had it, so that nothing was compiled.
+    """
+
+    program: str
+    number: int
+    total: int
+    seconds: float
+    done: bool
+    found: bool
+
+
+Announce = Callable[[Step], None]
+"""Called before a program is compiled and behind it; never for one that this process has."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Something to run: pictures to encode, or a call about them, and what it compiles."""
+
+    programs: tuple[tuple[str, Hashable], ...]
+    run: Callable[[], object]
+
+
 def warm_up(
     lvlm: "LVLM",
     sizes: Sizes,
@@ -99,6 +136,7 @@ def warm_up(
     *,
     prompt_lengths: Sequence[int],
     batch_sizes: Sequence[int],
+    announce: Announce | None = None,
 ) -> int:
     """Run every combination once; see `LVLM.warm_up`.
 
@@ -112,6 +150,8 @@ def warm_up(
     keep = options.budgets(len(budgets) if isinstance(budgets, list | tuple) else 1)
     if not keep:
         raise CallError("keep is an empty list: give the budgets to come")
+    if not (announce is None or callable(announce)):
+        raise CallError(f"announce is a function, got {shown(announce)}")
     options = lvlm.settings.resolve(options)
     assert options.max_new_tokens is not None
     method = lvlm.method_of(options)
@@ -120,18 +160,45 @@ def warm_up(
             f"warm_up runs full pictures, and {type(method).__name__} makes them smaller: warm up"
             " by a call of your own"
         )
-    entries = 1 if method is None else rows_of(method)
-    needs = frozenset() if method is None else frozenset(method.needs)
     rows = rows_of_sizes(sizes)
     lengths = _representatives(prompt_lengths, buckets.length_bucket)
+    batches = _representatives(batch_sizes, buckets.batch_bucket)
+    work = list(_plan(lvlm, rows, options, keep, lengths, batches))
+    counter = _Counter(work, announce)
+    with compiling(counter.tell):
+        for each in work:
+            counter.come(each)
+            each.run()
+    return sum(each.programs[0][0] != "encode" for each in work)
+
+
+def _plan(
+    lvlm: "LVLM",
+    rows: list[list[Size]],
+    options: CallOptions,
+    keep: list[Any],
+    lengths: list[int],
+    batches: list[int],
+) -> Iterator[_Work]:
+    """What there is to run, laid out on the host before anything is."""
+    method = lvlm.method_of(options)
+    assert options.max_new_tokens is not None
+    entries = 1 if method is None else rows_of(method)
+    needs = frozenset() if method is None else frozenset(method.needs)
     done: set[Any] = set()
     encoded: dict[Any, Any] = {}
-    for batch in _representatives(batch_sizes, buckets.batch_bucket):
+    for batch in batches:
         for row in rows:
             pictures = lvlm.family.read([[blank(size) for size in row]] * batch, "processor")
             shape = _shapes(pictures.inputs)
-            if shape not in encoded:
+
+            def see(shape: Any = shape, pictures: Any = pictures) -> None:
                 encoded[shape] = lvlm.run_tower(pictures, needs).visual
+
+            abstract = lvlm.visual_shapes(pictures, needs)
+            if ("encode", shape) not in done:
+                done.add(("encode", shape))
+                yield _Work((("encode", shape),), see)
             media = tuple(image.media for image in pictures.layouts[0])
             for length in lengths:
                 prompt = plain_prompt(lvlm.encoder, media, length)
@@ -139,19 +206,67 @@ def warm_up(
                 own = None if method is None else for_rows(method, entries, batch)
                 for budget in keep:
                     call = lvlm.lay_out(
-                        prompts, encoded[shape], pictures.layouts, [budget] * batch, options,
+                        prompts, abstract, pictures.layouts, [budget] * batch, options,
                         method=own, new_tokens=options.max_new_tokens,
                     )  # fmt: skip
-                    plan = call.plan
-                    inside = None if call.schedule is None else call.schedule.stops
-                    key = (
-                        shape, plan.ids.shape, plan.length, plan.picks, _shapes(plan.rope), inside
-                    )  # fmt: skip
-                    if key not in done:
-                        done.add(key)
-                        # One step of the loop compiles it as a thousand would.
-                        lvlm.run(call, last=1)
-    return len(done)
+                    programs = _programs_of(call, shape)
+                    if programs not in done:
+                        done.add(programs)
+
+                        def answer(call: Call = call, shape: Any = shape) -> None:
+                            # One step of the loop compiles it as a thousand would.
+                            lvlm.run(replace(call, visual=encoded[shape]), last=1)
+
+                        yield _Work(programs, answer)
+
+
+def _programs_of(call: Call, shape: Hashable) -> tuple[tuple[str, Hashable], ...]:
+    """The programs that a call runs behind the vision tower, each with what it is compiled for.
+
+    Args:
+        call: laid out.
+        shape: of the pictures.
+    """
+    plan, made = call.plan, []
+    size = len(plan.rows)
+    if call.method is not None and not plan.full.all():
+        made.append(("prune", (shape, size, plan.picks, plan.noun_ids.shape, plan.limits.shape)))
+    made.append(("lay_out", (shape, plan.ids.shape, plan.length, _shapes(plan.rope))))
+    prompts: Hashable = (size, plan.length)
+    if call.schedule is None:
+        made.append(("prefill", prompts))
+    else:
+        prompts = (prompts, call.schedule.stops)
+        made.append(("drop", (prompts, shape)))
+    return (*made, ("decode", prompts))
+
+
+class _Counter:
+    """Turns what is compiled into steps.
+
+    Args:
+        work: all that will be run.
+        announce: hears of the steps.
+    """
+
+    def __init__(self, work: Sequence[_Work], announce: Announce | None) -> None:
+        every = [program for each in work for program in each.programs]
+        self._numbers = {program: n for n, program in enumerate(dict.fromkeys(every), start=1)}
+        self._announce = announce
+        self._begin = time.perf_counter()
+        self._here: dict[str, int] = {}
+
+    def come(self, work: _Work) -> None:
+        """This is run next."""
+        self._here = {program[0]: self._numbers[program] for program in work.programs}
+
+    def tell(self, program: Program) -> None:
+        """See `compiling.Tell`; eager operations beside the programs are not counted."""
+        if self._announce is not None and program.name in self._here:
+            spent = time.perf_counter() - self._begin
+            number, total = self._here[program.name], len(self._numbers)
+            step = Step(program.name, number, total, spent, program.done, program.found)
+            self._announce(step)
 
 
 def _representatives(values: Iterable[int], bucket: Any) -> list[int]:

@@ -157,3 +157,26 @@ def for_rows(method: Any, rows: int, size: int) -> Any:
         which = np.where(np.arange(size) < rows, np.arange(size), 0)
         padded[name] = np.asarray(value)[which]
     return replace(method, **padded) if padded else method
+
+
+def for_each(method: Any, size: int) -> Any:
+    """A method whose numbers a row are given for each row, as a program takes it.
+
+    One number for all rows and one for each are one program then, whatever kind of Python's or
+    NumPy's numbers they are.
+
+    Args:
+        method: with settings for all rows, or for each of the batch.
+        size: rows of the batch.
+    """
+    try:
+        hints = typing.get_type_hints(type(method))
+    except Exception:  # as `read_settings`
+        return method
+    filled = {}
+    for own in fields(method):
+        value = getattr(method, own.name)
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if own.metadata.get("per_row") and number and float in _kinds(hints[own.name]):
+            filled[own.name] = np.full(size, value, np.float32)
+    return replace(method, **filled) if filled else method

@@ -1,0 +1,1 @@
+"""What the first answer of a fresh process takes, cold and with the persistent cache."""

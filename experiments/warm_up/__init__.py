@@ -1,0 +1,1 @@
+"""`resprune warm-up`: the programs of answers to come, compiled ahead."""
