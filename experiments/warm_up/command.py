@@ -129,7 +129,7 @@ def run(options: WarmUpOptions) -> int:
                 steps.append(step)
 
         shapes = lvlm.warm_up(
-            sizes or lvlm.family.usual_sizes(lvlm.config),  # type: ignore[arg-type]
+            sizes or lvlm.family.usual_sizes(lvlm.config),
             options=call, prompt_lengths=options.prompt_tokens, batch_sizes=options.batch_size,
             announce=announce,
         )  # fmt: skip

@@ -227,7 +227,8 @@ def _programs_of(call: Call, shape: Hashable) -> tuple[tuple[str, Hashable], ...
         call: laid out.
         shape: of the pictures.
     """
-    plan, made = call.plan, []
+    plan = call.plan
+    made: list[tuple[str, Hashable]] = []
     size = len(plan.rows)
     if call.method is not None and not plan.full.all():
         made.append(("prune", (shape, size, plan.picks, plan.noun_ids.shape, plan.limits.shape)))

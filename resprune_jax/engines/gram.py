@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .loop import Guide, Outcome, begin, row, steps, with_row
+from .loop import Guide, Outcome, begin, last_of_all, row, steps, with_row
 
 MOST_GROWTH = (1e-5 / (2 * 4 * 2.0**-24)) ** 2
 """The expected rounding may reach a quarter of the certificate's slack, 1e-5 of a squared norm.
@@ -122,7 +122,12 @@ def largest_growth(drift: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def factor(
-    gram: jax.Array, gate: jax.Array | Guide, first: jax.Array, valid: jax.Array, keep: int
+    gram: jax.Array,
+    gate: jax.Array | Guide,
+    first: jax.Array,
+    valid: jax.Array,
+    keep: int,
+    limit: jax.Array | None = None,
 ) -> Outcome:
     """Greedy selection by pivoted Cholesky.
 
@@ -135,7 +140,9 @@ def factor(
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
+        limit: () int32, how many of them are needed; default all.
     """
+    last = None if limit is None else last_of_all(limit)
     n = gram.shape[0]
     norms = norms_of(gram)
 
@@ -148,7 +155,7 @@ def factor(
     basis = no_rows(first, 0, n)
     for start, stop in parts_of(keep):
         basis = lengthened(basis, stop - start)
-        progress, basis = steps(progress, start, stop, gate, norms.squares, basis, update)
+        progress, basis = steps(progress, start, stop, gate, norms.squares, basis, update, last)
     return Outcome(progress.indices, progress.totals, largest_growth(basis.drift, valid))
 
 
