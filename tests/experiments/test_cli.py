@@ -290,6 +290,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 
 def test_the_compilation_cache_is_set_by_commands_alone(tmp_path: Path) -> None:
+    """And the second process compiles nothing: what took a moment is kept too."""
     code = (
         "import jax, resprune_jax, resprune_jax.models, resprune_jax.experiments.cli\n"
         "from resprune_jax.experiments.common import use_compilation_cache\n"
@@ -297,6 +298,14 @@ def test_the_compilation_cache_is_set_by_commands_alone(tmp_path: Path) -> None:
         "use_compilation_cache()\n"
         "print(jax.config.jax_compilation_cache_dir)\n"
         "print(jax.config.jax_persistent_cache_min_compile_time_secs)\n"
+        # Where XLA keeps what it measures on a GPU: inside of that folder.
+        "print(jax.config.jax_persistent_cache_enable_xla_caches)\n"
+        "from resprune_jax.models.running.compiling import compiling\n"
+        "with compiling() as watch:\n"
+        "    for function in (lambda x: x @ x, lambda x: x + 1, lambda x: jax.numpy.sin(x) @ x):\n"
+        "        jax.jit(function)(jax.numpy.ones((3, 3)))\n"
+        "print(sum(not each.found for each in watch.programs))\n"
+        "print(sum(each.found for each in watch.programs))\n"
     )
 
     def ask(**env: str) -> list[str]:
@@ -307,9 +316,31 @@ def test_the_compilation_cache_is_set_by_commands_alone(tmp_path: Path) -> None:
         return done.stdout.split()
 
     cache = tmp_path / "cache"
-    assert ask(XDG_CACHE_HOME=str(cache)) == ["None", str(cache / "resprune-jax" / "jax"), "0.0"]
-    own = str(tmp_path / "own")
-    assert ask(JAX_COMPILATION_CACHE_DIR=own) == [own, own, "0.0"]
+    own = str(cache / "resprune-jax" / "jax")
+    tuned = "xla_gpu_per_fusion_autotune_cache_dir"
+    *first, compiled, found = ask(XDG_CACHE_HOME=str(cache))
+    assert first == ["None", own, "0.0", tuned]
+    assert int(compiled) >= 3 and found == "0"
+    # The same folder by name, from another place: `compiled` programs are found, none is made.
+    assert ask(JAX_COMPILATION_CACHE_DIR=own) == [own, own, "0.0", tuned, "0", compiled]
+
+
+@pytest.mark.parametrize(("named", "kept"), [("", None), ("some/where", "some/where"), ("x", "x")])
+def test_an_empty_name_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, named: str, kept: str | None
+) -> None:
+    """With an empty one XLA would keep what it measures on a GPU in the working folder."""
+    import jax
+
+    told: dict[str, object] = {}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", named)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.update({name: value}))
+    folder = common.use_compilation_cache()
+    assert folder == (None if kept is None else Path(kept))
+    assert told == {
+        "jax_compilation_cache_dir": kept, "jax_persistent_cache_min_compile_time_secs": 0.0
+    }  # fmt: skip
 
 
 def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
