@@ -1,4 +1,4 @@
-"""The figures of both benchmarks as Markdown tables, as docs/performance.md holds them."""
+"""The figures of the selection benchmark as Markdown tables, as docs/performance.md holds them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,6 +22,12 @@ def with_spread(ms: dict[str, Any] | None) -> str:
         return f"{milliseconds(ms['median'])} (one run)"
     low, high = milliseconds(ms["low"]), milliseconds(ms["high"])
     return f"{milliseconds(ms['median'])} ({low} to {high})"
+
+
+def estimated(row: dict[str, Any], kind: str) -> str:
+    """What torch was foretold to take where it was left out for it: never a measured time."""
+    found = row.get("estimates", {}).get(kind)
+    return "" if found is None else f"about {milliseconds(found['ms'])} (estimated)"
 
 
 def machine_text(report: dict[str, Any]) -> str:
@@ -56,7 +62,10 @@ def selection_markdown(report: dict[str, Any]) -> str:
         overall.append(
             [
                 name,
-                *(with_spread(best.get(kind)) for kind in (ALGORITHM_1, CHOLESKY, "here")),
+                *(
+                    with_spread(best.get(kind)) or estimated(row, kind)
+                    for kind in (ALGORITHM_1, CHOLESKY, "here")
+                ),
                 "" if ours["ratio"] is None else f"**{ours['ratio']:.1f}**",
                 f"{loop['of_product']:.0%}" if "of_product" in loop else "",
                 memory_text(ours["memory"]),
@@ -65,6 +74,7 @@ def selection_markdown(report: dict[str, Any]) -> str:
         engines.append(
             [name] + [with_spread(sides[each]["ms"]) if each in sides else "" for each in names]
         )
+    left_out += [f"- {name}: {why}\n" for name, why in report.get("not_measured", {}).items()]
     heads = ["row", ALGORITHM_1, CHOLESKY, "here", "ratio", "picks / product", "memory"]
     fits = [
         f"- {group}: {' + '.join(f'{v:.3g} {t}' for t, v in found['terms'].items())}; a row that"
@@ -75,27 +85,3 @@ def selection_markdown(report: dict[str, Any]) -> str:
     parts = [machine_text(report), table(heads, overall), table(["row", *names], engines)]
     parts += ["".join(fits), "Left out:\n\n" + "".join(left_out) if left_out else ""]
     return "\n".join(part for part in parts if part)
-
-
-def generate_markdown(report: dict[str, Any]) -> str:
-    """The rows of `bench generate`."""
-    heads = ["batch, tokens", "encode", "select", "prefill", "first token", "sooner",
-             "a further token"]  # fmt: skip
-    rows, notes = [], []
-    for name, facts in report["rows"].items():
-        notes += [f"- {name}: {what}: {why}\n" for what, why in facts["left_out"].items()]
-        for side in facts["sides"]:
-            ms = side["ms"]
-            label = f"{name}, {side['where']}, {side['keep'] or 'all'}"
-            rows.append(
-                [
-                    label,
-                    *(milliseconds(ms[part]["median"]) for part in ("encode", "select", "prefill")),
-                    with_spread(ms["first_token"]),
-                    f"{side['speedup']:.2f}" if "speedup" in side else "",
-                    milliseconds(ms["token"]["median"]),
-                ]
-            )
-            if "why" in side:
-                notes.append(f"- {label}: the first token is no sooner: {side['why']}\n")
-    return "\n".join([machine_text(report), table(heads, rows), "".join(notes)])

@@ -223,7 +223,9 @@ def _compile(step: Step) -> Step:
     return torch.compile(step)
 
 
-def choose(tokens: "Tensor", nouns: "Tensor", keep: int) -> "Tensor":
+def choose(
+    tokens: "Tensor", nouns: "Tensor", keep: int, *, compiled: bool = False
+) -> "Tensor":  # fmt: skip
     """ResPrune in torch, as `bench generate` needs it: relevance, gate, Algorithm 1, longest token
     first.
 
@@ -231,6 +233,7 @@ def choose(tokens: "Tensor", nouns: "Tensor", keep: int) -> "Tensor":
         tokens: (B, N, d), any float dtype.
         nouns: (B, M, d), embeddings of the questions' nouns.
         keep: K.
+        compiled: each step goes through torch.compile.
 
     Returns:
         (B, K) int64, in order of choice.
@@ -243,12 +246,15 @@ def choose(tokens: "Tensor", nouns: "Tensor", keep: int) -> "Tensor":
     gates = cosines.amax(dim=-1).clamp(min=0) ** ALPHA
     energies = images.square().sum(dim=-1)
     width = tokens.shape[-1]
+    wrap = _compile if compiled else _same
     if tokens.device.type == "cuda":
         first = energies.argmax(dim=-1)
-        return _loop(algorithm_1_lockstep, images, energies, gates, first, keep, width)
+        step = wrap(algorithm_1_lockstep)
+        return _loop(step, images, energies, gates, first, keep, width)
+    step = wrap(algorithm_1_step)
     return torch.stack(
         [
-            _loop(algorithm_1_step, image, energy, gate, energy.argmax(dim=-1), keep, width)
+            _loop(step, image, energy, gate, energy.argmax(dim=-1), keep, width)
             for image, energy, gate in zip(images, energies, gates, strict=True)
         ]
     )

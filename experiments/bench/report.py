@@ -132,7 +132,11 @@ def print_summary(report: dict[str, Any]) -> None:
         if (engine := best_engine(facts)) is None:
             continue
 
-        best = {kind: milliseconds(ms["median"]) for kind, ms in kind_times(facts).items()}
+        best = {
+            kind: f"about {milliseconds(found['ms'])}, estimated"
+            for kind, found in facts.get("estimates", {}).items()
+        }
+        best |= {kind: milliseconds(ms["median"]) for kind, ms in kind_times(facts).items()}
         ratio = sides[engine]["ratio"]
         table.add_row(
             name,
@@ -143,6 +147,8 @@ def print_summary(report: dict[str, Any]) -> None:
         )
     out = wide_console()
     out.print(table)
+    for name, why in report.get("not_measured", {}).items():
+        out.print(f"  {name}: {why}", style="dim")
     about, speed = report["machine"], report["speeds"]
     out.print(
         f"{about['device']}, {about['cores']} cores; {speed['bandwidth'] / 1e9:.0f} GB/s,"

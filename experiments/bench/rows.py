@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from resprune_jax.errors import RunError
 from resprune_jax.experiments.bench import engines as bench_engines
+from resprune_jax.experiments.bench import foretell
 from resprune_jax.experiments.bench import reference as bench_torch
 from resprune_jax.experiments.bench.engines import (
     AUTO,
@@ -91,6 +92,7 @@ def measure(
     speed: dict[str, float],
     torch_missing: str | None,
     torch_compile: bool,
+    torch_limit: float = float("inf"),
 ) -> dict[str, Any]:
     """Measure one row.
 
@@ -102,9 +104,12 @@ def measure(
         speed: of the machine, see `timing.speeds`.
         torch_missing: why torch does not take part, or None.
         torch_compile: whether torch.compile does.
+        torch_limit: seconds; of a large size torch is left out where its calls would take longer
+            in all, by estimate.
 
     Returns:
-        The row as the JSON file holds it: "sides" by name, "left_out" with a reason each.
+        The row as the JSON file holds it: "sides" by name, "left_out" with a reason each, and
+        "estimates" of torch's algorithms that were left out by them; no ratio has any of these.
 
     Raises:
         RunError: something was compiled while sides were timed, or the choice by size failed.
@@ -122,7 +127,7 @@ def measure(
     trial = Trial(row, problem, limit, speed)
     if torch_missing:
         trial.left_out["torch"] = torch_missing
-    else:
+    elif trial.torch_is_worth_it(torch_compile, torch_limit):
         trial.torch(torch_compile)
     trial.engines(names)
     times = {side.name: Timing((side.usual,)) for side in trial.sides if side.usual}
@@ -131,7 +136,7 @@ def measure(
     for side in trial.sides:
         many = 1 if row.questions and side.name == PRODUCT else row.selections
         trial.facts[side.name]["ms"] = times[side.name].facts(1 / many)
-    facts |= {"sides": trial.facts, "left_out": trial.left_out}
+    facts |= {"sides": trial.facts, "left_out": trial.left_out, "estimates": trial.estimates}
     facts["agreement"] = trial.agreement()
     compare(row, facts, speed["bandwidth"])
     return facts | {"seconds": time.perf_counter() - begun}
@@ -144,6 +149,7 @@ class Trial:
         sides: what is worth timing.
         facts: what the trial showed, by side.
         left_out: why a side is not timed, by side.
+        estimates: of torch's algorithms that are left out by them.
     """
 
     def __init__(self, row: Row, problem: Problem, limit: float, speed: dict[str, float]) -> None:
@@ -151,7 +157,50 @@ class Trial:
         self.sides: list[Side] = []
         self.facts: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
+        self.estimates: dict[str, dict[str, Any]] = {}
         self._picks: dict[str, Any] = {}
+
+    def torch_is_worth_it(self, compile_steps: bool, limit: float) -> bool:
+        """Whether torch's calls would end in time; at a large size that is foretold from smaller
+        ones, not waited for.
+
+        Args:
+            compile_steps: whether every way is tried through torch.compile too.
+            limit: seconds that torch's calls of this row may take in all.
+        """
+        size = self.row.size
+        if size.n * size.d * size.keep < foretell.WORTH or limit == float("inf"):
+            return True
+        ways = (1 + (self.row.selections > 1)) * (1 + compile_steps)
+        total, found = 0.0, {}
+        for group, samples in self._smaller().items():
+            one = foretell.foretell(group, size, self.row.itemsize, samples)
+            call = one * self.row.selections
+            total += ways * call * foretell.calls(call, FIRST_TRUSTED, LONG)
+            found[group] = call, foretell.facts(one, samples)
+        if total <= limit:
+            return True
+        for group, (call, estimate) in found.items():
+            self.estimates[group] = estimate
+            self.left_out[group] = (
+                f"about {call:.2g} s a call by estimate, {total:.0f} s for all of torch's in this"
+                f" row (--torch-limit {limit:g})"
+            )
+        return False
+
+    def _smaller(self) -> dict[str, list[foretell.Sample]]:
+        """What torch's algorithms take for one image at smaller sizes, eager."""
+        import jax
+
+        device = bench_torch.device_of(jax.default_backend())
+        samples: dict[str, list[foretell.Sample]] = {}
+        for size in foretell.smaller_sizes(self.row.size):
+            problem = make_problem(size, 1, self.row.dtype)
+            for side in bench_torch.sides(problem, device, compiled=False):
+                side.call()
+                seconds = min(taken(side.call) for _ in range(2))
+                samples.setdefault(side.group, []).append(foretell.Sample(size, seconds))
+        return samples
 
     def torch(self, compile_steps: bool) -> None:
         """Try torch's sides; of the ways of one algorithm the fast ones stay."""

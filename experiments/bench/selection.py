@@ -5,13 +5,15 @@ soon as they are measured, so that a run that was stopped goes on with --resume.
 """
 
 import dataclasses
-import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.bench import engines as bench_engines
+from resprune_jax.experiments.bench import files
 from resprune_jax.experiments.bench import reference as bench_torch
+from resprune_jax.experiments.bench.budget import OUT_OF_TIME, Budget
 from resprune_jax.experiments.bench.fit import fit_all, growth_sizes
 from resprune_jax.experiments.bench.problems import (
     QUESTIONS,
@@ -54,6 +56,11 @@ class SelectionOptions:
     """Rounds of a row; fewer where they would take more than 30 seconds."""
     limit: Annotated[float, shown("SECONDS", "60")] = 60.0
     """Leave out what would take longer than this a call."""
+    torch_limit: Annotated[float, shown("SECONDS", "10")] = 10.0
+    """Leave torch out of rows of more than 4,000 tokens or so where its calls would take longer
+    than this in all: foretold from its time at smaller sizes."""
+    minutes: Annotated[float | None, shown("M", "as long as it takes")] = None
+    """Begin no row that would end after so many minutes."""
     quick: bool = False
     """Two sizes, one image, float32, five rounds: about four minutes of CPU time, most of it
     compiling; with --without-compile under two."""
@@ -85,6 +92,9 @@ def plan_rows(options: SelectionOptions) -> list[Row]:
         check_number("--batch", count, 1)
     check_number("--repeats", options.repeats, 1)
     check_number("--limit", options.limit, 0, above=True)
+    check_number("--torch-limit", options.torch_limit, 0)
+    if options.minutes is not None:
+        check_number("--minutes", options.minutes, 0, above=True)
     sizes = tuple(map(parse_size, options.sizes)) or (QUICK_SIZES if options.quick else SIZES)
     batches = options.batch[:1] if options.quick else options.batch
     dtypes = options.dtype[:1] if options.quick else options.dtype
@@ -109,9 +119,9 @@ def run(options: SelectionOptions) -> int:
         CallError: an option that cannot work.
         RunError: a measurement in which something was compiled.
     """
+    budget = Budget(options.minutes)
     import_models()
     from resprune_jax.experiments.bench import report as bench_report
-    from resprune_jax.experiments.bench.markdown import selection_markdown
 
     rows = plan_rows(options)
     make_folder(options.out, "--out")
@@ -124,7 +134,7 @@ def run(options: SelectionOptions) -> int:
     if unknown:
         known = ", ".join(bench_engines.engine_names())
         raise CallError(f"--engines {min(unknown)!r} is no engine: there are {known}")
-    report = start(path, about, "selection", options.resume)
+    report = files.start(path, about, "selection", VERSION, options.resume, speeds)
     torch_missing = (
         bench_torch.why_not(about["platform"]) if not options.without_torch else "left out"
     )
@@ -132,58 +142,48 @@ def run(options: SelectionOptions) -> int:
     if torch_missing:
         note(f"torch rows: {torch_missing}")
     repeats = min(options.repeats, QUICK_REPEATS) if options.quick else options.repeats
-    for row in rows:
-        if row.name in report["rows"]:
-            note(f"{row.name}: kept")
-            continue
-        note(f"{row.name} ...")
-        found = measure(
-            row, names=options.engines or bench_engines.engine_names(), repeats=repeats,
-            limit=options.limit, speed=report["speeds"], torch_missing=torch_missing,
-            torch_compile=not options.without_compile,
-        )  # fmt: skip
-        report["rows"][row.name] = found
+    report["not_measured"] = {
+        row.name: "not reached" for row in rows if row.name not in report["rows"]
+    }
+    write(path, report)
+    try:
+        for row in rows:
+            if row.name in report["rows"]:
+                note(f"{row.name}: kept")
+                continue
+            kind = str(row.size.n)
+            if not budget.allows(kind):
+                report["not_measured"][row.name] = OUT_OF_TIME
+                continue
+            note(f"{row.name} ...")
+            begun = time.perf_counter()
+            found = measure(
+                row, names=options.engines or bench_engines.engine_names(), repeats=repeats,
+                limit=options.limit, speed=report["speeds"], torch_missing=torch_missing,
+                torch_compile=not options.without_compile, torch_limit=options.torch_limit,
+            )  # fmt: skip
+            budget.took(kind, time.perf_counter() - begun)
+            report["rows"][row.name] = found
+            del report["not_measured"][row.name]
+            write(path, report)
+            bench_report.print_row(row.name, found)
+    except KeyboardInterrupt:
+        left = dict.fromkeys(report["not_measured"], "not measured (stopped)")
+        report["not_measured"] = left
         write(path, report)
-        bench_report.print_row(row.name, found)
+        raise
     report["fits"] = fit_all(report["rows"])
     write(path, report)
     bench_report.print_summary(report)
     bench_report.print_fits(report["fits"])
     bench_report.draw(report, picture)
-    words = options.out / "selection.md"
-    words.write_text(selection_markdown(report), encoding="utf-8")
-    note(f"written: {path}, {words}, {picture}")
+    note(f"written: {path}, {path.with_suffix('.md')}, {picture}")
     return 0
 
 
-def start(path: Path, about: dict[str, Any], kind: str, resume: bool) -> dict[str, Any]:
-    """A new report, or the one of an earlier run on this machine.
-
-    Args:
-        path: of the JSON file.
-        about: the machine.
-        kind: of the report.
-        resume: go on with what the file holds.
-
-    Raises:
-        CallError: a file to resume from that was measured elsewhere, or is none of ours.
-    """
-    fresh = {"kind": kind, "version": VERSION, "machine": about, "rows": {}}
-    if resume and path.exists():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            stamp = [old[key] for key in ("kind", "version", "machine")]
-        except (ValueError, KeyError, TypeError):
-            raise CallError(f"--resume: {path} is no report of this command") from None
-        if stamp != [kind, VERSION, about]:
-            raise CallError(f"--resume: {path} was measured on another machine or version")
-        return old
-    note("measuring the machine")
-    return fresh | {"speeds": speeds()}
-
-
 def write(path: Path, report: dict[str, Any]) -> None:
-    """Write a report whole, or not at all."""
-    spare = path.with_suffix(".partial")
-    spare.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    spare.replace(path)
+    """Write the JSON and the Markdown file anew, each whole or not at all."""
+    from resprune_jax.experiments.bench.markdown import selection_markdown
+
+    files.write(path, report)
+    files.write_text(path.with_suffix(".md"), selection_markdown(report))

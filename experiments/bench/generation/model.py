@@ -5,8 +5,7 @@ Everything that is timed comes from `jit(...).lower(...).compile()`, for one bat
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 NOUNS = 4
@@ -71,52 +70,6 @@ _CLIP_LARGE = {
 }
 
 
-def random_state(config: Any, dtype: Any, rng_seed: int = 0) -> Any:
-    """Random parameters of an architecture, made on the device.
-
-    Kernels are scaled by their fan-in and what is added to the residual path by 0.3, so that
-    activations stay near 1 and patches that look alike stay alike.
-
-    Args:
-        config: the architecture.
-        dtype: of the parameters.
-        rng_seed: of the random generator.
-
-    Returns:
-        The state, as `load_model` would give it.
-    """
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-
-    from resprune_jax.models.families.registry import module_class
-
-    made = module_class(config)
-    abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=dtype))
-
-    @partial(jax.jit, static_argnames="shape")
-    def normal(number: Any, scale: Any, shape: tuple[int, ...]) -> Any:
-        key = jax.random.fold_in(jax.random.key(rng_seed), number)
-        return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
-    leaves = []
-    for number, (path, leaf) in enumerate(nnx.to_flat_state(nnx.split(abstract)[1])):
-        name, shape = ".".join(map(str, path)), leaf.shape
-        if name.endswith(("scale", "bias")):
-            value = jnp.full(shape, name.endswith("scale"), dtype)
-        else:
-            scale = shape[0] ** -0.5 if name.endswith("kernel") else 1.0
-            if name.endswith("weight"):  # of joined layers: their inputs are the last axis
-                scale = shape[-1] ** -0.5
-            if name.endswith(("out_proj.kernel", "fc2.kernel", "o_proj.kernel")):
-                scale *= 0.3
-            if "position_embedding" in name or "class_embedding" in name:
-                scale *= 0.1
-            value = normal(number, scale, shape)
-        leaves.append((path, leaf.replace(value)))
-    return nnx.from_flat_state(leaves)
-
-
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """A batch of questions about an image each, on the host.
@@ -167,7 +120,7 @@ def make_inputs(config: Any, batch: int, text_tokens: int, rng_seed: int = 0) ->
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One way through a model: a batch, a budget, every program compiled.
+    """One way through a model: a batch and a budget, everything ready.
 
     Attributes:
         run: encodes, selects, prefills and decodes; gives the seconds of "encode", "select",
@@ -178,39 +131,47 @@ class Pass:
 
     run: Callable[[], dict[str, float]]
     tokens: Callable[[], Any]
-    planned: int | None
+    planned: int | None = None
 
 
-def compile_passes(
-    config: Any,
-    dtype: Any,
-    state: Any,
-    inputs: Inputs,
-    budgets: Sequence[int | None],
-    new_tokens: int,
-) -> list[Pass]:
-    """Compile what answers run, once for each budget; the vision tower is the same for all.
+class Ours:
+    """The passes of one batch through our model; the vision tower is compiled once for all."""
 
-    Args:
-        config: the architecture.
-        dtype: of its parameters.
-        state: the parameters.
-        inputs: the batch.
-        budgets: visual tokens to keep; None: all of them, nothing is selected.
-        new_tokens: of each answer; no answer ends early.
-    """
-    import jax
-    import jax.numpy as jnp
+    def __init__(self, config: Any, dtype: Any, state: Any, inputs: Inputs) -> None:
+        """Nothing is compiled yet.
 
-    from resprune_jax.models.running.precision import resolve_precision
-    from resprune_jax.models.running.programs import programs
+        Args:
+            config: the architecture.
+            dtype: of its parameters.
+            state: the parameters.
+            inputs: the batch.
+        """
+        import jax
+        import jax.numpy as jnp
 
-    run: Any = programs(config, jnp.dtype(dtype), resolve_precision(None, dtype))
-    state = tuple(jax.tree.leaves(state))  # as a `Runner` holds it
-    pixels = {"pixels": inputs.pixels}
-    encode = run.encode.lower(state, pixels).compile()
-    visual = encode(state, pixels)
-    return [_compile(run, encode, state, inputs, visual, keep, new_tokens) for keep in budgets]
+        from resprune_jax.models.running.precision import resolve_precision
+        from resprune_jax.models.running.programs import programs
+
+        self._programs: Any = programs(config, jnp.dtype(dtype), resolve_precision(None, dtype))
+        self._state = tuple(jax.tree.leaves(state))  # as a `Runner` holds it
+        self._inputs = inputs
+        self._encode: Any = None
+        self._visual: Any = None
+
+    def make_pass(self, keep: int | None, new_tokens: int) -> Pass:
+        """Compile what answers run at a budget.
+
+        Args:
+            keep: visual tokens to keep; None: all of them, nothing is selected.
+            new_tokens: of each answer; no answer ends early.
+        """
+        if self._encode is None:
+            pixels = {"pixels": self._inputs.pixels}
+            self._encode = self._programs.encode.lower(self._state, pixels).compile()
+            self._visual = self._encode(self._state, pixels)
+        return _compile(
+            self._programs, self._encode, self._state, self._inputs, self._visual, keep, new_tokens
+        )
 
 
 def _compile(

@@ -1,0 +1,1 @@
+"""`resprune bench generate`: what an answer costs, full and pruned, beside transformers."""
