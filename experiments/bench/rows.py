@@ -183,7 +183,7 @@ class Trial:
         for group, (call, estimate) in found.items():
             self.estimates[group] = estimate
             self.left_out[group] = (
-                f"about {call:.2g} s a call by estimate, {total:.0f} s for all of torch's in this"
+                f"about {call:,.1f} s a call by estimate, {total:,.0f} s for all of torch's in this"
                 f" row (--torch-limit {limit:g})"
             )
         return False

@@ -223,8 +223,8 @@ class Run:
                     self._put_off(line, "not reached")
         try:
             for group in groups:
-                self._group(group)
-                bench_report.print_row(group[0].row, self.report["rows"][group[0].row])
+                if self._group(group):
+                    bench_report.print_row(group[0].row, self.report["rows"][group[0].row])
         except KeyboardInterrupt:
             self._ended("not measured (stopped)")
             raise
@@ -232,10 +232,11 @@ class Run:
             self._ended("not measured (the run failed)")
             raise
 
-    def _group(self, group: list[Line]) -> None:
-        """First figures of every line, then all of them in turn."""
+    def _group(self, group: list[Line]) -> bool:
+        """First figures of every line, then all of them in turn; whether any was measured."""
         from resprune_jax.experiments.bench.generation.measuring import UnmeasuredError
 
+        measured = False
         for line in group:
             if self._entry(line) is not None:
                 note(f"{line.name}: kept")
@@ -250,6 +251,7 @@ class Run:
                 note(f"{line.name}: {why}")
                 self._put_off(line, str(why))
             else:
+                measured = True
                 self._keep(line, entry)
                 self.budget.took(line.way, self.bench.took)
             self.save()
@@ -260,6 +262,7 @@ class Run:
         self._compare_tokens(group)
         self.bench.release()
         self.save()
+        return measured
 
     def save(self) -> None:
         """Write the JSON and the Markdown file anew, each whole or not at all."""

@@ -1,5 +1,6 @@
 """What the generation benchmark shows: a table a batch, what does not pay, Markdown, a picture."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ SHARES = {
     "choosing": "choosing / saved", "theoretical": "in theory", "realised": "realised",
 }  # fmt: skip
 UNMEASURED = "not measured"
-TABLE = 175
-"""Columns of the printed table."""
 
 
 def memory_text(memory: dict[str, Any]) -> str:
@@ -91,28 +90,32 @@ def print_row(name: str, facts: dict[str, Any]) -> None:
     from rich import box
     from rich.table import Table
 
+    def made(title: str, heads: Iterable[str]) -> Table:
+        found = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        found.add_column("", no_wrap=True)
+        for head in heads:
+            found.add_column(head, justify="right", no_wrap=True)
+        return found
+
     out = wide_console()
-    out.width = max(out.width, TABLE)
-    made = Table(title=f"{name}, milliseconds", title_justify="left", box=box.SIMPLE_HEAD)
-    made.add_column("", no_wrap=True)
-    heads = (*HEADS.values(), "quartiles of the first", "sooner", *SHARES.values(), "memory")
-    for head in heads:
-        first, _, second = head.replace(" / ", " /_").replace(" the ", " the_").partition(" ")
-        made.add_column(f"{first}\n{second}".replace("_", " "), justify="right", no_wrap=True)
+    spans = made(f"{name}, milliseconds", (*HEADS.values(), "quartiles of the first", "sooner"))
+    parts = made("", (*SHARES.values(), "memory"))
     for side in ordered(facts):
+        title = label(side["way"], side["keep"])
         if "ms" not in side:
-            made.add_row(label(side["way"], side["keep"]), UNMEASURED)
+            spans.add_row(title, UNMEASURED)
             continue
         first = side["ms"]["first_token"]
-        made.add_row(
-            label(side["way"], side["keep"]),
+        spans.add_row(
+            title,
             *(milliseconds(side["ms"][part]["median"]) for part in HEADS),
             f"{milliseconds(first['low'])} .. {milliseconds(first['high'])}",
             f"{side['speedup']:.2f}x" if "speedup" in side else "",
-            *shares(side),
-            memory_text(side["memory"]),
         )
-    out.print(made)
+        parts.add_row(title, *shares(side), memory_text(side["memory"]))
+    out.print(spans)
+    if facts["sides"]:
+        out.print(parts)
     for line in remarks(facts):
         out.print(f"  {line}", style="dim")
 
