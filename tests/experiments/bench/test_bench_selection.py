@@ -19,6 +19,8 @@ from resprune_jax.experiments.bench import reference as bench_torch
 from resprune_jax.experiments.bench import rows as bench_rows
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.bench import timing as bench_timing
+from resprune_jax.experiments.bench.budget import Budget
+from resprune_jax.experiments.bench.markdown import selection_markdown
 from resprune_jax.experiments.bench.problems import (
     ALPHA,
     SIZES,
@@ -185,6 +187,95 @@ def test_what_takes_too_long_or_too_much_is_left_out(monkeypatch: pytest.MonkeyP
     assert "are free" in row["left_out"]["feature"]
 
 
+@pytest.mark.parametrize(("batch", "questions"), [(1, 0), (2, 0), (1, 3)])
+def test_torch_is_left_out_of_large_sizes_by_estimate(
+    batch: int, questions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_rows.foretell, "WORTH", SIZE.n * SIZE.d * SIZE.keep)
+    sizes: list[Size] = []
+    sides = bench_torch.sides
+
+    def seen(problem: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(problem.size)
+        return sides(problem, *rest, **options)
+
+    monkeypatch.setattr(bench_torch, "sides", seen)
+    names = ("feature",) if batch == 1 and not questions else ()
+    row = row_of(batch, questions=questions, torch_limit=0.0, names=names)
+    # Torch ran at smaller sizes alone: nothing waited for it at this one.
+    assert sizes == [Size(5, 48, 1), Size(10, 48, 2)]
+    groups = {bench_torch.ALGORITHM_1, bench_torch.CHOLESKY}
+    assert set(row["estimates"]) == groups and groups <= set(row["left_out"])
+    for group in groups:
+        assert "by estimate" in row["left_out"][group] and row["estimates"][group]["ms"] > 0
+    # No ratio has an estimate in it, and no time.
+    assert row["counted"] is None and row["sides"]
+    assert all(side["ratio"] is None for side in row["sides"].values())
+    assert not any(name.startswith("torch") for name in row["sides"])
+    report = {
+        "rows": {"row": row}, "speeds": SPEED, "fits": {},
+        "machine": {"device": "x", "cores": 1, "memory_bytes": 1, "jax": "", "torch": "",
+                    "python": ""},
+    }  # fmt: skip
+    words = selection_markdown(report)
+    assert words.count("(estimated)") == 2 * len(names) and "**" not in words
+    # One that is cheap enough by estimate is measured.
+    row = row_of(batch, questions=questions, torch_limit=1e6, names=())
+    assert sizes[-1] == SIZE and row["counted"] and not row["estimates"]
+
+
+def test_small_sizes_are_never_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_rows.foretell, "foretell", None)
+    assert row_of(torch_limit=0.0, names=())["counted"]
+
+
+def stop_at(number: int, error: type[BaseException] | None, now: list[float]) -> Any:
+    """`measure` that takes a minute, measures nothing, and is stopped at a row."""
+
+    def measured(row: Row, **options: Any) -> dict[str, Any]:
+        if error is not None and now[0] == 60.0 * number:
+            raise error
+        now[0] += 60
+        return {
+            "n": row.size.n, "d": row.size.d, "keep": row.size.keep, "batch": row.batch,
+            "questions": row.questions, "dtype": row.dtype, "sides": {}, "left_out": {},
+            "estimates": {}, "agreement": {}, "counted": None, "seconds": 60.0,
+        }  # fmt: skip
+
+    return measured
+
+
+@pytest.mark.parametrize("ends", ["budget", "signal"])
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_run_that_ends_early_leaves_what_it_measured(
+    done: int, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    by_signal = ends == "signal"
+    stop = KeyboardInterrupt if by_signal else None
+    monkeypatch.setattr(bench_selection, "measure", stop_at(done, stop, now))
+    # The clock of the budget is at its end before the first row where none is to be measured.
+    start = 0.0 if by_signal or done else 1e9
+    clock = iter([0.0])
+    monkeypatch.setattr(
+        bench_selection,
+        "Budget",
+        lambda minutes: Budget(minutes, clock=lambda: next(clock, start + now[0])),
+    )
+    words = ["--batch", "1", "2", "3", "--dtype", "float32", "--without-questions"]
+    minutes = [] if by_signal else ["--minutes", str(done or 1)]
+    command = ["bench", "selection", "--sizes", "40,48,8", *words, *minutes, "--without-torch"]
+    status = cli.main([*command, "--out", str(tmp_path)])
+    assert status == (130 if by_signal else 0)
+    assert not list(tmp_path.glob("*.partial"))
+    report = json.loads((tmp_path / "selection.json").read_text())
+    names = [f"40x48 -> 8, batch {batch}, float32" for batch in (1, 2, 3)]
+    assert list(report["rows"]) == names[:done]
+    why = "not measured (stopped)" if by_signal else "not measured (time budget)"
+    assert report["not_measured"] == dict.fromkeys(names[done:], why)
+    assert (tmp_path / "selection.md").read_text().count(why) == 3 - done
+
+
 def test_a_machine_without_a_compiler_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(step: Any) -> Any:
         def fails(*arguments: Any) -> Any:
@@ -203,7 +294,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = bench(tmp_path, *words)
     assert (report["kind"], report["version"]) == ("selection", bench_selection.VERSION)
     assert set(report) == {
-        "kind", "version", "machine", "rows", "speeds", "torch", "fits",
+        "kind", "version", "machine", "rows", "speeds", "torch", "fits", "not_measured",
     }  # fmt: skip
     assert list(report["rows"]) == [
         "40x48 -> 8, batch 1, float32", "40x48 -> 8, 8 questions, float32",
@@ -212,7 +303,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row in report["rows"].values():
         assert set(row) == {
             "n", "d", "keep", "batch", "questions", "dtype", "sides", "left_out", "agreement",
-            "counted", "seconds",
+            "counted", "seconds", "estimates",
         }  # fmt: skip
         for side in row["sides"].values():
             assert {"group", "memory", "ms", "ratio", "bytes", "bandwidth_share"} <= set(side)
@@ -262,6 +353,8 @@ def test_it_needs_neither_torch_nor_spacy(
         (["--batch", "0"], "--batch is 0"),
         (["--repeats", "0"], "--repeats is 0"),
         (["--limit", "0"], "--limit is 0"),
+        (["--torch-limit", "-1"], "--torch-limit is -1"),
+        (["--minutes", "0"], "--minutes is 0"),
         (["--engines", "warp"], "'warp' is no engine: there are auto, feature"),
     ],
 )
