@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from resprune_jax.errors import CallError
+from resprune_jax.experiments import stopping
 from resprune_jax.experiments.bench import engines as bench_engines
 from resprune_jax.experiments.bench import files
 from resprune_jax.experiments.bench import reference as bench_torch
@@ -145,8 +146,8 @@ def run(options: SelectionOptions) -> int:
     report["not_measured"] = {
         row.name: "not reached" for row in rows if row.name not in report["rows"]
     }
-    write(path, report)
     try:
+        write(path, report)
         for row in rows:
             if row.name in report["rows"]:
                 note(f"{row.name}: kept")
@@ -185,5 +186,6 @@ def write(path: Path, report: dict[str, Any]) -> None:
     """Write the JSON and the Markdown file anew, each whole or not at all."""
     from resprune_jax.experiments.bench.markdown import selection_markdown
 
-    files.write(path, report)
-    files.write_text(path.with_suffix(".md"), selection_markdown(report))
+    with stopping.whole():  # a signal that came is heard behind both
+        files.write(path, report)
+        files.write_text(path.with_suffix(".md"), selection_markdown(report))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from resprune_jax.errors import CallError
+from resprune_jax.experiments import stopping
 from resprune_jax.experiments.bench import files
 from resprune_jax.experiments.bench import reference as bench_torch
 from resprune_jax.experiments.bench.budget import OUT_OF_TIME, Budget
@@ -222,6 +223,7 @@ class Run:
                 if self._entry(line) is None:
                     self._put_off(line, "not reached")
         try:
+            self.save()
             for group in groups:
                 if self._group(group):
                     bench_report.print_row(group[0].row, self.report["rows"][group[0].row])
@@ -269,9 +271,10 @@ class Run:
         from resprune_jax.experiments.bench.generation.columns import add_columns
         from resprune_jax.experiments.bench.generation.report import markdown
 
-        add_columns(self.report)
-        files.write(self.out / "generate.json", self.report)
-        files.write_text(self.out / "generate.md", markdown(self.report))
+        with stopping.whole():  # a signal that came is heard behind both
+            add_columns(self.report)
+            files.write(self.out / "generate.json", self.report)
+            files.write_text(self.out / "generate.md", markdown(self.report))
 
     def _row(self, line: Line) -> dict[str, Any]:
         from resprune_jax.experiments.bench.generation.measuring import TEXT_TOKENS

@@ -1,6 +1,7 @@
 """`resprune bench selection` on tiny problems: what it finds, writes, and leaves out."""
 
 import json
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -229,12 +230,12 @@ def test_small_sizes_are_never_foretold(monkeypatch: pytest.MonkeyPatch) -> None
     assert row_of(torch_limit=0.0, names=())["counted"]
 
 
-def stop_at(number: int, error: type[BaseException] | None, now: list[float]) -> Any:
-    """`measure` that takes a minute, measures nothing, and is stopped at a row."""
+def stop_at(number: int | None, now: list[float]) -> Any:
+    """`measure` that takes a minute, measures nothing, and hears Ctrl-C at a row."""
 
     def measured(row: Row, **options: Any) -> dict[str, Any]:
-        if error is not None and now[0] == 60.0 * number:
-            raise error
+        if now[0] / 60 == number:
+            signal.raise_signal(signal.SIGINT)
         now[0] += 60
         return {
             "n": row.size.n, "d": row.size.d, "keep": row.size.keep, "batch": row.batch,
@@ -252,8 +253,7 @@ def test_a_run_that_ends_early_leaves_what_it_measured(
 ) -> None:
     now = [0.0]
     by_signal = ends == "signal"
-    stop = KeyboardInterrupt if by_signal else None
-    monkeypatch.setattr(bench_selection, "measure", stop_at(done, stop, now))
+    monkeypatch.setattr(bench_selection, "measure", stop_at(done if by_signal else None, now))
     # The clock of the budget is at its end before the first row where none is to be measured.
     start = 0.0 if by_signal or done else 1e9
     clock = iter([0.0])

@@ -1,6 +1,7 @@
 """`resprune bench generate` on a tiny model: its lines, its report, and runs that end early."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def test_a_stopped_run_leaves_what_it_measured(
 
     def until(self: Bench, line: Line) -> dict[str, Any]:
         if len(looked_at) == lines:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         made: dict[str, Any] = look(self, line)
         return made
 
