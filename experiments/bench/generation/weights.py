@@ -42,6 +42,8 @@ def random_state(config: Any, dtype: Any, rng_seed: int = 0) -> Any:
             value = jax.device_put(np.full(shape, name.endswith("scale"), dtype))
         else:
             scale = shape[0] ** -0.5 if name.endswith("kernel") else 1.0
+            if name.endswith("weight"):  # of joined layers: their inputs are the last axis
+                scale = shape[-1] ** -0.5
             if name.endswith(("out_proj.kernel", "fc2.kernel", "o_proj.kernel")):
                 scale *= 0.3
             if "position_embedding" in name or "class_embedding" in name:
