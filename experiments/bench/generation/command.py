@@ -11,11 +11,12 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments import stopping
 from resprune_jax.experiments.bench import files
 from resprune_jax.experiments.bench import reference as bench_torch
 from resprune_jax.experiments.bench.budget import OUT_OF_TIME, Budget
+from resprune_jax.experiments.bench.engines import one_line
 from resprune_jax.experiments.bench.generation.plan import Line, Way, plan_groups
 from resprune_jax.experiments.bench.timing import leave_memory_to_torch, machine, note, speeds
 from resprune_jax.experiments.common import (
@@ -258,7 +259,14 @@ class Run:
                 self.budget.took(line.way, self.bench.took)
             self.save()
         seconds = min(ROUND_SECONDS, self.budget.left / (HURRY if self.hurried else 1))
-        for line, ms in self.bench.rounds(group, self.repeats, seconds).items():
+        try:
+            found = self.bench.rounds(group, self.repeats, seconds)
+        except RunError:
+            raise
+        except Exception as error:  # together they may need more memory than each by itself
+            found = {}
+            self._row(group[0])["notes"].append(f"no rounds in turn: {one_line(error)}")
+        for line, ms in found.items():
             entry = self._entry(line)
             entry["ms"], entry["in_turn"] = ms, True
         self._compare_tokens(group)
@@ -281,7 +289,7 @@ class Run:
 
         fresh = {
             "batch": line.batch, "new_tokens": self.bench.new_tokens, "text_tokens": TEXT_TOKENS,
-            "sides": [], "not_measured": [],
+            "sides": [], "not_measured": [], "notes": [],
         }  # fmt: skip
         row: dict[str, Any] = self.report["rows"].setdefault(line.row, fresh)
         return row

@@ -82,7 +82,8 @@ def plan_groups(
     first = WANTED if WANTED in keeps else keeps[0]
     rest = [keep for keep in dict.fromkeys(keeps) if keep != first]
     # Eager is there at once; torch.compile takes a minute a line on a large model.
-    fast = [way for way in ("eager", "compiled") if way in theirs]
+    quick: tuple[Way, ...] = ("eager", "compiled")
+    fast = [way for way in quick if way in theirs]
 
     def core(batch: int) -> list[Line]:
         ours = [Line(batch, "here", keep) for keep in (None, first)]

@@ -79,7 +79,7 @@ def remarks(row: dict[str, Any]) -> list[str]:
         equal = side.get("equal_to_eager")
         if equal is not None and side["way"] != "eager":
             said.setdefault(f"{equal:.1%} of the tokens equal to eager", []).append(name)
-    lines = [f"{'; '.join(names)}: {reason}" for reason, names in said.items()]
+    lines = [f"{'; '.join(names)}: {reason}" for reason, names in said.items()] + row["notes"]
     if (equal := row.get("tokens_equal")) is not None:
         lines.append(f"full model: {equal:.1%} of the tokens equal to transformers' (eager)")
     return lines

@@ -235,6 +235,20 @@ def test_a_failed_run_leaves_what_it_measured(
     assert set(reasons(report).values()) == {"not measured (the run failed)"}
 
 
+def test_rounds_that_do_not_fit_leave_the_first_figures(
+    looked_at: list[Line], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def too_much(self: Bench, *rest: Any) -> Any:
+        raise MemoryError("all of them together")
+
+    monkeypatch.setattr(Bench, "rounds", too_much)
+    report = valid_of(bench(tmp_path, *QUICK, batch="1 2"), tmp_path)
+    for row in report["rows"].values():
+        assert len(row["sides"]) == 4 and not any(side["in_turn"] for side in row["sides"])
+        assert row["notes"] == ["no rounds in turn: MemoryError: all of them together"]
+    assert (tmp_path / "generate.md").read_text().count("all of them together") == 2
+
+
 def test_resume_refuses_what_does_not_fit(
     looked_at: list[Line], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

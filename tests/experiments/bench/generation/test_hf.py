@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resprune_jax.errors import RunError
 from resprune_jax.experiments.bench.generation import hf, weights
 from resprune_jax.experiments.bench.generation import model as bench_model
 from resprune_jax.experiments.bench.generation.measuring import Bench, UnmeasuredError
@@ -74,8 +75,11 @@ def test_a_step_that_is_not_compiled_yet_is_refused_inside_a_time(
     model: Any, inputs: Any, traced: None
 ) -> None:
     fast = hf.make_pass(model, inputs, 3, NEW, "cpu", "compiled")
-    with hf.no_compiles(), pytest.raises(RuntimeError, match="recompile"):
-        fast.run()
+    line = Line(2, "compiled", 3)
+    bench = Bench(TINY, LlavaConfig.from_hf(TINY), "float32", NEW, same_weights=False)
+    bench._passes[line], bench._usual[line] = fast, 0.0
+    with pytest.raises(RunError, match=r"torch.compile had to work in a timed region"):
+        bench.rounds([line], 1, 60.0)
 
 
 @pytest.mark.deep
