@@ -23,8 +23,8 @@ from resprune_jax.experiments import compare, demo, info, methods, stopping, str
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
-from resprune_jax.experiments.bench.start import command as bench_start
 from resprune_jax.experiments.bench.generation import command as bench_generate
+from resprune_jax.experiments.bench.start import command as bench_start
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check

@@ -134,7 +134,8 @@ def _shapes(asked: dict[str, Any]) -> Callable[[], Answer]:
     import jax
     import numpy as np
 
-    from resprune_jax.experiments.bench.model import model_config, random_state
+    from resprune_jax.experiments.bench.generation.model import model_config
+    from resprune_jax.experiments.bench.generation.weights import random_state
     from resprune_jax.experiments.compile_check.models import TEXT_TOKENS, make_workload
     from resprune_jax.methods import get_method
     from resprune_jax.models.families.registry import read_model_config
