@@ -165,7 +165,7 @@ def test_questions_share_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_choice_by_size_must_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*arguments: Any, **options: Any) -> Any:
         raise ValueError("broken")
 
     for name in engines.ENGINES:
