@@ -16,6 +16,7 @@ import pytest
 from resprune_jax import engines, prepare, select
 from resprune_jax.engines import ENGINES
 from resprune_jax.models import load_model
+from resprune_jax.models.decoder import attention
 from tests.gpu import pocket_logits
 from tests.selection.batches import Shape, Tally, batch, run
 
@@ -62,6 +63,39 @@ def test_the_bound_tells_tf32_from_float32(of_a_cpu: dict[str, np.ndarray]) -> N
     shares = parted(pocket_logits.made(rounded), of_a_cpu)
     print(f"in TF32 logits part by {shares} of the bound")
     assert min(shares.values()) > 10
+
+
+ATTENTIONS = {
+    "prefill": ((4, 192, 32, 32, 128), {"causal": True}),
+    "grouped queries": ((2, 640, 28, 4, 128), {"causal": True}),
+    "a window": ((2, 256, 8, 8, 64), {"causal": True, "window": 100}),
+    "vision tower": ((2, 577, 16, 16, 64), {}),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_cudnn_s_attention_is_xla_s(name: str) -> None:
+    (rows, length, heads, kv_heads, width), options = ATTENTIONS[name]
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (rows, length, count, width), "bfloat16")
+        for key, count in zip(keys, (heads, kv_heads, kv_heads), strict=True)
+    )
+    real = np.arange(length) < np.array([length, *[length // 2] * (rows - 1)])[:, None]
+    padding: dict[str, Any] = {"valid": real, "padded_behind": True} if options else {}
+
+    def attended(engine: attention.Engine, **more: Any) -> np.ndarray:
+        with attention.paths_taken() as paths:
+            program = jax.jit(lambda q, k, v: attention.attend(q, k, v, engine=engine, **more))
+            made = np.asarray(program(q, k, v), np.float32)
+        assert paths == {"cudnn" if engine == "auto" else engine}
+        return made
+
+    got = attended("auto", **options, **padding)
+    want = attended("xla", **options, **padding)
+    apart = float(np.abs(got - want)[real].max())
+    print(f"{name}: {apart:.1e} apart, of values up to {np.abs(want).max():.1f}")
+    assert apart <= 2.0**-6  # two roundings of bfloat16 at 1
 
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "pallas_tpu"])
