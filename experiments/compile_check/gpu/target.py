@@ -1,8 +1,8 @@
 """A GPU as a target: JAX's CUDA plug-in, which holds the compiler, and a described card.
 
-Needs no GPU, no driver and none of NVIDIA's libraries. cuDNN's kernels are therefore not among what
-is compiled, and nothing can be timed: where a card at hand would try several kernels for a product
-and keep the fastest, the compiler's own estimate decides.
+Needs no GPU, no driver and none of NVIDIA's libraries; where cuDNN's wheel is installed, too, its
+attention is among what is compiled. Nothing can be timed: where a card at hand would try several
+kernels for a product and keep the fastest, the compiler's own estimate decides.
 """
 
 import importlib.metadata

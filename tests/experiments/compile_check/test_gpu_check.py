@@ -20,7 +20,7 @@ from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.compile_check import command
 from resprune_jax.experiments.compile_check.cases import CASES
-from resprune_jax.experiments.compile_check.compiler import Compiled, Memory
+from resprune_jax.experiments.compile_check.compiler import Compiled, Memory, compile_abstract
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.gpu import target as gpu_target
 from resprune_jax.experiments.compile_check.gpu.cards import CARDS
@@ -86,6 +86,58 @@ def test_the_way_of_attention_is_noted_where_it_is_gone() -> None:
         traced(2048)
     traced(32)
     assert small == {"xla"} and both == {"xla", "blockwise"}
+
+
+# What helps where the compiler fails.
+
+
+class Stubborn:
+    """A lowered program that compiles with cuBLAS's products alone."""
+
+    def __init__(self, lowered: Any, problem: str) -> None:
+        self.lowered, self.problem, self.asked = lowered, problem, list[dict[str, Any]]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lowered, name)
+
+    def compile(self, options: dict[str, Any]) -> Any:
+        self.asked.append(options)
+        if options.get("xla_gpu_enable_triton_gemm", True):
+            raise jax.errors.JaxRuntimeError(self.problem)
+        return self.lowered.compile()
+
+
+@pytest.mark.parametrize(
+    ("problem", "helped"),
+    [
+        ("INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.263 = ...", True),
+        ("INTERNAL: something else", False),
+    ],
+)
+def test_products_that_triton_has_no_tiles_for(problem: str, helped: bool) -> None:
+    target = GpuTarget("h100")
+    lowered = Stubborn(jax.jit(lambda x: x * 2).lower(jnp.ones(8)), problem)
+
+    def compiled() -> Compiled:
+        return compile_abstract(lambda: lowered, options=target.options, instead=target.instead)
+
+    if not helped:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+            compiled()
+        return
+    assert compiled().memory is not None
+    assert lowered.asked == [
+        {"xla_gpu_autotune_level": 0},
+        {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+    ]
+
+
+def test_memory_that_does_not_suffice_is_no_failure() -> None:
+    lowered = Stubborn(
+        jax.jit(lambda x: x * 2).lower(jnp.ones(8)), "RESOURCE_EXHAUSTED: too much\nof it"
+    )
+    made = compile_abstract(lambda: lowered, instead=GpuTarget("h100").instead)
+    assert made.memory is None and made.problem == "too much"
 
 
 # What it says.
