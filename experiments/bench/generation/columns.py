@@ -9,6 +9,7 @@ of its FLOPs over the matmul rate and its bytes over the bandwidth. Choosing has
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from resprune_jax.costs import (
@@ -84,7 +85,8 @@ class Work:
         return self.decoder_bytes + batch * kv_bytes(tokens + new_tokens / 2, self.decoder)
 
 
-def _leaves(config: Any, dtype: Any) -> Any:
+@functools.lru_cache(maxsize=4)
+def _leaves(config: Any, dtype: str) -> Any:
     """Every parameter's path and shape."""
     from flax import nnx
 
@@ -95,12 +97,12 @@ def _leaves(config: Any, dtype: Any) -> Any:
     return nnx.to_flat_state(nnx.split(abstract)[1])
 
 
-def count_parameters(config: Any) -> int:
-    """Parameters of an architecture."""
-    return sum(leaf.size for _, leaf in _leaves(config, "float32"))
+def count_parameters(config: Any, dtype: str) -> int:
+    """Parameters of an architecture; they are as many in any dtype."""
+    return sum(leaf.size for _, leaf in _leaves(config, dtype))
 
 
-def model_work(config: Any, dtype: Any) -> Work:
+def model_work(config: Any, dtype: str) -> Work:
     """The work of a model of the LLaVA family.
 
     Args:

@@ -124,7 +124,7 @@ def run(options: GenerateOptions) -> int:
     report = files.start(path, about, "generate", VERSION, options.resume, speeds)
     model = {
         "name": name, "dtype": dtype, "visual_tokens": total,
-        "parameters": count_parameters(config), "work": model_work(config, dtype).facts(),
+        "parameters": count_parameters(config, dtype), "work": model_work(config, dtype).facts(),
     }  # fmt: skip
     check_same(report, model, options.new_tokens)
     report["model"] = model

@@ -142,7 +142,7 @@ def test_bytes_are_those_of_the_parameters(dtype: str, tied: bool) -> None:
     layer = 4 * 48 * 48 + 3 * 48 * 64 + 2 * 48
     # One layer, the final norm, and either the head or the table in its place.
     assert work.decoder_bytes == size * (layer + 48 + table)
-    every = columns.count_parameters(config)
+    every = columns.count_parameters(config, dtype)
     assert work.encode_bytes == size * (every - layer - 48 - table * (1 if tied else 2))
     assert work.decoder.bytes == size and work.visual_tokens == 16
     assert work.vision == {

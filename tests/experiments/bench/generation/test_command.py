@@ -17,12 +17,14 @@ from resprune_jax.experiments.bench import budget as bench_budget
 from resprune_jax.experiments.bench import timing as bench_timing
 from resprune_jax.experiments.bench.generation import command, measuring, weights
 from resprune_jax.experiments.bench.generation import model as bench_model
+from resprune_jax.experiments.bench.generation import report as bench_report
 from resprune_jax.experiments.bench.generation.measuring import Bench, UnmeasuredError
 from resprune_jax.experiments.bench.generation.plan import Line
 from resprune_jax.models.families.llava.config import LlavaConfig
 from tests.compiles import backend_compiles
 from tests.experiments.bench.generation.tiny import TINY
 
+DRAW = bench_report.draw
 MODEL_CONFIG = bench_model.model_config
 WORDS = ("--new-tokens", "3", "--repeats", "2")
 QUICK = ("--without-compile",)
@@ -124,6 +126,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Line]:
         return entry(line, 5.0 if line.keep else 9.0)
 
     monkeypatch.setattr(Bench, "look", look)
+    monkeypatch.setattr(bench_report, "draw", lambda made, path: path.write_bytes(b""))
     return seen
 
 
@@ -208,7 +211,10 @@ def test_what_the_machine_cannot_do_is_named(
         return made
 
     monkeypatch.setattr(Bench, "look", no_compiler)
+    monkeypatch.setattr(bench_report, "draw", DRAW)
     report = valid_of(bench(tmp_path), tmp_path)
+    with Image.open(tmp_path / "generate.png") as picture:
+        assert picture.width > 500
     why = "InvalidCxxCompiler: no working compiler found"
     assert reasons(report) == {("compiled", None): why, ("compiled", 6): why}
     assert set(sides(report)) == {(way, keep) for way in ("here", "eager") for keep in (None, 6)}
