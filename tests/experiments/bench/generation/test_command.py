@@ -141,6 +141,8 @@ def valid(out: Path) -> dict[str, Any]:
     )
     unmeasured = sum("| not measured |" in line for line in lines)
     assert unmeasured == sum(len(row["not_measured"]) for row in report["rows"].values())
+    for row in report["rows"]:  # both files tell of the same end
+        assert all(why in words for why in reasons(report, row).values())
     return report
 
 
