@@ -98,6 +98,9 @@ class _Show(Protocol):
     def begin(self, program: str, place: str) -> None:
         """It is being compiled; `place` says how many of how many, or nothing."""
 
+    def rest(self) -> None:
+        """Nothing is being compiled; it may go on with `begin`."""
+
     def end(self, found: bool) -> None:
         """It can run now; `found` in the persistent cache."""
 
@@ -108,15 +111,20 @@ class _Lines:
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._timer: threading.Timer | None = None
-        self._program, self._place, self._begun = "", "", self._start
+        self._program, self._place, self._begun, self._spent = "", "", self._start, 0.0
 
     def begin(self, program: str, place: str) -> None:
-        self._program, self._place, self._begun = program, place, time.monotonic()
+        before = self._spent if program == self._program else 0.0
+        self._program, self._place, self._begun = program, place, time.monotonic() - before
         self._wait()
+
+    def rest(self) -> None:
+        self.close()
+        self._spent = time.monotonic() - self._begun
 
     def end(self, found: bool) -> None:
         self.close()
-        spent = time.monotonic() - self._begun
+        spent, self._spent = time.monotonic() - self._begun, 0.0
         if spent >= LONG_S:
             word = "found" if found else "compiled"
             self._print(f"{word} {self._program} in {spent:.0f} s")
@@ -160,8 +168,11 @@ class _Line:
         where = f" ({place})" if place else ""
         self.bar.update(self._task, description=f"compiling {program}{where}", visible=True)
 
-    def end(self, found: bool) -> None:
+    def rest(self) -> None:
         self.bar.update(self._task, visible=False)
+
+    def end(self, found: bool) -> None:
+        self.rest()
 
 
 @contextmanager
@@ -193,8 +204,14 @@ def compiles(*, quiet: bool = False, beside: bool = False) -> Iterator[None]:
     with _shown(quiet=quiet, beside=beside) as show:
 
         def tell(program: "Program") -> None:
-            if show is not None:
-                show.end(program.found) if program.done else show.begin(program.name, "")
+            if show is None:
+                return
+            if program.done:
+                show.end(program.found)
+            elif program.rests:
+                show.rest()
+            else:
+                show.begin(program.name, "")
 
         with compiling(tell):
             yield

@@ -29,6 +29,8 @@ class Program:
         backend: of its compile alone, or of reading it from the persistent cache.
         done: whether it can run now.
         found: whether the persistent cache had it, so that nothing was compiled.
+        rests: whether a part of it has ended and the next has not begun; after a trace that was
+            made for shapes alone none ever does.
     """
 
     name: str
@@ -36,10 +38,11 @@ class Program:
     backend: float = 0.0
     done: bool = False
     found: bool = False
+    rests: bool = False
 
 
 Tell = Callable[[Program], None]
-"""Called when a program begins to be made, and when it is done."""
+"""Called when a part of a program begins, when it ends, and when the program is done."""
 
 
 class Compiling:
@@ -73,9 +76,10 @@ class Compiling:
             return
         self._depth += 1
         name = _name(about)
-        if self._depth == 1 and name != self._name:
-            self._name, self._seconds = name, 0.0
-            self._say(Program(name))
+        if self._depth == 1:
+            if name != self._name:
+                self._name, self._seconds = name, 0.0
+            self._say(Program(name, self._seconds))
 
     def listen(self, event: str, duration_secs: float, **about: str | int) -> None:
         """Take note of something that has just ended."""
@@ -98,6 +102,8 @@ class Compiling:
                 self.programs.append(made)
                 self._name, self._found = "", False
                 self._say(made)
+            else:
+                self._say(Program(self._name, self._seconds, rests=True))
 
     def hear(self, event: str, **_: str | int) -> None:
         """Take note of something that happened."""
@@ -122,7 +128,7 @@ def compiling(tell: Tell | None = None) -> Iterator[Compiling]:
     """Watch what is compiled inside of the block.
 
     Args:
-        tell: is told of every program, on this thread, as it begins and as it is done.
+        tell: is told of every program, on this thread, see `Tell`.
     """
     watch = Compiling(tell)
     jax.monitoring.register_event_duration_secs_listener(watch.listen)

@@ -256,6 +256,7 @@ class _Counter:
         self._announce = announce
         self._begin = time.perf_counter()
         self._here: dict[str, int] = {}
+        self._begun = ""
 
     def come(self, work: _Work) -> None:
         """This is run next."""
@@ -263,10 +264,12 @@ class _Counter:
 
     def tell(self, program: Program) -> None:
         """See `compiling.Tell`; eager operations beside the programs are not counted."""
-        if self._announce is not None and program.name in self._here:
+        name, told = program.name, program.done or program.name != self._begun
+        if self._announce is not None and name in self._here and told and not program.rests:
+            self._begun = "" if program.done else name
             spent = time.perf_counter() - self._begin
-            number, total = self._here[program.name], len(self._numbers)
-            step = Step(program.name, number, total, spent, program.done, program.found)
+            number, total = self._here[name], len(self._numbers)
+            step = Step(name, number, total, spent, program.done, program.found)
             self._announce(step)
 
 

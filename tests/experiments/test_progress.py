@@ -145,6 +145,22 @@ def test_what_jax_compiles_is_said_beside_a_bar(
     assert capsys.readouterr().err.splitlines() == ([] if quiet else said)
 
 
+def test_a_trace_alone_is_no_compile(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Loading weights traces for shapes, and then reads for long."""
+
+    def shapes(x: jax.Array) -> jax.Array:
+        clock.pass_by(6.0)
+        return x * 2
+
+    with progress.compiles(beside=True):
+        made = jax.jit(shapes)
+        jax.eval_shape(made, np.zeros(5, np.float32))
+        clock.pass_by(99.0)
+        assert capsys.readouterr().err == ""
+        made(np.zeros(5, np.float32))  # goes on with what was traced
+    assert capsys.readouterr().err == "resprune: compiled shapes in 6 s (105 s so far)\n"
+
+
 def test_a_terminal_has_one_line_that_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     made = Console(file=screen, force_terminal=True, width=80)
