@@ -96,20 +96,49 @@ def relevance(
     if valid is None:
         valid = jnp.ones(tokens.shape[:-1], bool)
     text = jnp.where(text_valid[..., None], text, 0)
-    nouns = jnp.sum(text_valid, axis=-1, keepdims=True)  # [..., 1]
-
     if aggregate == "pooled":
         pooled = jnp.sum(
             text.astype(jnp.float32), axis=-2, keepdims=True
         )  # its length is no matter
-        cosine = cosines(tokens, pooled)[..., 0]  # [..., N]
+        every = cosines(tokens, pooled)  # [..., N, 1]
     else:
         every = cosines(tokens, text)  # [..., N, M]
-        if aggregate == "max":
-            cosine = jnp.max(every, axis=-1, where=text_valid[..., None, :], initial=-1.0)
-        else:
-            cosine = jnp.sum(every, axis=-1, where=text_valid[..., None, :])
-            cosine = cosine / jnp.maximum(nouns, 1)
+    return of_cosines(every, text_valid, valid, aggregate, nonnegative, sign)
+
+
+def of_cosines(
+    every: jax.Array,
+    text_valid: jax.Array,
+    valid: jax.Array,
+    aggregate: Aggregate,
+    nonnegative: NonNegative,
+    sign: int,
+) -> jax.Array:
+    """`relevance` of the cosines of every visual token with every text embedding.
+
+    Args:
+        every: (..., N, M) float32; (..., N, 1) with the pooled text.
+        text_valid: (..., M) bool.
+        valid: (..., N) bool.
+        aggregate: see `relevance`.
+        nonnegative: likewise.
+        sign: likewise.
+
+    Returns:
+        (..., N) float32.
+    """
+    nouns = jnp.sum(text_valid, axis=-1, keepdims=True)  # [..., 1]
+    any_noun = nouns > 0
+    if aggregate == "pooled":
+        cosine = every[..., 0]  # [..., N]
+    elif aggregate == "max":
+        largest = jnp.max(every, axis=-1, where=text_valid[..., None, :], initial=-2.0)
+        # No noun, in the same reduction; one that is not finite is no smaller number.
+        any_noun = ~(largest < -1.5)
+        cosine = jnp.maximum(largest, -1.0)
+    else:
+        cosine = jnp.sum(every, axis=-1, where=text_valid[..., None, :])
+        cosine = cosine / jnp.maximum(nouns, 1)
 
     cosine = cosine * sign
     if nonnegative == "clip":
@@ -123,4 +152,4 @@ def relevance(
         weight = jnp.where(spread > 0, (cosine - low) / jnp.where(spread > 0, spread, 1.0), 1.0)
     # A cosine rounds to a hair beyond -1, and a minimum may be computed twice with other roundings.
     weight = jnp.maximum(weight, 0.0)
-    return jnp.where(valid, jnp.where(nouns > 0, weight, 1.0), 0.0)
+    return jnp.where(valid, jnp.where(any_noun, weight, 1.0), 0.0)

@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import ArrayLike
 
 from . import engines
 from .arguments import array_of, one_length, whole
 from .conditions import PLACES, check, of_rows, traced
 from .engines import lazy
-from .engines.guard import guarded
-from .engines.loop import Guide, row
-from .engines.product import Product, gram_product, gram_products, scale, scaled_tokens
-from .engines.visits import visit
+from .engines.guard import doubted, guarded, told
+from .engines.loop import Guide
+from .engines.product import Product, diagonal, gram_product, gram_products, scale, scaled_tokens
+from .engines.visits import alone_on_a_gpu, by_chunks
 from .errors import CallError, shown
 from .prepared import Prepared, as_tokens
 from .relevance import gate
@@ -55,12 +54,15 @@ class Selection:
         rows: (K, w) or (B, K, w), of a method that merges tokens: what enters in place of each, of
             the width of its `merges`; an entry of `indices` that stands for no token of its own (a
             mean of what was dropped) holds N although it counts. `None`: the tokens as they are.
+        doubtful: () or (B,) bool, whether rounding may have decided a pick; `None` where the guard
+            put that right, as it does outside of `guard.telling`.
     """
 
     indices: jax.Array
     energy: jax.Array | None
     count: jax.Array
     rows: jax.Array | None = None
+    doubtful: jax.Array | None = None
 
     def prefix(self, k: int) -> "Selection":
         """The selection that a budget of `k` tokens would have given.
@@ -88,6 +90,8 @@ class Selection:
     def mask(self, n: int) -> jax.Array:
         """Which of the `n` tokens are kept, (n,) or (B, n) bool."""
         n = whole("the number of tokens", n)
+        if jax.default_backend() == "gpu":  # one kernel with what comes of it; a scatter is not
+            return jnp.any(self.indices[..., None] == jnp.arange(n), axis=-2)
         kept = jnp.zeros((*self.indices.shape[:-1], n + 1), bool)
         at = jnp.where(self.indices < 0, n, jnp.minimum(self.indices, n))
         return jnp.put_along_axis(kept, at, True, axis=-1, inplace=False)[..., :n]
@@ -115,6 +119,7 @@ def _choose(
     rule: Rule | None,
     keep: int,
     engine: str,
+    tell: bool,
 ) -> Selection:
     """One selection on one image; `own` is what the rule has for it, and the places."""
     valid, n = image.valid, image.valid.shape[0]
@@ -138,22 +143,26 @@ def _choose(
         rule = replace(rule, **settings) if settings else rule
         decides = Guide(rule, weight, relevance, own.get(PLACES))
     found = engines.run(engine, image.matrix, decides, seed, valid, keep, limit)
-    indices, energy = found.indices, found.totals
+    indices, energy, doubtful = found.indices, found.totals, None
     if image.doubtful is not None:
         found = found._replace(growth=jnp.where(image.doubtful, jnp.inf, found.growth))
-    if engine not in engines.FROM_TOKENS:
+    if tell:
+        doubtful = doubted(found)
+    elif engine not in engines.FROM_TOKENS:
         indices, energy = guarded(
             found, image.tokens, image.exponent, image.squares, decides, seed, valid, keep
         )
 
     reached = (tolerance > 0) & (energy[1:] <= tolerance * energy[0])
     enough = jnp.where(reached, jnp.arange(1, keep + 1), keep)
-    count = jnp.minimum(jnp.min(enough), jnp.minimum(limit, jnp.sum(valid, dtype=jnp.int32)))
-    count = jnp.where(failed, 0, jnp.clip(count, 0, keep)).astype(jnp.int32)
+    most = jnp.minimum(limit, jnp.sum(valid, dtype=jnp.int32))
+    # The minimum last: as one kernel it has nothing behind it.
+    enough = jnp.where(failed, 0, jnp.clip(jnp.minimum(enough, most), 0, keep))
+    count = jnp.min(enough).astype(jnp.int32)
     indices = jnp.where(jnp.arange(keep) < count, indices, n)
     energy = jnp.where(jnp.arange(keep + 1) <= count, energy, energy[count])
     energy = jnp.where(failed, jnp.nan, scale(energy, 2 * image.exponent))
-    return Selection(indices, energy, count)
+    return Selection(indices, energy, count, doubtful=doubtful)
 
 
 def _image(given: jax.Array | Prepared, valid: jax.Array, engine: str) -> _Image:
@@ -173,11 +182,11 @@ def _image(given: jax.Array | Prepared, valid: jax.Array, engine: str) -> _Image
         made = given
     else:
         made = (gram_product if valid.ndim == 1 else gram_products)(tokens, valid)
-    squares = jnp.diagonal(made.gram, axis1=-2, axis2=-1)
+    squares = diagonal(made.gram)
     return _Image(tokens, valid, made.gram, squares, made.exponent, made.finite)
 
 
-@partial(jax.jit, static_argnames=("keep", "engine", "chunk"))
+@partial(jax.jit, static_argnames=("keep", "engine", "chunk", "tell"))
 def _select(
     given: jax.Array | Prepared,
     valid: jax.Array,
@@ -188,6 +197,7 @@ def _select(
     keep: int,
     engine: str,
     chunk: int,
+    tell: bool,
 ) -> Selection:
     """Every row of a batch, `chunk` rows at a time.
 
@@ -201,8 +211,11 @@ def _select(
         keep: K.
         engine: which one.
         chunk: rows.
+        tell: see `guard.telling`.
     """
-    choose: Callable[..., Selection] = partial(_choose, rule=rule, keep=keep, engine=engine)
+    choose: Callable[..., Selection] = partial(
+        _choose, rule=rule, keep=keep, engine=engine, tell=tell
+    )
     one_image = valid.ndim == 1
     rows = jnp.broadcast_shapes(
         valid.shape[:-1],
@@ -217,39 +230,15 @@ def _select(
     full: tuple[Any, ...] = (*shared, own)
     if one_image:
         image = _image(given, valid, engine)
-        return _by_chunks(lambda row: choose(image, *row), full, rows[0], chunk)
-    if chunk >= rows[0]:
+        return by_chunks(lambda row: choose(image, *row), full, rows[0], chunk)
+    if chunk >= rows[0] and not alone_on_a_gpu(rows[0]):
         return jax.vmap(choose)(_image(given, valid, engine), *full)
-    return _by_chunks(
+    return by_chunks(
         lambda row: choose(_image(row[0], row[1], engine), *row[2]),
         (given, valid, full),
         rows[0],
         chunk,
     )
-
-
-def _by_chunks(one: Callable[[Any], Selection], rows: Any, count: int, chunk: int) -> Selection:
-    """One function on every row: together, one after the other, or some at a time."""
-    if chunk >= count:
-        return jax.vmap(one)(rows)
-    if chunk == 1:
-
-        def alone(rows: Any, place: jax.Array) -> Selection:
-            return one(jax.tree.map(lambda x: row(x, place), rows))
-
-        return visit(alone, rows, jnp.arange(count))
-    chunks = -(-count // chunk)
-    chunk = -(-count // chunks)
-    # The last chunk reaches back into the one before it: a shorter one would be a second program.
-    starts = np.minimum(np.arange(chunks) * chunk, count - chunk)
-
-    def some(rows: Any, start: jax.Array) -> Selection:
-        cut = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), rows)
-        return jax.vmap(one)(cut)
-
-    made = visit(some, rows, jnp.asarray(starts))  # [chunks, chunk, ...]
-    own = np.arange(count) // chunk  # the chunk of each row
-    return jax.tree.map(lambda x: x[own, np.arange(count) - starts[own]], made)
 
 
 def rows_at_once(
@@ -392,4 +381,5 @@ def select(
         keep=keep,
         engine=engine,
         chunk=chunk,
+        tell=told(),
     )

@@ -5,6 +5,7 @@ call inside the same buckets compiles nothing. The decoder's programs see the le
 prompts alone: the sizes of images reach no further than `assemble`, which compiles in no time.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from resprune_jax.choices import Precision
+from resprune_jax.engines.guard import telling
 from resprune_jax.methods import Method, PromptContext, VisualTokens
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.methods.decoder.base import DecoderMethod
@@ -37,8 +40,30 @@ Caches = tuple[KVCache, ...]
 EMPTY = -1
 """What the token buffer holds where nothing was generated."""
 
+BEYOND, DOUBTFUL = 2**20, 2**24
+"""What the verdict of `Programs.prune` holds beside a difference of counts."""
+
 BROKEN = -2
 """What it holds at the step whose scores are not finite; the row ends there."""
+
+
+def judged(verdict: np.ndarray) -> tuple[bool, bool]:
+    """What the verdict of `Programs.prune` says.
+
+    Returns:
+        (whether a keep list is none: beyond the limit, with a token twice or one that was not
+        offered; whether rounding may have decided a pick, so that all is to be made again with the
+        guard).
+    """
+    doubtful = (verdict + DOUBTFUL // 2) // DOUBTFUL  # the rest is far smaller, of either sign
+    return bool((verdict != doubtful * DOUBTFUL).any()), bool(doubtful.any())
+
+
+def of_rows(visual: VisualTokens, rows: jax.Array) -> VisualTokens:
+    """The visual tokens of each prompt, (B, ...), of those of V rows of images; rows: (B,)."""
+    if len(visual.valid) == 1:  # there is but one: nothing is to be found by its number
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (*rows.shape, *x.shape[1:])), visual)
+    return jax.tree.map(lambda x: x[rows], visual)
 
 
 def assemble(
@@ -139,12 +164,12 @@ class Programs:
         encode: (state, inputs of the family, *, needs) -> VisualTokens, with those of `ON_REQUEST`
             that are named.
         prune: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), full (B,), limit (B,),
-            tolerance (), method, owner, clip, *, keep, newline) -> (Selection, kept (B, N),
-            broken (), embeddings (B, N, d) of the rows where tokens were merged, else None).
-            With `owner` (B, N) int32, the image of each token, limits are (B, R), one for each
-            image, and the selections (B, R, ...). Broken says that the method's keep list is none:
-            beyond the limit, with a token twice or one that was not offered. `clip` is what
-            `Clip.texts` gave, or None.
+            tolerance (), method, owner, clip, *, keep, newline, guarded) -> (Selection, kept
+            (B, N), verdict (B,) int32, embeddings (B, N, d) of the rows where tokens were merged,
+            else None). With `owner` (B, N) int32, the image of each token, limits are (B, R), one
+            for each image, and so are verdicts, and the selections (B, R, ...). `clip` is what
+            `Clip.texts` gave, or None. What the verdict says reads `judged`. `guarded` puts doubts
+            of rounding right inside, which is the default anywhere but on a GPU.
         weigh: (state, visual, rows (B,), noun ids (B, M), noun valid (B, M), method, clip) -> the
             text relevance (B, N) float32 that the method gates with.
         embed: (state, ids) -> their rows of the embedding table.
@@ -202,7 +227,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
     def encode(state: Any, inputs: Any, *, needs: frozenset[str] = frozenset()) -> VisualTokens:
         return model(state).visual_tokens(inputs, needs)
 
-    @jit(static_argnames=("keep", "newline"))
+    @jit(static_argnames=("keep", "newline", "guarded"))
     def prune(
         state: Any,
         visual: VisualTokens,
@@ -218,8 +243,10 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
         *,
         keep: int,
         newline: Newline = "candidate",
+        guarded: bool | None = None,
     ) -> tuple[Selection, jax.Array, jax.Array, jax.Array | None]:
-        visual = jax.tree.map(lambda x: x[rows], visual)
+        guarded = jax.default_backend() != "gpu" if guarded is None else guarded
+        visual = of_rows(visual, rows)
         lvlm = model(state)
         if "entering" in method.needs:
             visual = dataclasses.replace(visual, blocks=lvlm.vision_blocks)
@@ -234,12 +261,16 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
             candidates: jax.Array, limit: jax.Array
         ) -> tuple[Selection, jax.Array, jax.Array, jax.Array]:
             offered = dataclasses.replace(visual, valid=candidates)
-            made = method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
+            with contextlib.nullcontext() if guarded else telling():
+                made = method.select(offered, prompt, keep, limit=limit, tolerance=tolerance)
             seats = method.seats(made, candidates)  # [B, K]
             chosen = dataclasses.replace(made, indices=seats).mask(count) & candidates
-            beyond = made.count > limit + method.beside
-            beyond |= jnp.sum(chosen, axis=1) != made.count
-            return made, seats, chosen, jnp.any(beyond)
+            marks = (made.count > limit + method.beside) * jnp.int32(BEYOND) - made.count
+            if made.doubtful is not None:
+                marks += made.doubtful * jnp.int32(DOUBTFUL)
+            # The rest of the verdict is in the sum: behind it there is no kernel.
+            verdict = jnp.sum(chosen + marks[:, None] * (jnp.arange(count) == 0), axis=1)
+            return dataclasses.replace(made, doubtful=None), seats, chosen, verdict
 
         def seated(rows: Any, seats: jax.Array, embeddings: jax.Array) -> jax.Array:
             own = rows.astype(embeddings.dtype)  # [B, K, w]
@@ -251,12 +282,12 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
 
         merged = visual.embeddings if method.makes_rows else None
         if owner is None:
-            selection, seats, chosen, broken = choose_among(real & ~always, limit)
+            selection, seats, chosen, verdict = choose_among(real & ~always, limit)
             if merged is not None:
                 merged = seated(selection.rows, seats, merged)
         else:
             each = []
-            chosen, broken = jnp.zeros_like(real), jnp.array(False)
+            chosen, verdict = jnp.zeros_like(real), jnp.zeros_like(limit)
             for image in range(limit.shape[1]):
                 there = limit[:, image] > 0
                 own = real & ~always & (owner == image)
@@ -267,12 +298,12 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
                 if merged is not None:
                     placed = seated(one.rows, seats, merged)
                     merged = jnp.where(there[:, None, None], placed, merged)
-                broken |= wrong
+                verdict = verdict.at[:, image].set(wrong)
                 each.append(one)
             selection = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *each)
         if merged is not None:
             merged = jnp.where(full[:, None, None], visual.embeddings, merged)
-        return selection, jnp.where(full[:, None], real, chosen | always), broken, merged
+        return selection, jnp.where(full[:, None], real, chosen | always), verdict, merged
 
     @jit()
     def weigh(
@@ -284,7 +315,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
         method: Any,
         clip: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
-        visual = jax.tree.map(lambda x: x[rows], visual)
+        visual = of_rows(visual, rows)
         words = model(state).embed(noun_ids)
         return method.relevance(visual, PromptContext(words, noun_valid, *(clip or ())))
 
@@ -343,7 +374,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
         every: bool = False,
     ) -> tuple[jax.Array, jax.Array, Caches, tuple[jax.Array, ...], Dropped]:
         lvlm = model(state)
-        visual = jax.tree.map(lambda part: part[rows], visual)
+        visual = of_rows(visual, rows)
         tokens = visual.valid.shape[1]
         own = jnp.arange(tokens, dtype=jnp.int32)
         there = own < jnp.sum(number >= 0, axis=1, keepdims=True)

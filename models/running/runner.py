@@ -24,7 +24,7 @@ from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.generation import Call, Chosen, Outcome
 from resprune_jax.models.running.precision import resolve_precision
 from resprune_jax.models.running.processors import Rules, make_rules
-from resprune_jax.models.running.programs import BROKEN, Programs, programs
+from resprune_jax.models.running.programs import BROKEN, Programs, judged, programs
 
 
 class Runner:
@@ -202,12 +202,17 @@ class Runner:
         tolerance = call.options.tolerance
         stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self.put(plan.owner(most))[0] if per_image else None
-        selection, kept, broken, merged = self.programs.prune(
+        asked = (
             self.parameters, visual,
             *self.put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
-            for_each(call.method, len(plan.rows)), owner, self._clip_texts(call), keep=plan.picks,
-            newline=call.options.newline,
+            for_each(call.method, len(plan.rows)), owner, self._clip_texts(call),
         )  # fmt: skip
+        prune = partial(self.programs.prune, *asked, keep=plan.picks, newline=call.options.newline)
+        selection, kept, verdict, merged = prune()
+        broken, doubtful = judged(np.asarray(verdict))
+        if doubtful:
+            selection, kept, verdict, merged = prune(guarded=True)
+            broken, _ = judged(np.asarray(verdict))
         _refuse_broken(broken, call)
         return Chosen(kept, selection, merged)
 
@@ -230,7 +235,7 @@ class Runner:
             *self.put(plan.rows, owner, own.full), own.limits, own.method,
             stops=own.stops, room=own.room, slots=slots, every=every,
         )  # fmt: skip
-        _refuse_broken(made[-1].broken, call)
+        _refuse_broken(bool(np.asarray(made[-1].broken)), call)
         return made
 
     def relevance(self, call: Call) -> jax.Array | None:
@@ -272,8 +277,8 @@ class Runner:
         return [jax.device_put(x, batch_sharding(self.mesh, x.shape)) for x in arrays]
 
 
-def _refuse_broken(broken: jax.Array, call: Call) -> None:
-    if np.asarray(broken):
+def _refuse_broken(broken: bool, call: Call) -> None:
+    if broken:
         raise CallError(
             f"the keep list of {type(call.method).__name__} is broken: more tokens than its limit,"
             " one twice, or one of padding; see `Method.order`"

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .loop import Guide, Outcome, begin, last_of_all, row, steps, with_row
+from .product import diagonal
 
 MOST_GROWTH = (1e-5 / (2 * 4 * 2.0**-24)) ** 2
 """The expected rounding may reach a quarter of the certificate's slack, 1e-5 of a squared norm.
@@ -47,7 +48,7 @@ class Factor(NamedTuple):
 
 def norms_of(gram: jax.Array) -> Norms:
     """The squared norms of the tokens whose Gram matrix this is."""
-    squares = jnp.diagonal(gram)
+    squares = diagonal(gram)
     return Norms(squares, shares_of(squares))
 
 

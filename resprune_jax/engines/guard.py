@@ -1,5 +1,7 @@
 """The guard of the engines that work on the Gram matrix: they know when to doubt themselves."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +13,34 @@ from .gram import MOST_GROWTH
 from .loop import Guide, Outcome
 from .product import clean, scale
 from .visits import one_by_one
+
+_telling = False
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Let selections that are traced here tell their doubts and not put them right.
+
+    A GPU's programs wait for the host at every loop whose turns are not known before, were it for
+    none at all. Who looks at the result anyway, as the programs of a model do, saves that: a
+    selection then holds its `doubtful`, and one that is gets made again with the guard inside.
+    """
+    global _telling
+    before, _telling = _telling, True
+    try:
+        yield
+    finally:
+        _telling = before
+
+
+def told() -> bool:
+    """Whether doubts are told by selections that are traced now."""
+    return _telling
+
+
+def doubted(found: Outcome) -> jax.Array:
+    """Whether the expected rounding of an engine's picks is too large, () bool."""
+    return found.growth > MOST_GROWTH
 
 
 def guarded(
@@ -63,6 +93,6 @@ def guarded(
 
     # A loop of at most one turn around it: under vmap a condition alone would look at every
     # problem of a batch in turn, while a loop takes no turn at all unless a problem asks for one.
-    state = (found.growth > MOST_GROWTH, found.indices, found.totals)
+    state = (doubted(found), found.indices, found.totals)
     _, indices, totals = lax.while_loop(lambda s: s[0], turn, state)
     return indices, totals

@@ -16,6 +16,7 @@ from jax.sharding import AxisType
 
 from .gram import largest_growth, norms_of
 from .loop import CLOSED, EXHAUSTED, Outcome, begin, scores
+from .product import diagonal
 
 SQUARES, SHARES, GATE, ENERGY, SCORE, CONDITIONS = range(6)
 """The rows of `conditions`, and how many there are."""
@@ -92,7 +93,7 @@ def outcome(
         totals: (K,) float32, the residual energy after each pick.
         drift: (N,) float32, the last one.
     """
-    before = jnp.sum(jnp.diagonal(gram))
+    before = jnp.sum(diagonal(gram))
     # The same numbers summed in another order could seem to rise.
     totals = lax.cummin(jnp.concatenate([before[None], totals]))
     return Outcome(picks, totals, largest_growth(drift, valid))

@@ -61,12 +61,12 @@ def factor(
     width = pl.next_power_of_2(max(n, 32 * _THREAD))  # Triton's vectors have no other lengths
     given = kernels.conditions(gram, gate, first, valid, width)
     kind = jax.typeof(given).manual_axis_type
-    picks, totals, drift, _ = pl.pallas_call(
+    picks, totals, growth, _ = pl.pallas_call(
         partial(_picks, keep=keep),
         out_shape=(
             jax.ShapeDtypeStruct((keep,), jnp.int32, manual_axis_type=kind),
-            jax.ShapeDtypeStruct((keep,), jnp.float32, manual_axis_type=kind),
-            jax.ShapeDtypeStruct((width,), jnp.float32, manual_axis_type=kind),
+            jax.ShapeDtypeStruct((keep + 1,), jnp.float32, manual_axis_type=kind),
+            jax.ShapeDtypeStruct((1,), jnp.float32, manual_axis_type=kind),
             jax.ShapeDtypeStruct((keep, n), jnp.float32, manual_axis_type=kind),
         ),
         compiler_params=plgpu.CompilerParams(
@@ -75,11 +75,11 @@ def factor(
         interpret=kernels.interpreted(),
         name="resprune_picks",
     )(gram, given)
-    return kernels.outcome(gram, valid, picks, totals, drift[:n])
+    return Outcome(picks, totals, growth[0])
 
 
 def _picks(
-    gram: Any, given: Any, picks: Any, totals: Any, drift: Any, rows: Any, *, keep: int
+    gram: Any, given: Any, picks: Any, totals: Any, growth: Any, rows: Any, *, keep: int
 ) -> None:
     """The kernel.
 
@@ -87,8 +87,8 @@ def _picks(
         gram: (N, N), read only.
         given: (CONDITIONS, W), W being N up to a power of two.
         picks: (K,), written only.
-        totals: (K,), the residual energy after each pick, written only.
-        drift: (W,), of the last state, written only.
+        totals: (K + 1,), the residual energy before each pick and after the last, written only.
+        growth: (1,), see `Outcome`, written only; the drift of padding stays 1.
         rows: (K, N), the factor.
         keep: K.
     """
@@ -100,7 +100,8 @@ def _picks(
     def one(matrix: Any, index: jax.Array, ready: jax.Array) -> jax.Array:
         return plgpu.load(matrix.at[index, places], mask=ready & real, other=0.0)  # [W]
 
-    def step(k: jax.Array, state: State) -> State:
+    def step(k: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        state, before = carry
         pick, left = kernels.choose(state.score, places)
 
         def explain(chunk: jax.Array, known: jax.Array) -> jax.Array:
@@ -117,13 +118,18 @@ def _picks(
         new, state, total = kernels.advance(state, tokens, places, pick, left, products)
         plgpu.store(rows.at[k, places], new, mask=real)
         picks[k] = jnp.where(left, pick, n)
-        totals[k] = total
+        # The same numbers summed in another order could seem to rise.
+        total = jnp.minimum(total, before)
+        totals[k + 1] = total
         if not kernels.interpreted():  # which runs in order
             plgpu.debug_barrier()
-        return state
+        return state, total
 
     start = State(given[ENERGY, :], given[SCORE, :], jnp.ones((width,), jnp.float32))
-    drift[...] = lax.fori_loop(0, keep, step, start).drift
+    total = jnp.sum(given[SQUARES, :])
+    totals[0] = total
+    end, _ = lax.fori_loop(0, keep, step, (start, total))
+    growth[0] = jnp.max(end.drift)
 
 
 def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:

@@ -22,6 +22,12 @@ TILES = 10
 _SAFE = 2.0**20
 """The largest squared norm that is trusted without scaling, and one over the smallest."""
 
+_FAR = 100
+"""Squares are summed at this power of two and at its inverse too: no row is beyond all three."""
+
+_MOST = 126
+"""The largest exponent of two of which float32 holds the power and its inverse."""
+
 
 class Product(NamedTuple):
     """The Gram matrix of scaled tokens.
@@ -59,18 +65,79 @@ def clean(tokens: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(valid[:, None], tokens, 0)
 
 
+class Squares(NamedTuple):
+    """Squared norms of rows, (...) float32: of the rows as they are, shrunk, and grown.
+
+    A squared norm of float32 or bfloat16 numbers can leave the range of float32; of the three sums
+    one has not. They are one reduction over the rows.
+
+    Attributes:
+        near: as they are.
+        large: of the rows times 2^-_FAR; finite where the row is.
+        small: of the rows times 2^_FAR.
+    """
+
+    near: jax.Array
+    large: jax.Array
+    small: jax.Array
+
+    def parted(self, n: int) -> "tuple[Squares, Squares]":
+        """Those of the first n rows, and those of the others."""
+        return Squares(*(x[..., :n] for x in self)), Squares(*(x[..., n:] for x in self))
+
+    def exponents(self) -> jax.Array:
+        """The exponents e with norm * 2^-e in [1, 2), int32, within _MOST; less for norm 0."""
+        far, square = self._read()
+        # The exponent's own bits: a few operations, where `frexp` is dozens.
+        bits = lax.shift_right_logical(lax.bitcast_convert_type(square, jnp.int32), jnp.int32(23))
+        exponent = ((bits & 255) - 127 >> 1) + far
+        return jnp.where(square > 0, jnp.clip(exponent, -_MOST, _MOST), -2 * _MOST)
+
+    def norms(self, exponent: jax.Array) -> jax.Array:
+        """The norms times 2^-exponent."""
+        far, square = self._read()
+        half = (far - exponent) // 2
+        return times_power(times_power(jnp.sqrt(square), half), far - exponent - half)
+
+    def _read(self) -> tuple[jax.Array, jax.Array]:
+        """(the exponent of the scale of the sum that holds, that sum)."""
+        low, high = self.near < 2.0**-_FAR, self.near <= 2.0**_FAR  # NaN is neither
+        square = jnp.where(low, self.small, jnp.where(high, self.near, self.large))
+        return jnp.where(low, -_FAR, jnp.where(high, 0, _FAR)), square
+
+
+def squares_of(rows: jax.Array) -> Squares:
+    """The squared norms of rows (..., d)."""
+    x = rows.astype(jnp.float32)
+    return Squares(*(jnp.sum(jnp.square(x * 2.0**by), axis=-1) for by in (0, -_FAR, _FAR)))
+
+
+def largest_of(exponents: jax.Array) -> jax.Array:
+    """The exponent of the longest of rows (..., N); 0 where all are zero."""
+    largest = jnp.max(exponents, axis=-1)
+    return jnp.where(largest < -_MOST, 0, largest)
+
+
+def times_power(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """x * 2^exponent for an exponent within -_MOST and _MOST: as `scale`, by one product."""
+    factor = lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+    return x * factor.astype(x.dtype)
+
+
 def scaled_tokens(tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(tokens times 2^-exponent, 0 for padding, (N, d); exponent (); whether all are finite ())."""
     tokens = clean(tokens, valid)
-    finite = jnp.all(jnp.isfinite(tokens))  # a maximum may pass over NaN
-    # Twice, because a squared norm of unscaled tokens could overflow: by the largest entry, then
-    # by the largest norm. Both are powers of two, so the tokens keep every bit.
-    largest = jnp.max(jnp.abs(tokens)).astype(jnp.float32)
-    by_entry = exponent_of(largest)
-    tokens = scale(tokens, -by_entry)
-    square = jnp.sum(jnp.square(tokens.astype(jnp.float32)), axis=-1)  # [N]
-    by_norm = exponent_of(jnp.sqrt(jnp.max(square)))
-    return scale(tokens, -by_norm), by_entry + by_norm, finite
+    squares = squares_of(tokens)  # [N]
+    exponent = largest_of(squares.exponents())
+    # A power of two: the tokens keep every bit.
+    return times_power(tokens, -exponent), exponent, jnp.all(jnp.isfinite(squares.large))
+
+
+def diagonal(matrix: jax.Array) -> jax.Array:
+    """The diagonal of (..., N, N) as a slice, which is no kernel of its own as a gather is."""
+    n = matrix.shape[-1]
+    flat = matrix.reshape(*matrix.shape[:-2], n * n)
+    return lax.slice_in_dim(flat, 0, n * n, n + 1, axis=-1)
 
 
 def dot(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -186,3 +253,40 @@ def _by_tiles(rows: jax.Array, valid: jax.Array, offset: jax.Array | int) -> Pro
     inside = valid[:, None] & valid[None, :]
     gram = jnp.where(inside, scale(jnp.concatenate(full), -2 * by_norm), 0.0)
     return Product(gram, exponent + by_norm, finite)
+
+
+def joint_product(
+    tokens: jax.Array, valid: jax.Array, text: jax.Array
+) -> tuple[Product, jax.Array]:
+    """The Gram matrices of a batch and the cosines of its tokens with its texts, in one product.
+
+    For accelerators, where every pass over the tokens is a launch: one reduction gives the norms
+    of tokens and text, one kernel brings them to scale, and one product everything else.
+
+    Args:
+        tokens: (B, N, d), any float dtype; what padding holds has no effect.
+        valid: (B, N) bool, False for padding.
+        text: (B, M, d), likewise.
+
+    Returns:
+        (B in front of every result, cosines (B, N, M) float32, 0 for a zero vector). A token that
+        is shorter than the longest by a factor of 2^126 is one.
+    """
+    n = tokens.shape[-2]
+    dtype = jnp.result_type(tokens, text)
+    if dtype == jnp.float16:  # its exponent range is too narrow
+        dtype = jnp.dtype(jnp.float32)
+    tokens = jnp.where(valid[..., None], tokens, 0).astype(dtype)
+    text = text.astype(dtype)
+    squares = squares_of(jnp.concatenate([tokens, text], axis=-2))  # [B, N + M]
+    exponent = largest_of(squares.parted(n)[0].exponents())  # [B]
+    # The text as it is: beside tokens of length 1 its products are as large as itself.
+    scaled = times_power(tokens, -exponent[..., None, None])
+    rows = jnp.concatenate([scaled, text], axis=-2)  # [B, N + M, d]
+    whole = jax.vmap(dot)(rows, rows)  # [B, N + M, N + M]
+    of_tokens, of_text = squares.parted(n)
+    long = of_tokens.norms(exponent[..., None])[..., :, None]  # [B, N, 1]
+    lengths = long * of_text.norms(jnp.int32(0))[..., None, :]
+    cosines = jnp.where(lengths == 0, 0.0, whole[..., :n, n:] / lengths)  # NaN stays
+    finite = jnp.all(jnp.isfinite(of_tokens.large), axis=-1)
+    return Product(whole[..., :n, :n], exponent, finite), cosines

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
@@ -66,3 +68,45 @@ def one_by_one(function: Callable[..., Made]) -> Callable[..., Made]:
         return made, jax.tree.map(lambda _: True, made)
 
     return alone
+
+
+def alone_on_a_gpu(count: int) -> bool:
+    """Whether these rows are a single one that goes without an axis.
+
+    Under vmap a GPU reads by an index what checks it first, in kernels of its own.
+    """
+    return count == 1 and jax.default_backend() == "gpu"
+
+
+def by_chunks(one: Callable[[Any], Made], rows: Any, count: int, chunk: int) -> Made:
+    """One function on every row: together, one after the other, or some at a time.
+
+    Args:
+        one: of a row.
+        rows: a pytree of arrays with an axis of `count` rows.
+        count: of rows.
+        chunk: how many at a time.
+    """
+    if alone_on_a_gpu(count):
+        made = one(jax.tree.map(lambda x: x.reshape(x.shape[1:]), rows))
+        return jax.tree.map(lambda x: x[None], made)
+    if chunk >= count:
+        return jax.vmap(one)(rows)
+    if chunk == 1:
+
+        def alone(rows: Any, place: jax.Array) -> Made:
+            return one(jax.tree.map(lambda x: row(x, place), rows))
+
+        return visit(alone, rows, jnp.arange(count))
+    chunks = -(-count // chunk)
+    chunk = -(-count // chunks)
+    # The last chunk reaches back into the one before it: a shorter one would be a second program.
+    starts = np.minimum(np.arange(chunks) * chunk, count - chunk)
+
+    def some(rows: Any, start: jax.Array) -> Made:
+        cut = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), rows)
+        return jax.vmap(one)(cut)
+
+    made = visit(some, rows, jnp.asarray(starts))  # [chunks, chunk, ...]
+    own = np.arange(count) // chunk  # the chunk of each row
+    return jax.tree.map(lambda x: x[own, np.arange(count) - starts[own]], made)

@@ -5,16 +5,19 @@ from types import MappingProxyType
 from typing import get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resprune_jax.arguments import LARGEST, array_of, is_torch
-from resprune_jax.engines import resolve
+from resprune_jax.engines import AS_GIVEN, FROM_TOKENS, resolve
+from resprune_jax.engines.product import joint_product
 from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.methods.base import Method
 from resprune_jax.methods.inputs import PATCH, PromptContext, VisualTokens
-from resprune_jax.relevance import Aggregate, NonNegative, relevance
+from resprune_jax.prepared import Prepared
+from resprune_jax.relevance import Aggregate, NonNegative, of_cosines, relevance
 from resprune_jax.seeds import SeedRule, seed_token
-from resprune_jax.selection import Selection, select
+from resprune_jax.selection import MAX_BYTES, Selection, select
 
 _NO_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex, dict, set, frozenset)
 
@@ -108,7 +111,11 @@ class ResPrune(Method):
         tolerance: jax.Array | None = None,
     ) -> Selection:
         """Choose tokens for a batch; arguments as `Method.select`, which see."""
-        weight = self.relevance(visual, prompt)  # [B, N]
+        tokens: jax.Array | Prepared = visual.embeddings
+        if self._in_one_product(visual, prompt, keep):
+            tokens, weight = self._joined(visual, prompt)
+        else:
+            weight = self.relevance(visual, prompt)  # [B, N]
         first = seed_token(
             self.seed_rule,
             visual.embeddings,
@@ -119,13 +126,33 @@ class ResPrune(Method):
             candidates=None if visual.kind is None else visual.kind == PATCH,
         )  # [B]
         return select(
-            visual.embeddings,
+            tokens,
             keep,
             limit=limit,
             relevance=weight,
             alpha=self.alpha,
             first=first,
-            valid=visual.valid,
+            valid=None if isinstance(tokens, Prepared) else visual.valid,
             tolerance=tolerance,
             engine=self.engine,
         )
+
+    def _in_one_product(self, visual: VisualTokens, prompt: PromptContext, keep: int) -> bool:
+        """Whether relevance and Gram matrix come out of one product: on a GPU, which gains by each
+        launch that is left out, where the engine wants the matrix and memory holds the batch's."""
+        if jax.default_backend() != "gpu" or self.aggregate == "pooled":
+            return False
+        size, n, d = visual.embeddings.shape
+        rows = n + prompt.text.shape[1]
+        engine = resolve(self.engine, n, min(keep, n), d, max_bytes=MAX_BYTES)
+        return engine not in FROM_TOKENS | AS_GIVEN and 8 * size * rows * (rows + d) <= MAX_BYTES
+
+    def _joined(self, visual: VisualTokens, prompt: PromptContext) -> tuple[Prepared, jax.Array]:
+        """What `prepare` and `relevance` give, by one product."""
+        text = jnp.where(prompt.text_valid[..., None], prompt.text, 0)
+        made, cosines = joint_product(visual.embeddings, visual.valid, text)
+        weight = of_cosines(
+            cosines, prompt.text_valid, visual.valid, self.aggregate, self.nonnegative,
+            self.relevance_sign,
+        )  # fmt: skip
+        return Prepared(visual.embeddings, visual.valid, *made), weight
