@@ -265,7 +265,7 @@ class Chooser:
     ) -> list[tuple[jax.Array, np.ndarray]]:
         """Rows of the embedding table for the tokens of each reading, padded to one width."""
         embed = self.lvlm.programs.embed
-        return [(embed(self.lvlm.parameters, ids), valid) for ids, valid in texts]
+        return [(embed(self.lvlm.words, ids), valid) for ids, valid in texts]
 
 
 def _timed(kept: dict[str, Kept], begin: float, shares: int) -> dict[str, Kept]:

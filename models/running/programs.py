@@ -160,6 +160,9 @@ def choose(
 class Programs:
     """The compiled functions of one architecture; `state` is `Runner.parameters` of the model.
 
+    Those that only look words up take `Runner.words` in its place, the table by its place among the
+    parameters: a call passes hundreds of arrays no quicker for not reading them.
+
     Attributes:
         encode: (state, inputs of the family, *, needs) -> VisualTokens, with those of `ON_REQUEST`
             that are named.
@@ -187,6 +190,7 @@ class Programs:
             is updated where it lies. What is None is not in the program. Where layers hold
             different tokens, cache and position are tuples with an entry a segment.
         score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
+        words: which of the parameters `embed` reads.
     """
 
     encode: Callable[..., VisualTokens]
@@ -198,6 +202,7 @@ class Programs:
     drop: Callable[..., tuple[jax.Array, jax.Array, Caches, tuple[jax.Array, ...], Dropped]]
     decode: Callable[..., tuple[jax.Array, Any]]
     score: Callable[..., tuple[jax.Array, jax.Array]]
+    words: tuple[int, ...]
 
 
 @lru_cache(maxsize=8)
@@ -217,11 +222,20 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
     abstract = nnx.eval_shape(lambda: made(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, shapes = nnx.split(abstract)
     structure = jax.tree.structure(shapes)
+    paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    words = tuple(
+        place
+        for place, (path, _) in enumerate(paths)
+        if "embed_tokens" in jax.tree_util.keystr(path)
+    )
 
     def model(state: Any) -> Any:
         # Arrays alone, or in the structure of `nnx.split`, which Python reads node by node in every
-        # call.
-        return nnx.merge(graph, jax.tree.unflatten(structure, jax.tree.leaves(state)))
+        # call; or some of them by their places, the others as shapes, which nothing can compute on.
+        leaves = jax.tree.leaves(state)
+        if isinstance(state, dict):
+            leaves = [state.get(place, shape) for place, (_, shape) in enumerate(paths)]
+        return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
 
     @jit(static_argnames=("needs",))
     def encode(state: Any, inputs: Any, *, needs: frozenset[str] = frozenset()) -> VisualTokens:
@@ -465,4 +479,4 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
         real = jnp.arange(x.shape[1]) < count[:, None]
         return lvlm.project_logits(lvlm.forward(x, places, real)).astype(jnp.float32), real
 
-    return Programs(encode, prune, weigh, embed, lay_out, prefill, drop, decode, score)
+    return Programs(encode, prune, weigh, embed, lay_out, prefill, drop, decode, score, words)

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError
+from resprune_jax.methods import Method
 from resprune_jax.methods.inputs import ON_REQUEST, OPTIONAL, VisualTokens
 from resprune_jax.methods.settings import for_each
 from resprune_jax.models.checkpoint.sharding import batch_sharding
@@ -81,6 +82,16 @@ class Runner:
     def programs(self) -> Programs:
         """The compiled functions of this architecture."""
         return programs(self.config, self.dtype, self.precision)
+
+    @property
+    def words(self) -> dict[int, jax.Array]:
+        """The parameters of the embedding table, for programs that read no others."""
+        return {place: self.parameters[place] for place in self.programs.words}
+
+    def _read_by(self, method: Method | None) -> Any:
+        """What `prune` reads of the parameters: all where a method runs parts of the model."""
+        runs = method is not None and ("entering" in method.needs or method.merges == "features")
+        return self.parameters if runs else self.words
 
     def run_tower(self, pictures: Pictures, needs: frozenset[str] = frozenset()) -> Encoded:
         """Run the vision tower and projector on what `Family.read` gave.
@@ -203,7 +214,7 @@ class Runner:
         stop = np.float32(-1 if tolerance is None else tolerance)
         owner = self.put(plan.owner(most))[0] if per_image else None
         asked = (
-            self.parameters, visual,
+            self._read_by(call.method), visual,
             *self.put(plan.rows, plan.noun_ids, plan.noun_valid, plan.full, limits), stop,
             for_each(call.method, len(plan.rows)), owner, self._clip_texts(call),
         )  # fmt: skip
@@ -246,7 +257,7 @@ class Runner:
         if not hasattr(method, "relevance"):
             return None
         return self.programs.weigh(
-            self.parameters, call.visual,
+            self.words, call.visual,
             *self.put(plan.rows, plan.noun_ids, plan.noun_valid),
             for_each(method, len(plan.rows)), self._clip_texts(call),
         )  # fmt: skip
@@ -266,7 +277,7 @@ class Runner:
             rows, embeddings = np.arange(len(rows), dtype=rows.dtype), chosen.merged
         rope = jax.tree.map(lambda x: self.put(x)[0], plan.rope)
         return self.programs.assemble(
-            self.parameters, *self.put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
+            self.words, *self.put(plan.ids, plan.visual_index, plan.valid, rows), embeddings,
             chosen.kept, rope, length=plan.length, positions=call.positions,
         )  # fmt: skip
 
