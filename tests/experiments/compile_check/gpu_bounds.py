@@ -12,8 +12,7 @@ class Bound(NamedTuple):
 
     Attributes:
         launches: once, loops that are counted included.
-        a_trip: in each trip of the loops whose trips nobody knows: decode's steps, the guard's
-            second try at a doubtful selection.
+        a_trip: in each trip of the loops whose trips nobody knows: decode's steps.
         in_layers: in all layers together, of the program or of a trip.
         reads: host reads, of the program and of a trip.
     """
@@ -30,7 +29,7 @@ BOUNDS = {
     ("assemble", 576): Bound(launches=8),
     ("prefill", 576): Bound(launches=453, in_layers=448),
     ("decode", 576): Bound(launches=8, a_trip=495, in_layers=481, reads=1, reads_a_trip=1),
-    ("prune", 128): Bound(launches=41, a_trip=2188, reads=1, reads_a_trip=2),
+    ("prune", 128): Bound(launches=14),
     ("assemble", 128): Bound(launches=8),
     ("prefill", 128): Bound(launches=392, in_layers=387),
     ("decode", 128): Bound(launches=8, a_trip=495, in_layers=481, reads=1, reads_a_trip=1),
