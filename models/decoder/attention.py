@@ -63,16 +63,19 @@ def paths_taken() -> Iterator[set[Path]]:
         _taken.reset(token)
 
 
-def path_of(engine: Engine, queries: int, keys: int) -> Path:
-    """The engine that does it: "auto" takes blocks where there are many scores a head.
+def path_of(engine: Engine, queries: int, keys: int, heads: int) -> Path:
+    """The engine that does it: "auto" takes blocks where there are many scores.
 
     Args:
         engine: what was asked for.
         queries: S.
         keys: T.
+        heads: of all rows, B H.
     """
     if engine != "auto":
         return engine
+    if gpu.in_use():
+        return "blockwise" if 4 * queries * keys * heads > gpu.BLOCKWISE_ABOVE else "xla"
     return "blockwise" if queries * keys > BLOCKWISE_ABOVE else "xla"
 
 
@@ -108,7 +111,8 @@ def attend(
         engine: "xla" holds all S x T scores; "blockwise" goes through blocks of `BLOCK` queries and
             keys with an online softmax; "cudnn" is the GPU's library, for bfloat16 and float16
             where nothing but `causal` and `window` hides keys. "auto" takes cudnn on a GPU where it
-            can, else blockwise when S * T > `BLOCKWISE_ABOVE`, else xla.
+            can, else blockwise when S * T > `BLOCKWISE_ABOVE` (on a GPU when all scores take more
+            than `gpu.BLOCKWISE_ABOVE` bytes), else xla.
 
     Returns:
         (B, S, H, hd) in q's dtype; scores and softmax are float32. A query that sees no key gets
@@ -134,7 +138,7 @@ def attend(
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)  # [B, S, KV, G, hd]
 
     query_slots, key_slots = _locate(queries, keys, valid, offset, window, segments)
-    path = path_of(engine, queries, keys)
+    path = path_of(engine, queries, keys, batch * heads)
     _note(path)
     if path == "xla":
         mask = _mask(query_slots, key_slots, causal, window)
@@ -192,7 +196,7 @@ def attention_columns(
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, size, kv_heads, heads // kv_heads, width)
     query_slots, key_slots = _locate(size, size, None, 0, None, segments)
-    if path_of(engine, size, size) == "xla":
+    if path_of(engine, size, size, batch * heads) == "xla":
         shares = softmax(_scores(grouped, k), _mask(query_slots, key_slots, False, None))
         return jnp.sum(shares, axis=(1, 2, 3)) / heads
     return _blockwise_columns(grouped, k, query_slots, key_slots) / heads

@@ -16,6 +16,12 @@ from jax.typing import DTypeLike
 
 from resprune_jax.models.decoder.softmax import softmax
 
+BLOCKWISE_ABOVE = 2**31
+"""Bytes of float32 scores above which attention goes through blocks.
+
+A GPU asks the host whether a block is to be skipped, and launches a dozen kernels for one that is
+not: that pays only where blocks are large."""
+
 
 def in_use() -> bool:
     """Whether the program that is traced is for a GPU."""
