@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 
+from resprune_jax.engines.kernels import undivided
 from resprune_jax.models.decoder.softmax import softmax
 
 BLOCKWISE_ABOVE = 2**31
@@ -143,5 +144,8 @@ def _unavailable(
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """The array with its axes in memory as they are named, whatever reads it."""
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    """The array with its axes in memory as they are named, whatever reads it.
+
+    Where XLA may divide it among devices it is left alone: what is pinned is gathered on each.
+    """
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if undivided() else x
