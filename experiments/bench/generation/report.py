@@ -68,7 +68,8 @@ def remarks(row: dict[str, Any]) -> list[str]:
         for text in side["notes"]:
             said.setdefault(text, []).append(name)
         if not side["in_turn"]:
-            text = f"measured by itself, {side['ms']['token']['runs']} runs, not in turn"
+            runs = side["ms"]["token"]["runs"]
+            text = f"measured by itself, {'one run' if runs == 1 else f'{runs} runs'}, not in turn"
             said.setdefault(text, []).append(name)
         if side["way"] == "compiled":
             text = (
