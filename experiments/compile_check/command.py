@@ -20,7 +20,7 @@ from resprune_jax.experiments.compile_check.selection import selection_rows
 from resprune_jax.experiments.compile_check.target import Target
 from resprune_jax.experiments.info import bytes_text
 
-TABLE_WIDTH = 144
+TABLE_WIDTH = 210
 """Columns of the table, at least."""
 
 ModelName = Literal[
