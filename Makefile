@@ -35,7 +35,7 @@ help:
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
-	@echo "make gpu-check-all  every model and selection engine for H100, H200 and A100, as JSON in gpu-check/ (an hour)"
+	@echo "make gpu-check-all  every model and selection engine for H100, H200 and A100, as JSON in gpu-check/ (long)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
 	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
@@ -131,12 +131,13 @@ test-gpu-compile: $(VENV)-gpu/.gpu
 	JAX_PLATFORMS=cpu $(VENV)-gpu/bin/python -m pytest -m gpucompile -s $(GPU_TESTS)
 
 GPU_CHECK = JAX_PLATFORMS=cpu $(VENV)-gpu/bin/resprune gpu-check --json --card h100 h200 a100
+# All of it, also behind what does not fit.
 gpu-check-all: $(VENV)-gpu/.gpu
 	mkdir -p gpu-check
-	$(GPU_CHECK) --selection > gpu-check/selection.json
+	status=0; $(GPU_CHECK) --selection > gpu-check/selection.json || status=1; \
 	for model in llava-1.5-7b llava-next-7b llava-onevision-7b qwen2-vl-7b qwen2.5-vl-7b; do \
-		$(GPU_CHECK) --model $$model --batch 1 32 > gpu-check/$$model.json || exit 1; \
-	done
+		$(GPU_CHECK) --model $$model --batch 1 32 > gpu-check/$$model.json || status=1; \
+	done; exit $$status
 
 test-triton: $(VENV)-tpu/.triton
 	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/engines/test_pallas_triton.py
