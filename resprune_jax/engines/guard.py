@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from .loop import Guide, Outcome
 from .product import clean, scale
 from .visits import one_by_one
 
-_telling = False
+_telling: ContextVar[bool] = ContextVar("_telling", default=False)
 
 
 @contextlib.contextmanager
@@ -25,17 +26,16 @@ def telling() -> Iterator[None]:
     none at all. Who looks at the result anyway, as the programs of a model do, saves that: a
     selection then holds its `doubtful`, and one that is gets made again with the guard inside.
     """
-    global _telling
-    before, _telling = _telling, True
+    token = _telling.set(True)
     try:
         yield
     finally:
-        _telling = before
+        _telling.reset(token)
 
 
 def told() -> bool:
     """Whether doubts are told by selections that are traced now."""
-    return _telling
+    return _telling.get()
 
 
 def doubted(found: Outcome) -> jax.Array:

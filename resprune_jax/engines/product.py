@@ -134,7 +134,12 @@ def scaled_tokens(tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def diagonal(matrix: jax.Array) -> jax.Array:
-    """The diagonal of (..., N, N) as a slice, which is no kernel of its own as a gather is."""
+    """The diagonal of (..., N, N) as a slice, which is no kernel of its own as a gather is.
+
+    A TPU, which keeps the matrix in tiles, would have to lay it out anew for that.
+    """
+    if jax.default_backend() == "tpu":
+        return jnp.diagonal(matrix, axis1=-2, axis2=-1)
     n = matrix.shape[-1]
     flat = matrix.reshape(*matrix.shape[:-2], n * n)
     return lax.slice_in_dim(flat, 0, n * n, n + 1, axis=-1)
