@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from resprune_jax.engines.kernels import undivided
 from resprune_jax.models.decoder.softmax import softmax
 
-BLOCKWISE_ABOVE = 2**31
+BLOCKWISE_ABOVE = 2**32
 """Bytes of float32 scores above which attention goes through blocks.
 
 A GPU asks the host whether a block is to be skipped, and launches a dozen kernels for one that is
