@@ -142,7 +142,7 @@ def _choose(
         settings = {name: value for name, value in own.items() if name != PLACES}
         rule = replace(rule, **settings) if settings else rule
         decides = Guide(rule, weight, relevance, own.get(PLACES))
-    found = engines.run(engine, image.matrix, decides, seed, valid, keep, limit)
+    found = engines.ENGINES[engine](image.matrix, decides, seed, valid, keep)
     indices, energy, doubtful = found.indices, found.totals, None
     if image.doubtful is not None:
         found = found._replace(growth=jnp.where(image.doubtful, jnp.inf, found.growth))

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from resprune_jax.errors import CallError, one_of, say_once
 
@@ -27,9 +26,6 @@ ENGINES: dict[str, Engine] = {
     "pallas_gpu": pallas_gpu.factor,
     "mosaic_gpu": mosaic_gpu.factor,
 }
-
-ENDING = ("feature", "gram", "blocked", "lazy")
-"""The engines that end at a limit; the kernels make all K picks, each of a microsecond or two."""
 
 FROM_TOKENS = frozenset({"feature"})
 
@@ -79,35 +75,6 @@ CROSSINGS = {
     "tpu": Crossings(),
 }
 """By backend; a backend that is not here is taken for the last."""
-
-
-def run(
-    name: str,
-    matrix: Any,
-    gate: Any,
-    first: jax.Array,
-    valid: jax.Array,
-    keep: int,
-    limit: jax.Array,
-) -> Outcome:
-    """An engine's picks, of which only the first `limit` are read.
-
-    Args:
-        name: of the engine.
-        matrix: see `Engine`.
-        gate: (N,) float32, or a rule in its place.
-        first: () int32, the seed token.
-        valid: (N,) bool.
-        keep: static, the most picks.
-        limit: () int32, any value.
-    """
-    engine: Any = ENGINES[name]
-    # A GPU runs a loop of known length by itself, and asks the host before every turn of another; a
-    # CPU does not care.
-    known = jax.default_backend() != "cpu" and name in RULED
-    if name not in ENDING or known:
-        return engine(matrix, gate, first, valid, keep)
-    return engine(matrix, gate, first, valid, keep, limit=jnp.clip(limit, 0, keep))
 
 
 def resolve(

@@ -82,15 +82,10 @@ def block_size(n: int) -> int:
 
 
 def factor(
-    gram: jax.Array,
-    gate: jax.Array,
-    first: jax.Array,
-    valid: jax.Array,
-    keep: int,
-    limit: jax.Array | None = None,
+    gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
 ) -> Outcome:
     """Greedy selection by pivoted Cholesky in blocks; arguments as `gram.factor`."""
-    return counted(gram, gate, first, valid, keep, limit).outcome
+    return counted(gram, gate, first, valid, keep).outcome
 
 
 def counted(
@@ -99,7 +94,6 @@ def counted(
     first: jax.Array,
     valid: jax.Array,
     keep: int,
-    limit: jax.Array | None = None,
     *,
     block: int | None = None,
     candidates: int | None = None,
@@ -113,7 +107,6 @@ def counted(
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
-        limit: () int32, how many of them are needed; default all.
         block: most picks of a block; default by N.
         candidates: how many tokens the foresight looks at; default `CANDIDATES` times the block.
         panel: picks of a panel.
@@ -125,9 +118,7 @@ def counted(
     # One problem after the other: one is large enough for the machine, and the blocks of two
     # problems do not end together.
     @one_by_one
-    def alone(
-        gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, last: jax.Array
-    ) -> Counted:
+    def alone(gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array) -> Counted:
         def look(
             held: tuple[()], panels: Sequence[jax.Array], progress: Progress, norms: Norms
         ) -> tuple[jax.Array, jax.Array, tuple[()]]:
@@ -135,14 +126,9 @@ def counted(
             return foreseen, jnp.take(gram, foreseen, axis=0, mode="clip"), held
 
         norms = norms_of(gram)
-        return in_blocks(look, (), norms, gate, first, valid, keep, last, block, panel)[0]
+        return in_blocks(look, (), norms, gate, first, valid, keep, block, panel)[0]
 
-    return alone(gram, gate, first, valid, needed(limit, first, keep))
-
-
-def needed(limit: jax.Array | None, first: jax.Array, keep: int) -> jax.Array:
-    """The steps that a problem needs, () int32: `limit` where there is one, else all."""
-    return jnp.full_like(first, keep) if limit is None else limit
+    return alone(gram, gate, first, valid)
 
 
 def in_blocks(
@@ -153,7 +139,6 @@ def in_blocks(
     first: jax.Array,
     valid: jax.Array,
     keep: int,
-    last: jax.Array,
     block: int,
     width: int = PANEL,
 ) -> tuple[Counted, Any]:
@@ -167,7 +152,6 @@ def in_blocks(
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
-        last: () int32, how many of them are needed.
         block: most picks of a block.
         width: picks of a panel.
 
@@ -181,9 +165,8 @@ def in_blocks(
     panels: list[jax.Array] = []
     for start in range(0, keep, width):
         stop = min(keep, start + width)
-        end_of_panel = jnp.minimum(stop, last)
 
-        def one_block(state: _State, start: int = start, stop: jax.Array = end_of_panel) -> _State:
+        def one_block(state: _State, start: int = start, stop: int = stop) -> _State:
             before = [*panels, state.panel]
             foreseen, products, held = look(state.held, before, state.progress, norms)
             for panel in before:
@@ -208,7 +191,7 @@ def in_blocks(
 
         panel = jnp.zeros_like(first, shape=(n, stop - start + block), dtype=jnp.float32)
         state = _State(k, held, progress, drift, panel, blocks, early)
-        state = lax.while_loop(lambda s, end=end_of_panel: s.k < end, one_block, state)  # type: ignore[misc]
+        state = lax.while_loop(lambda s, stop=stop: s.k < stop, one_block, state)  # type: ignore[misc]
         k, held, progress, drift, panel, blocks, early = state
         panels.append(panel)
     outcome = Outcome(progress.indices, progress.totals, largest_growth(drift, valid))
@@ -264,7 +247,7 @@ def _picks(
     drift: jax.Array,
     gate: jax.Array,
     norms: Norms,
-    stop: jax.Array,
+    stop: int,
 ) -> tuple[jax.Array, Progress, Factor]:
     """Make the picks of one block: at most b, until one was not foreseen.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .loop import Guide, Outcome, greedy, last_of_all
+from .loop import Guide, Outcome, greedy
 
 
 def factor(
@@ -18,7 +18,6 @@ def factor(
     valid: jax.Array,
     keep: int,
     norms: jax.Array | None = None,
-    limit: jax.Array | None = None,
 ) -> Outcome:
     """Greedy selection with an orthonormal basis of the chosen tokens (Algorithm 1).
 
@@ -29,7 +28,6 @@ def factor(
         valid: (N,) bool.
         keep: static number of steps.
         norms: (N,) float32, squared norms of the tokens where they are known.
-        limit: () int32, how many of the steps are needed; default all.
     """
     tokens = tokens.astype(jnp.float32)  # [N, d]
     d = tokens.shape[1]
@@ -51,9 +49,8 @@ def factor(
         return projections * projections, basis.at[k].set(direction)
 
     norms = jnp.sum(tokens * tokens, axis=-1) if norms is None else norms
-    last = None if limit is None else last_of_all(limit)
     basis = jnp.zeros_like(first, shape=(keep, d), dtype=jnp.float32)
-    end, _ = greedy(norms, gate, first, valid, keep, basis, update, last)
+    end, _ = greedy(norms, gate, first, valid, keep, basis, update)
     return Outcome(end.indices, end.totals, jnp.zeros_like(end.total))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .loop import Guide, Outcome, begin, last_of_all, row, steps, with_row
+from .loop import Guide, Outcome, begin, row, steps, with_row
 from .product import diagonal
 
 MOST_GROWTH = (1e-5 / (2 * 4 * 2.0**-24)) ** 2
@@ -123,12 +123,7 @@ def largest_growth(drift: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def factor(
-    gram: jax.Array,
-    gate: jax.Array | Guide,
-    first: jax.Array,
-    valid: jax.Array,
-    keep: int,
-    limit: jax.Array | None = None,
+    gram: jax.Array, gate: jax.Array | Guide, first: jax.Array, valid: jax.Array, keep: int
 ) -> Outcome:
     """Greedy selection by pivoted Cholesky.
 
@@ -141,9 +136,7 @@ def factor(
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
-        limit: () int32, how many of them are needed; default all.
     """
-    last = None if limit is None else last_of_all(limit)
     n = gram.shape[0]
     norms = norms_of(gram)
 
@@ -156,7 +149,7 @@ def factor(
     basis = no_rows(first, 0, n)
     for start, stop in parts_of(keep):
         basis = lengthened(basis, stop - start)
-        progress, basis = steps(progress, start, stop, gate, norms.squares, basis, update, last)
+        progress, basis = steps(progress, start, stop, gate, norms.squares, basis, update)
     return Outcome(progress.indices, progress.totals, largest_growth(basis.drift, valid))
 
 

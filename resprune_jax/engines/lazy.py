@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .blocked import BLOCKED_FROM, in_blocks, needed, ranks
+from .blocked import BLOCKED_FROM, in_blocks, ranks
 from .gram import (
     Factor,
     Norms,
@@ -103,7 +103,6 @@ def factor(
     first: jax.Array,
     valid: jax.Array,
     keep: int,
-    limit: jax.Array | None = None,
 ) -> Outcome:
     """Greedy selection by pivoted Cholesky, rows of G on demand.
 
@@ -114,9 +113,8 @@ def factor(
         valid: (N,) bool; what the tokens of padding hold has no effect: their products fill columns
             of their own.
         keep: static number of steps.
-        limit: () int32, how many of them are needed; default all.
     """
-    return counted(image, gate, first, valid, keep, limit).outcome
+    return counted(image, gate, first, valid, keep).outcome
 
 
 def counted(
@@ -125,7 +123,6 @@ def counted(
     first: jax.Array,
     valid: jax.Array,
     keep: int,
-    limit: jax.Array | None = None,
     *,
     block: int | None = None,
     rows: int = ROWS,
@@ -139,7 +136,6 @@ def counted(
         first: () int32, the seed token.
         valid: (N,) bool.
         keep: static number of steps.
-        limit: () int32, how many of them are needed; default all.
         block: most picks of a block, 0 for no blocks; default by the size of the factor.
         rows: made together.
         store: bytes of the rows that are kept.
@@ -153,9 +149,7 @@ def counted(
     # One problem after the other: one is large enough for the machine, and a row that only some
     # problems of a batch need would be made for all.
     @one_by_one
-    def alone(
-        image: Tokens, gate: jax.Array, first: jax.Array, valid: jax.Array, last: jax.Array
-    ) -> Made:
+    def alone(image: Tokens, gate: jax.Array, first: jax.Array, valid: jax.Array) -> Made:
         tokens, squares, exponent = image
         norms = Norms(squares, shares_of(squares))
         # Times 1, which XLA cannot know before the norms are there: else it would convert bfloat16
@@ -164,9 +158,9 @@ def counted(
         whole = tokens if tokens.dtype == jnp.float32 else tokens.astype(jnp.float32) * one
         make = _maker(whole, exponent, rows)
         choose = partial(_in_blocks, block=block) if block else _one_by_one
-        return choose(make, norms, gate, first, valid, keep, last, room)
+        return choose(make, norms, gate, first, valid, keep, room)
 
-    return alone(image, gate, first, valid, needed(limit, first, keep))
+    return alone(image, gate, first, valid)
 
 
 def block_of(n: int, keep: int) -> int:
@@ -238,7 +232,7 @@ class _State(NamedTuple):
 
 def _one_by_one(
     make: Make, norms: Norms, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int,
-    last: jax.Array, room: int,
+    room: int,
 ) -> Made:  # fmt: skip
     """The loop of `gram`: all earlier rows of the factor are read at every pick."""
     n = gate.shape[0]
@@ -265,9 +259,8 @@ def _one_by_one(
     basis = no_rows(first, 0, n)
     state = _State(jnp.zeros_like(first), _none(first, n, room), progress, basis)
     for start, stop in parts_of(keep):
-        end = jnp.minimum(stop, last)
 
-        def some(state: _State, stop: jax.Array = end) -> _State:
+        def some(state: _State, stop: int = stop) -> _State:
             _, ranked = ranks(state.progress, gate, norms)
             held = lax.while_loop(
                 lambda h: ~ready(state._replace(held=h)), lambda h: make(h, ranked), state.held
@@ -277,7 +270,7 @@ def _one_by_one(
             )
 
         state = state._replace(basis=lengthened(state.basis, stop - start))
-        state = lax.while_loop(lambda s, end=end: s.k < end, some, state)  # type: ignore[misc]
+        state = lax.while_loop(lambda s, stop=stop: s.k < stop, some, state)  # type: ignore[misc]
     growth = largest_growth(state.basis.drift, valid)
     outcome = Outcome(state.progress.indices, state.progress.totals, growth)
     return Made(outcome, state.held.number)
@@ -285,7 +278,7 @@ def _one_by_one(
 
 def _in_blocks(
     make: Make, norms: Norms, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int,
-    last: jax.Array, room: int, block: int,
+    room: int, block: int,
 ) -> Made:  # fmt: skip
     """The loop of `blocked`: the earlier rows of the factor are read once a block."""
     n = gate.shape[0]
@@ -305,7 +298,7 @@ def _in_blocks(
         return jnp.where(place < 0, n, foreseen).astype(jnp.int32), products, held
 
     nothing = _none(first, n, room)
-    found, held = in_blocks(look, nothing, norms, gate, first, valid, keep, last, block)
+    found, held = in_blocks(look, nothing, norms, gate, first, valid, keep, block)
     return Made(found.outcome, held.number)
 
 

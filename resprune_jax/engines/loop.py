@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 
 EXHAUSTED = 2e-6
 """A token is exhausted when its residual energy is at most this fraction of its squared norm."""
@@ -247,35 +246,15 @@ def steps(
     norms: jax.Array,
     basis: Basis,
     update: Update[Basis],
-    last: jax.Array | None = None,
 ) -> tuple[Progress, Basis]:
-    """Make the steps `start` to `stop` - 1, or to `last` - 1; other arguments as `greedy`."""
+    """Make the steps `start` to `stop` - 1; the other arguments as `greedy`."""
 
     def one(k: jax.Array, state: tuple[Progress, Basis]) -> tuple[Progress, Basis]:
         progress, basis = state
         pick, left = best(progress.score)
         return step(progress, k, pick, left, gate, norms, basis, update)
 
-    end = stop if last is None else jnp.minimum(stop, last)
-    return lax.fori_loop(start, end, one, (progress, basis))
-
-
-@custom_vmap
-def last_of_all(limit: jax.Array) -> jax.Array:
-    """Where the loop of all problems that run together ends: at the largest of their limits.
-
-    One number for all of them: of a loop that ends for each at its own every turn would choose, for
-    each problem and all that it carries, between the new and the old.
-
-    Args:
-        limit: () int32, the picks that this problem needs.
-    """
-    return limit
-
-
-@last_of_all.def_vmap
-def _(_size: int, batched: Any, limit: jax.Array) -> tuple[jax.Array, bool]:
-    return last_of_all(jnp.max(limit) if batched[0] else limit), False
+    return lax.fori_loop(start, stop, one, (progress, basis))
 
 
 def greedy(
@@ -286,7 +265,6 @@ def greedy(
     keep: int,
     basis: Basis,
     update: Update[Basis],
-    last: jax.Array | None = None,
 ) -> tuple[Progress, Basis]:
     """Run `keep` greedy steps of residual-energy selection on one image.
 
@@ -298,10 +276,9 @@ def greedy(
         keep: static number of steps, at most N.
         basis: what `update` carries from step to step.
         update: the engine's residual update.
-        last: () int32, how many of the steps are needed; default all.
 
     Returns:
         (the progress after the last step, the last basis).
     """
     progress = begin(norms, first, valid, keep, gate)
-    return steps(progress, 0, keep, gate, norms, basis, update, last)
+    return steps(progress, 0, keep, gate, norms, basis, update)

@@ -129,7 +129,11 @@ def test_a_model_answers_the_same(text: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_blocks_where_all_scores_would_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention.path_of("auto", 1024, 1025, 1) == "blockwise"  # elsewhere, a head decides
     monkeypatch.setattr(gpu, "in_use", lambda: True)
-    cases = ((5476, 5476, 16, "xla"), (832, 832, 32 * 28, "xla"), (2240, 2240, 32 * 28, "blockwise"))
+    cases = (
+        (5476, 5476, 16, "xla"),
+        (832, 832, 32 * 28, "xla"),
+        (2240, 2240, 32 * 28, "blockwise"),
+    )
     for queries, keys, heads, path in cases:
         assert attention.path_of("auto", queries, keys, heads) == path
         assert (4 * queries * keys * heads > 4 * 2**30) == (path == "blockwise")
