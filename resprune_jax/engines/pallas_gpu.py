@@ -127,8 +127,8 @@ def _picks(
 
     start = State(given[ENERGY, :], given[SCORE, :], jnp.ones((width,), jnp.float32))
     total = jnp.sum(given[SQUARES, :])
-    totals[0] = total
     end, _ = lax.fori_loop(0, keep, step, (start, total))
+    totals[0] = total
     growth[0] = jnp.max(end.drift)
 
 
