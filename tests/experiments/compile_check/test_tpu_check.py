@@ -135,6 +135,7 @@ def spy(calls: list[Any]) -> Callable[..., Any]:
         fields = {
             field.name: Spy(field.name, getattr(real, field.name), calls)
             for field in dataclasses.fields(real)
+            if callable(getattr(real, field.name))
         }
         return dataclasses.replace(real, **fields)
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,8 @@ def test_decode_copies_neither_its_cache_nor_the_weights(
     texts: list[str] = []
     compiler = jax.stages.Lowered.compile
 
-    def compiling(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        made = compiler(lowered)
+    def compiling(lowered: jax.stages.Lowered, *options: Any) -> jax.stages.Compiled:
+        made = compiler(lowered, *options)
         texts.append(made.as_text() or "")
         return made
 
