@@ -145,6 +145,7 @@ def model_rows(
     import numpy as np
 
     from resprune_jax.methods import get_method
+    from resprune_jax.methods.settings import for_each
     from resprune_jax.models.checkpoint.sharding import batch_sharding, divide_mlps
     from resprune_jax.models.decoder.attention import paths_taken
     from resprune_jax.models.prompts import buckets
@@ -210,7 +211,7 @@ def model_rows(
         plan = work.plan
         kept: Any = np.zeros(visual.valid.shape, bool)
         if not plan.full.all():
-            method = get_method("resprune", **family.defaults)
+            method = for_each(get_method("resprune", **family.defaults), len(plan.rows))
             choose = partial(run.prune.lower, keep=plan.picks, newline="candidate")
             of_prompts = (plan.rows, plan.noun_ids, plan.noun_valid, plan.full, plan.limits)
             chosen = row(
