@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import tyro
 
+from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError, ResPruneError, printable
 from resprune_jax.experiments import stopping
 from resprune_jax.models.checkpoint.shipped import SHIPPED
@@ -38,6 +39,24 @@ class Command:
 
 
 Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR_OR_ID")]
+
+WeightsDType = Annotated[
+    DType | None,
+    tyro.conf.arg(
+        metavar="{float32,bfloat16,float16}",
+        help_behavior_hint="(default: the checkpoint's)",
+        help="Number format of the weights.",
+    ),
+]
+
+ProductPrecision = Annotated[
+    Precision | None,
+    tyro.conf.arg(
+        metavar=f"{{{','.join(get_args(Precision))}}}",
+        help_behavior_hint="(default: the weights')",
+        help="What products of float32 weights are computed in.",
+    ),
+]
 
 ClipCheckpoint = Annotated[
     str | None,

@@ -13,8 +13,8 @@ from resprune_jax.errors import CallError
 from resprune_jax.experiments.answer.options import PICTURES
 from resprune_jax.experiments.common import (
     ClipCheckpoint,
-    DType,
     ModelOptions,
+    WeightsDType,
     check_file,
     check_number,
     check_target,
@@ -51,8 +51,7 @@ class CompareOptions(ModelOptions):
     """Calls behind the one that compiles; times are their medians."""
     max_new_tokens: Annotated[int, shown("N", None)] = 32
     """The most tokens to generate."""
-    dtype: Annotated[DType | None, shown("{float32,bfloat16,float16}", "the checkpoint's")] = None
-    """Number format of the weights."""
+    dtype: WeightsDType = None
     clip: ClipCheckpoint = None
     json: bool = False
     """Print JSON in place of a table."""

@@ -6,17 +6,18 @@ import math
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import tyro
 
-from resprune_jax.choices import METHODS, Precision
+from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     ChatOptions,
     ClipCheckpoint,
-    DType,
     Keep,
+    ProductPrecision,
+    WeightsDType,
     call_options,
     check_file,
     check_number,
@@ -96,14 +97,8 @@ class AnswerOptions(CallOptions, QuestionOptions):
     """Seed of the random generator for drawing; a row draws by it and its own number."""
     batch_size: Annotated[int, shown("B", None)] = 4
     """Rows that run together."""
-    dtype: Annotated[
-        DType | None, shown(f"{{{','.join(get_args(DType))}}}", "the checkpoint's")
-    ] = None
-    """Number format of the weights."""
-    precision: Annotated[
-        Precision | None, shown(f"{{{','.join(get_args(Precision))}}}", "the weights'")
-    ] = None
-    """What products of float32 weights are computed in."""
+    dtype: WeightsDType = None
+    precision: ProductPrecision = None
     clip: ClipCheckpoint = None
 
     overlay: Annotated[Path | None, shown("OUT.png")] = None

@@ -19,17 +19,29 @@ class Case:
     keep: int | float
 
 
+_VICUNA: dict[str, Any] = {
+    "model_type": "llama",
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 32064,
+    "max_position_embeddings": 4096,
+}
+_QWEN2: dict[str, Any] = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+}
+"""Language models that several of them share, as far as they do."""
+
 CASES: dict[str, Case] = {
     # llava-hf/llava-1.5-7b-hf; the class defaults give what its file leaves out.
     "llava-1.5-7b": Case(
         {
             "model_type": "llava",
-            "text_config": {
-                "model_type": "llama",
-                "rms_norm_eps": 1e-5,
-                "vocab_size": 32064,
-                "max_position_embeddings": 4096,
-            },
+            "text_config": _VICUNA,
         },
         size=(336, 336),
         keep=128,
@@ -47,14 +59,8 @@ CASES: dict[str, Case] = {
                 "out_hidden_size": 3584,
                 "tokens_per_second": 2,
             },
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
+            **_QWEN2,
             "vocab_size": 152064,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
             "max_position_embeddings": 128000,
             "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         },
@@ -66,14 +72,8 @@ CASES: dict[str, Case] = {
         {
             "model_type": "qwen2_vl",
             "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584},
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
+            **_QWEN2,
             "vocab_size": 152064,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
             "max_position_embeddings": 32768,
             "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
         },
@@ -84,12 +84,7 @@ CASES: dict[str, Case] = {
     "llava-next-7b": Case(
         {
             "model_type": "llava_next",
-            "text_config": {
-                "model_type": "llama",
-                "rms_norm_eps": 1e-5,
-                "vocab_size": 32064,
-                "max_position_embeddings": 4096,
-            },
+            "text_config": _VICUNA,
         },
         size=(672, 672),
         keep=1 / 3,
@@ -99,15 +94,9 @@ CASES: dict[str, Case] = {
         {
             "model_type": "llava_onevision",
             "text_config": {
+                **_QWEN2,
                 "model_type": "qwen2",
-                "hidden_size": 3584,
-                "intermediate_size": 18944,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 28,
-                "num_key_value_heads": 4,
                 "vocab_size": 152128,
-                "rms_norm_eps": 1e-6,
-                "rope_theta": 1e6,
                 "max_position_embeddings": 32768,
             },
         },

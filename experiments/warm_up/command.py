@@ -4,14 +4,14 @@ import dataclasses
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import (
     ClipCheckpoint,
-    DType,
     ModelOptions,
+    ProductPrecision,
+    WeightsDType,
     call_options,
     check_number,
     parse_keep,
@@ -47,14 +47,8 @@ class WarmUpOptions(CallOptions, ModelOptions):
     """Tokens of the prompts to come, without visual tokens."""
     batch_size: Annotated[tuple[int, ...], shown("B ...", "1")] = (1,)
     """Prompts of a call, each with a picture of its own."""
-    dtype: Annotated[
-        DType | None, shown(f"{{{','.join(get_args(DType))}}}", "the checkpoint's")
-    ] = None
-    """Number format of the weights."""
-    precision: Annotated[
-        Precision | None, shown(f"{{{','.join(get_args(Precision))}}}", "the weights'")
-    ] = None
-    """What products of float32 weights are computed in."""
+    dtype: WeightsDType = None
+    precision: ProductPrecision = None
     clip: ClipCheckpoint = None
     quiet: bool = False
     """Do not show on standard error what is being compiled."""

@@ -7,7 +7,6 @@ axis types.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -202,10 +201,8 @@ def divide_mlps(config: Any, mesh: Mesh | None, rules: ShardingRules = DEFAULT_R
         part = getattr(config, name)
         if hasattr(part, "mlp_groups"):
             inner = part.intermediate_size
-            axes = rules.spec(("mlp",), (inner,), mesh)
-            names = (axes[0],) if axes and isinstance(axes[0], str) else axes[0] if axes else ()
-            groups = math.prod(mesh.shape[axis] for axis in names or ())
-            parts[name] = dataclasses.replace(part, mlp_groups=groups)
+            (own,) = rules.sharding(("mlp",), (inner,), mesh).shard_shape((inner,))
+            parts[name] = dataclasses.replace(part, mlp_groups=inner // own)
     return dataclasses.replace(config, **parts)
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, say_once
 from resprune_jax.models.decoder import gpu
 from resprune_jax.models.decoder.softmax import MASKED, exponentials, masked, softmax, weights_of
 
@@ -122,17 +122,20 @@ def attend(
         CallError: "cudnn" was asked for and cannot do it.
     """
     causal = causal or window is not None
-    if padded_behind and causal and isinstance(offset, int) and k.shape[1] == q.shape[1]:
+    from_start = isinstance(offset, int) and offset == 0
+    if padded_behind and causal and from_start and k.shape[1] == q.shape[1]:
         valid = None
     if engine == "cudnn" or (engine == "auto" and gpu.in_use()):
-        from_start = isinstance(offset, int) and offset == 0
         hidden = valid is not None or segments is not None or not from_start
-        why = gpu.refusal(q, k, causal=causal, window=window, masked=hidden)
-        if not why:
+        why = gpu.refusal(q, masked=hidden)
+        lacks = "" if why else gpu.missing(q.shape, k.shape, q.dtype, causal, window)
+        if not (why or lacks):
             _note("cudnn")
             return gpu.attend_by_cudnn(q, k, v, causal=causal, window=window)
         if engine == "cudnn":
-            raise CallError(f"cuDNN does not do this attention: {why}")
+            raise CallError(f"cuDNN does not do this attention: {why or lacks}")
+        if lacks:
+            say_once("cudnn", f"cuDNN does not attend here ({lacks}): XLA does")
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)  # [B, S, KV, G, hd]

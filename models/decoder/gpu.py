@@ -94,7 +94,7 @@ def attend_by_heads(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | 
 def attend_by_cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, window: int | None
 ) -> jax.Array:
-    """cuDNN's flash attention; arguments as `attention.attend`, of which `refusal` says "".
+    """cuDNN's flash attention; arguments as `attention.attend`, where nothing is missing.
 
     Returns:
         (B, S, H, hd) in q's dtype.
@@ -105,15 +105,12 @@ def attend_by_cudnn(
     )
 
 
-def refusal(q: jax.Array, k: jax.Array, *, causal: bool, window: int | None, masked: bool) -> str:
-    """Why cuDNN does not do an attention; "" if it does.
+def refusal(q: jax.Array, *, masked: bool) -> str:
+    """Why an attention is none of cuDNN's; "" if it is one.
 
     Args:
         q: (B, S, H, hd).
-        k: (B, T, KV, hd).
-        causal: see `attention.attend`.
-        window: likewise.
-        masked: there are keys that are hidden for another reason.
+        masked: keys are hidden by more than `causal` and `window`.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 and float16, not {q.dtype}"
@@ -121,18 +118,26 @@ def refusal(q: jax.Array, k: jax.Array, *, causal: bool, window: int | None, mas
         return "padding or segments hide keys"
     if q.shape[1] == 1:
         return "of a single query XLA is faster"
-    return _unavailable(q.shape, k.shape, q.dtype, causal, window)
+    return ""
 
 
 @lru_cache(maxsize=256)
-def _unavailable(
+def missing(
     queries: tuple[int, ...],
     keys: tuple[int, ...],
     dtype: DTypeLike,
     causal: bool,
     window: int | None,
 ) -> str:
-    """What JAX says of cuDNN for these shapes; "" if it can."""
+    """What JAX says where cuDNN is missing, or does not take these shapes; "" if all is there.
+
+    Args:
+        queries: (B, S, H, hd).
+        keys: (B, T, KV, hd).
+        dtype: of both.
+        causal: see `attention.attend`.
+        window: likewise.
+    """
     q, k = jax.ShapeDtypeStruct(queries, dtype), jax.ShapeDtypeStruct(keys, dtype)
     try:
         jax.eval_shape(

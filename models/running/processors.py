@@ -10,6 +10,7 @@ so a pruned prompt is under the same rules as the full one, and no rule depends 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +249,52 @@ def _at(here: jax.Array, ids: jax.Array, vocabulary: int) -> jax.Array:
         return jnp.zeros(vocabulary, bool).at[target].set(True, mode="drop")
 
     return jax.vmap(mark)(target)
+
+
+def choose(
+    logits: jax.Array,
+    rng: jax.Array,
+    step: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    top_k: jax.Array | None = None,
+    min_p: jax.Array | None = None,
+    *,
+    greedy: bool,
+) -> jax.Array:
+    """The next token of every row: the most likely, or drawn from the nucleus of mass `top_p`.
+
+    Args:
+        logits: (B, V) float32.
+        rng: a random key, of which each row folds its own, or (B,) keys, one for each row; each
+            step draws from its own fold of that.
+        step: () int32.
+        temperature: () float32, above 0.
+        top_p: () float32 in (0, 1]; tokens beyond that cumulative probability are left out, the
+            most likely one always stays.
+        top_k: () int32, at least 1: before that, only so many likeliest tokens are in.
+        min_p: () float32 in (0, 1]: after that, tokens below this share of the likeliest one's
+            probability are left out.
+        greedy: static; ignores all but the logits.
+
+    Returns:
+        (B,) int32.
+    """
+    if greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def draw(row: jax.Array, scores: jax.Array) -> jax.Array:
+        order = jnp.argsort(-scores)
+        ranked = scores[order] / temperature
+        if top_k is not None:
+            ranked = jnp.where(jnp.arange(ranked.size) < top_k, ranked, -jnp.inf)
+        probability = jax.nn.softmax(ranked)
+        before = jnp.cumsum(probability) - probability
+        ranked = jnp.where((before < top_p).at[0].set(True), ranked, -jnp.inf)
+        if min_p is not None:
+            ranked = jnp.where(ranked >= ranked[0] + jnp.log(min_p), ranked, -jnp.inf)
+        return order[jax.random.categorical(jax.random.fold_in(row, step), ranked)]
+
+    numbers = jnp.arange(logits.shape[0])
+    rows = rng if rng.ndim else jax.vmap(partial(jax.random.fold_in, rng))(numbers)
+    return jax.vmap(draw)(rows, logits).astype(jnp.int32)

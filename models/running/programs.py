@@ -32,7 +32,7 @@ from resprune_jax.models.decoder.views import Segment, compact, take, words_behi
 from resprune_jax.models.families.registry import module_class
 from resprune_jax.models.prompts.options import Newline, Positions
 from resprune_jax.models.running.precision import computed_in
-from resprune_jax.models.running.processors import Past, Rules, process
+from resprune_jax.models.running.processors import Past, Rules, choose, process
 from resprune_jax.selection import Selection
 
 Caches = tuple[KVCache, ...]
@@ -40,11 +40,11 @@ Caches = tuple[KVCache, ...]
 EMPTY = -1
 """What the token buffer holds where nothing was generated."""
 
-BEYOND, DOUBTFUL = 2**20, 2**24
-"""What the verdict of `Programs.prune` holds beside a difference of counts."""
-
 BROKEN = -2
 """What it holds at the step whose scores are not finite; the row ends there."""
+
+BEYOND, DOUBTFUL = 2**20, 2**24
+"""What the verdict of `Programs.prune` holds beside a difference of counts."""
 
 
 def judged(verdict: np.ndarray) -> tuple[bool, bool]:
@@ -105,55 +105,6 @@ def assemble(
     x = jnp.where((at >= 0)[..., None], chosen.astype(text.dtype), text)
     places, following = model.place(rope, keep, index, count, reindex=positions == "reindex")
     return x, places, count, following
-
-
-def choose(
-    logits: jax.Array,
-    rng: jax.Array,
-    step: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
-    top_k: jax.Array | None = None,
-    min_p: jax.Array | None = None,
-    *,
-    greedy: bool,
-) -> jax.Array:
-    """The next token of every row: the most likely, or drawn from the nucleus of mass `top_p`.
-
-    Args:
-        logits: (B, V) float32.
-        rng: a random key, of which each row folds its own, or (B,) keys, one for each row; each
-            step draws from its own fold of that.
-        step: () int32.
-        temperature: () float32, above 0.
-        top_p: () float32 in (0, 1]; tokens beyond that cumulative probability are left out, the
-            most likely one always stays.
-        top_k: () int32, at least 1: before that, only so many likeliest tokens are in.
-        min_p: () float32 in (0, 1]: after that, tokens below this share of the likeliest one's
-            probability are left out.
-        greedy: static; ignores all but the logits.
-
-    Returns:
-        (B,) int32.
-    """
-    if greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    def draw(row: jax.Array, scores: jax.Array) -> jax.Array:
-        order = jnp.argsort(-scores)
-        ranked = scores[order] / temperature
-        if top_k is not None:
-            ranked = jnp.where(jnp.arange(ranked.size) < top_k, ranked, -jnp.inf)
-        probability = jax.nn.softmax(ranked)
-        before = jnp.cumsum(probability) - probability
-        ranked = jnp.where((before < top_p).at[0].set(True), ranked, -jnp.inf)
-        if min_p is not None:
-            ranked = jnp.where(ranked >= ranked[0] + jnp.log(min_p), ranked, -jnp.inf)
-        return order[jax.random.categorical(jax.random.fold_in(row, step), ranked)]
-
-    numbers = jnp.arange(logits.shape[0])
-    rows = rng if rng.ndim else jax.vmap(partial(jax.random.fold_in, rng))(numbers)
-    return jax.vmap(draw)(rows, logits).astype(jnp.int32)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.bench.timing import note
 from resprune_jax.experiments.common import (
     Checkpoint,
-    DType,
+    WeightsDType,
     check_number,
     check_target,
     console,
@@ -44,8 +44,7 @@ class StartOptions:
     """Visual tokens to keep."""
     new_tokens: Annotated[int, shown("N", "32")] = 32
     """Tokens of an answer, at most."""
-    dtype: Annotated[DType | None, shown("{float32,bfloat16,float16}", "the checkpoint's")] = None
-    """Number format of the weights."""
+    dtype: WeightsDType = None
     cache: Annotated[Path | None, shown("DIR", "a folder that is removed")] = None
     """An empty folder for compiled programs, which stays."""
     out: Annotated[Path, shown("DIR", "bench")] = Path("bench")

@@ -4,7 +4,6 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import sys
 from typing import Any, ClassVar
 
 from resprune_jax.errors import CallError, RunError
@@ -72,8 +71,6 @@ class TpuTarget(Target):
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs: no chip to share
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", kind)
-        if "jax" not in sys.modules:  # the compiler alone: a TPU of this machine stays free
-            os.environ["JAX_PLATFORMS"] = "cpu"
         from jax.errors import JaxRuntimeError
         from jax.experimental import topologies
 

@@ -36,7 +36,7 @@ TEXTS = {
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is traced is told that it is for a GPU, one without cuDNN."""
     monkeypatch.setattr(gpu, "in_use", lambda: True)
-    monkeypatch.setattr(gpu, "_unavailable", lambda *_: "cuDNN is not here")
+    monkeypatch.setattr(gpu, "missing", lambda *_: "it is not here")
     yield
 
 
@@ -179,13 +179,13 @@ def test_cudnn_is_asked_for_the_same_attention(
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", reference)
     monkeypatch.setattr(gpu, "in_use", lambda: True)
-    gpu._unavailable.cache_clear()
+    gpu.missing.cache_clear()
     half = [x.astype(jnp.bfloat16) for x in arrays(19, 19, 4, kv_heads)[:3]]
     valid = jnp.arange(19) < jnp.array([[19], [11]])
     expected, _ = oracle(*half, valid=None, causal=True, window=window)
     with attention.paths_taken() as paths:
         got = attend(*half, valid=valid, padded_behind=True, causal=True, window=window)
-    gpu._unavailable.cache_clear()
+    gpu.missing.cache_clear()
     assert paths == {"cudnn"} and set(asked) == {"cudnn"}
     real = np.asarray(valid)
     np.testing.assert_allclose(
@@ -194,7 +194,7 @@ def test_cudnn_is_asked_for_the_same_attention(
 
 
 def test_what_cudnn_does_not_do_is_said() -> None:
-    gpu._unavailable.cache_clear()
+    gpu.missing.cache_clear()
     q, k, v, valid = arrays(19, 19, 4, 2)
     half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     cases: tuple[tuple[list[jax.Array], dict[str, Any], str], ...] = (

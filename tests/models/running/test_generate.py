@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from resprune_jax.errors import CallError
 from resprune_jax.methods import ResPrune, VisualTokens
 from resprune_jax.models import LVLM
-from resprune_jax.models.running.programs import choose, compact
+from resprune_jax.models.decoder.views import compact
+from resprune_jax.models.running.processors import choose
 from tests.checkpoints.llava import NUM_VISUAL_TOKENS
 from tests.compiles import backend_compiles
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from resprune_jax.models import LVLM
 from resprune_jax.models.prompts.generation_file import GenerationSettings
 from resprune_jax.models.prompts.options import CallOptions
-from resprune_jax.models.running.processors import make_rules, process
-from resprune_jax.models.running.programs import choose
+from resprune_jax.models.running.processors import choose, make_rules, process
 from tests.compiles import backend_compiles
 
 V, S, STEPS, ENDS = 6, 9, 4, (1, 4)
