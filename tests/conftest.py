@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 # The same examples in every run: a failure is a change of the code, not a draw.
@@ -28,6 +29,8 @@ collect_ignore = [str(path) for path in LEFT_OUT]
 
 # The parity bounds speak of float32 products; no backend may round them.
 jax.config.update("jax_default_matmul_precision", "highest")
+# Whoever runs the tests may keep programs between runs: here they count as compiled.
+jax.config.update("jax_compilation_cache_dir", None)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -57,6 +60,18 @@ def room_for_programs() -> Iterator[None]:
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def no_kept_programs() -> Iterator[None]:
+    """Put away the persistent cache that a command has opened in this process.
+
+    Later tests would find in it what they count as compiled, and what an earlier run has left.
+    """
+    yield
+    if jax.config.jax_compilation_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture
