@@ -27,6 +27,9 @@ from .loop import EXHAUSTED
 POINTS = ("candidate", "wait", "winner", "column", "wait", "product", "update")
 """What a clocked program tells apart, in cycles."""
 
+STATE = 3
+"""Numbers of a token that a panel hands to the next: energy, score, drift."""
+
 
 def program(plan: Plan) -> str:
     """The text, for `llvm.inline_asm`.
@@ -34,6 +37,10 @@ def program(plan: Plan) -> str:
     Operands: `$0` shared memory (32 bits); `$1` G (N, N), `$2` conditions (CONDITIONS, N), read;
     `$3` picks (K,), `$4` sums of energies (K + 1, senders), `$5` drift (N,), written; `$6` cycles
     (senders, 8), written where `clocked`.
+
+    Of a panel: after the conditions, of which the first three are read, the state (STATE, N): energy,
+    score, drift; in the place of the drift the state after the last pick; after the cycles the rows
+    of the factor (K, N).
     """
     steps = (
         exchange.candidate(plan),
@@ -88,6 +95,7 @@ def _registers(plan: Plan) -> str:
         .reg .f32 its_energy, its_drift, its_square, product, inverse, root, row, gone, ratio;
         .reg .f32 s0, s1, s2, s3, a0, a1, a2, a3, b0, b1, b2, b3;
         .reg .b64 gram, given, picks, sums, drifts, cycles, at, near;
+        {".reg .b64 before, after, rows;" if plan.panel else ""}
     """
 
 
@@ -95,23 +103,44 @@ def _hex(value: float) -> str:
     return "0f" + struct.pack(">f", value).hex().upper()
 
 
+def _operands(plan: Plan) -> str:
+    names = ["gram", "given", "picks", "sums", "drifts", "cycles"]
+    if plan.panel:
+        names = ["gram", "given", "before", "picks", "sums", "after", "cycles", "rows"]
+    return "\n".join(
+        f"mov.u64 {name}, ${i};"
+        for i, name in enumerate(names, 1)
+        if plan.clocked or name != "cycles"
+    )
+
+
+def _state(plan: Plan) -> str:
+    """What is known of the thread's token before the first step."""
+    n = plan.n
+    known, rest = ["square", "share", "gate"], ["energy", "score"]
+    if not plan.panel:
+        known += rest
+    text = ["mad.wide.u32 near, place, 4, given;"]
+    text += [f"ld.global.f32 {name}, [near + {4 * n * i}];" for i, name in enumerate(known)]
+    if plan.panel:
+        text.append("mad.wide.u32 near, place, 4, before;")
+        rest.append("drift")
+        text += [f"ld.global.f32 {name}, [near + {4 * n * i}];" for i, name in enumerate(rest)]
+    text.append(f"@!owns mov.f32 energy, {_hex(-1.0)};")
+    text.append(f"@!owns mov.f32 score, {_hex(-1.0)};")
+    if not plan.panel:
+        text.append(f"mov.f32 drift, {_hex(1.0)};")
+    return "\n".join(text)
+
+
 def _begin(plan: Plan) -> str:
     """Find out who this thread is, clear the shared memory, read the state."""
     maps = "\n".join(f"mapa.shared::cluster.u32 peer{i}, base, {i};" for i in range(plan.blocks))
     n = plan.n
-    rows = "\n".join(
-        f"ld.global.f32 {name}, [near + {4 * n * row}];"
-        for row, name in enumerate(("square", "share", "gate", "energy", "score"))
-    )
     clocks = "\n".join(f"mov.u32 c{i}, 0;" for i in range(8)) if plan.clocked else ""
     return f"""
         mov.u32 base, $0;
-        mov.u64 gram, $1;
-        mov.u64 given, $2;
-        mov.u64 picks, $3;
-        mov.u64 sums, $4;
-        mov.u64 drifts, $5;
-        {"mov.u64 cycles, $6;" if plan.clocked else ""}
+        {_operands(plan)}
         mov.u32 tid, %tid.x;
         mov.u32 rank, %cluster_ctarank;
         and.b32 lane, tid, 31;
@@ -150,11 +179,7 @@ def _begin(plan: Plan) -> str:
         {maps}
         min.u32 there, lane, {plan.blocks - 1};
         mapa.shared::cluster.u32 its, base, there;
-        mad.wide.u32 near, place, 4, given;
-        {rows}
-        @!owns mov.f32 energy, {_hex(-1.0)};
-        @!owns mov.f32 score, {_hex(-1.0)};
-        mov.f32 drift, {_hex(1.0)};
+        {_state(plan)}
         mov.u32 k, 0;
         mov.u32 held, 32;
         mov.u32 side, 0;
@@ -272,6 +297,7 @@ def _update(plan: Plan) -> str:
         shl.b32 y1, k, 2;
         add.u32 y1, y1, own;
         @owns st.shared.f32 [y1], row;
+        {_keep_row(plan) if plan.panel else ""}
         mul.rn.f32 gone, row, row;
         mul.rn.f32 ratio, its_square, inverse;
         mul.rn.f32 ratio, ratio, gone;
@@ -285,6 +311,15 @@ def _update(plan: Plan) -> str:
         sub.rn.f32 energy, energy, gone;
         max.f32 energy, energy, {_hex(0.0)};
         @p mov.f32 energy, {_hex(-1.0)};
+    """
+
+
+def _keep_row(plan: Plan) -> str:
+    """For the product after this launch; no thread of the launch reads it."""
+    return f"""
+        mad.lo.u32 y1, k, {plan.n}, place;
+        mad.wide.u32 at, y1, 4, rows;
+        @owns st.global.f32 [at], row;
     """
 
 
@@ -308,9 +343,21 @@ def _end(plan: Plan) -> str:
         mad.wide.u32 at, slot, 32, cycles;
         {stores}
         """
-    return f"""
+    state = """
         mad.wide.u32 at, place, 4, drifts;
         @owns st.global.f32 [at], drift;
+    """
+    if plan.panel:
+        # The score says no more than whether the token is open: the key is made of the rest.
+        state = f"""
+        mad.wide.u32 at, place, 4, after;
+        min.f32 score, energy, {_hex(0.0)};
+        @owns st.global.f32 [at], energy;
+        @owns st.global.f32 [at + {4 * plan.n}], score;
+        @owns st.global.f32 [at + {8 * plan.n}], drift;
+    """
+    return f"""
+        {state}
         {clocks}
         LEAVE:
         barrier.cluster.arrive.release.aligned;

@@ -47,6 +47,10 @@ class Plan:
         blocks: of the cluster; more than 8 are not portable.
         warpgroups: of a block, 128 threads each.
         clocked: also write how long each part of the loop took.
+        panel: a launch makes some of the picks, `keep` of them. The rows of the factor that earlier
+            launches made are no part of it, since G comes without what they explain; the state of
+            the tokens is read and written, and so are, for the matrix product that follows, the
+            rows that this launch makes.
     """
 
     n: int
@@ -54,6 +58,7 @@ class Plan:
     blocks: int = 8
     warpgroups: int = 1
     clocked: bool = False
+    panel: bool = False
 
     @property
     def tokens(self) -> int:
@@ -72,7 +77,7 @@ class Plan:
 
     @property
     def share(self) -> int:
-        """Candidates that a lane looks at: 1 or 2."""
+        """Candidates that a lane looks at."""
         return -(-self.senders // WARP)
 
     @property
@@ -104,7 +109,7 @@ class Plan:
     def sound(self) -> bool:
         """Whether threads and messages are enough; the memory is not looked at."""
         threads = self.warpgroups * WARPGROUP
-        return 2 <= self.blocks <= 16 and self.tokens <= threads <= 1024 and self.share <= 2
+        return 2 <= self.blocks <= 16 and self.tokens <= threads <= 1024
 
 
 def _expect(barrier: str, size: int | str) -> str:
@@ -162,27 +167,29 @@ def candidate(plan: Plan) -> str:
 
 def winner(plan: Plan) -> str:
     """The same in every warp of the cluster."""
-    two = ""
-    if plan.share == 2:
-        two = f"""
-        ld.shared.v4.b32 {{y0, y1, y2, y3}}, [source + {CANDIDATES + CANDIDATE}];
+    others = "\n".join(
+        f"""
+        ld.shared.v4.b32 {{y0, y1, y2, y3}}, [source + {CANDIDATES + i * CANDIDATE}];
         setp.gt.u32 q, y0, x0;
-        selp.b32 offset, 1, 0, q;
+        selp.b32 offset, {i}, {"offset" if i > 1 else 0}, q;
         selp.b32 x0, y0, x0, q;
         selp.b32 x1, y1, x1, q;
         selp.b32 x2, y2, x2, q;
         selp.b32 x3, y3, x3, q;
         """
-    second = """
+        for i in range(1, plan.share)
+    )
+    times = "shl.b32 m, m, 1;" if plan.share == 2 else f"mul.lo.u32 m, m, {plan.share};"
+    which = f"""
         shfl.sync.idx.b32 offset, offset, m, 31, 0xffffffff;
-        shl.b32 m, m, 1;
+        {times}
         add.u32 m, m, offset;
     """
     return f"""
         mad.lo.u32 source, lane, {plan.share * CANDIDATE}, base;
         add.u32 source, source, buffer;
         ld.shared.v4.b32 {{x0, x1, x2, x3}}, [source + {CANDIDATES}];
-        {two}
+        {others}
         redux.sync.max.u32 top, x0, 0xffffffff;
         setp.eq.u32 p, x0, top;
         vote.sync.ballot.b32 votes, p, 0xffffffff;
@@ -191,7 +198,7 @@ def winner(plan: Plan) -> str:
         shfl.sync.idx.b32 pick, x1, m, 31, 0xffffffff;
         shfl.sync.idx.b32 x2, x2, m, 31, 0xffffffff;
         shfl.sync.idx.b32 x3, x3, m, 31, 0xffffffff;
-        {second if plan.share == 2 else ""}
+        {which if plan.share > 1 else ""}
         mov.b32 its_energy, x2;
         mov.b32 its_drift, x3;
         setp.ne.u32 left, top, 0;

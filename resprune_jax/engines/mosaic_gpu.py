@@ -5,23 +5,37 @@ of a cluster tell each other their candidates and the pick's column through dist
 memory, and G is read one row a pick. Pallas's Mosaic GPU back-end compiles and launches it; a
 batch, or many questions about one image, is the grid of clusters: `vmap` adds the axis.
 
+Where the blocks' shared memory does not hold the factor, the same program runs once a panel, some 60
+picks at a time. Between two launches a matrix product takes from G what the panel's rows explain, so
+that a launch knows of earlier picks by G alone and holds no more than its own panel's rows:
+
+    G <- G - L_panel^T L_panel.
+
+The whole GPU does that product, reading G once a panel, N^2 K / b numbers; one cluster that reads
+the earlier rows at every pick, N K^2 / 2 numbers through 8 multiprocessors, is several times slower.
+Launches follow one another, so what one writes to global memory the next one sees, and within a
+launch no thread reads what any thread has written there.
+
 Clusters of blocks need compute capability 9.0 (H100, H200) or later.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from resprune_jax.errors import CallError
 
 from . import cluster, kernels
-from .exchange import WARPGROUP, Plan
-from .kernels import CONDITIONS
+from .exchange import TOGETHER, WARPGROUP, Plan
+from .kernels import CONDITIONS, ENERGY, SCORE
 from .loop import Outcome
+from .product import dot
 
 SHARED_BYTES = 220 * 1024
 """Shared memory that a block may take; Hopper has 227 KiB, and Mosaic takes some for itself."""
@@ -30,14 +44,24 @@ BLOCKS = 8
 """Of a cluster: as many as every Hopper GPU grants."""
 
 
+PANEL = 64
+"""Most picks of a panel: a pick reads half of its rows, and the product goes over G once a panel."""
+
+
 def plan_of(n: int, keep: int) -> Plan:
-    """How a problem of N tokens is divided among the blocks of a cluster."""
+    """How a problem of N tokens is divided among the blocks of a cluster, and into launches."""
     tokens = -(-n // BLOCKS)
-    return Plan(n, keep, BLOCKS, max(1, -(-tokens // WARPGROUP)))
+    plan = Plan(n, keep, BLOCKS, max(1, -(-tokens // WARPGROUP)))
+    most = PANEL
+    while plan.shared_bytes > SHARED_BYTES and most:
+        picks = -(-keep // -(-keep // most))  # the same in every launch, as far as it goes
+        plan = dataclasses.replace(plan, keep=picks, panel=True)
+        most -= TOGETHER
+    return plan
 
 
 def fits(n: int, keep: int) -> bool:
-    """Whether a cluster holds a problem of N tokens with K kept."""
+    """Whether clusters take a problem of N tokens with K kept."""
     plan = plan_of(n, keep)
     return plan.sound and plan.shared_bytes <= SHARED_BYTES
 
@@ -59,11 +83,61 @@ def check_device() -> None:
 def factor(
     gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
 ) -> Outcome:
-    """Greedy selection by pivoted Cholesky in one launch; arguments as `gram.factor`.
+    """Greedy selection by pivoted Cholesky, in one launch or one a panel; arguments as `gram.factor`.
 
     The size must be one that `fits`.
     """
-    return planned(gram, gate, first, valid, plan_of(gram.shape[0], keep))[0]
+    plan = plan_of(gram.shape[0], keep)
+    if plan.panel:
+        return in_panels(gram, gate, first, valid, keep, plan)
+    return planned(gram, gate, first, valid, plan)[0]
+
+
+class _State(NamedTuple):
+    residual: jax.Array  # [N, N], G without what the panels so far explain
+    tokens: jax.Array  # [STATE, N], energy, score and drift
+
+
+def in_panels(
+    gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int, plan: Plan
+) -> Outcome:
+    """`factor` by launches of this plan, `plan.keep` picks each, and one for the rest."""
+    known = kernels.conditions(gram, gate, first, valid, plan.n)
+    drift = jnp.ones_like(first, shape=(plan.n,), dtype=jnp.float32)
+    tokens = jnp.stack([known[ENERGY], known[SCORE], drift])
+    before = -(-keep // plan.keep) - 1
+    last = dataclasses.replace(plan, keep=keep - before * plan.keep)
+
+    def turn(state: _State, _: None) -> tuple[_State, tuple[jax.Array, jax.Array]]:
+        picks, totals, tokens, rows = _panel(state, known, plan)
+        return _State(state.residual - dot(rows.T, rows.T), tokens), (picks, totals)
+
+    state, (picks, totals) = lax.scan(turn, _State(gram, tokens), length=before)
+    others, rest, tokens, _ = _panel(state, known, last)
+    picks = jnp.concatenate([picks.reshape(-1), others])
+    totals = jnp.concatenate([totals.reshape(-1), rest])
+    return kernels.outcome(gram, valid, picks, totals, tokens[-1])
+
+
+def _panel(
+    state: _State, known: jax.Array, plan: Plan
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One launch: picks (b,), energies after each (b,), the tokens' state, rows (b, N)."""
+    picks, sums, tokens, _, rows = launch(
+        cluster.program(plan),
+        plan,
+        (
+            ((plan.keep,), jnp.int32),
+            ((plan.keep + 1, plan.senders), jnp.float32),
+            ((cluster.STATE, plan.n), jnp.float32),
+            ((plan.senders, 8), jnp.int32),
+            ((plan.keep, plan.n), jnp.float32),
+        ),
+        state.residual,
+        known,
+        state.tokens,
+    )
+    return picks, jnp.sum(sums[1:], axis=-1), tokens, rows
 
 
 def planned(
@@ -146,4 +220,8 @@ def _kernel(*refs: Any, text: str) -> None:
 def bytes_moved(n: int, d: int, keep: int, itemsize: int) -> float:
     """Bytes read and written for one image if caches held nothing between passes."""
     # The tokens, G once and the pivots' rows of it; the factor never leaves the chip.
-    return n * d * itemsize + 4.0 * (n * n + n * keep + CONDITIONS * n)
+    moved = n * d * itemsize + 4.0 * (n * n + n * keep + CONDITIONS * n)
+    plan = plan_of(n, keep)
+    if plan.panel:  # G without what is explained, read and written; the rows, written and read
+        moved += 4.0 * ((keep - 1) // plan.keep * 2 * n * n + 2 * n * keep)
+    return moved

@@ -4,7 +4,8 @@ It knows the instructions of that program and refuses every other. Warps run in 
 random number of instructions at a time, and what `st.async` sends arrives later in a random order:
 a result that depends on the order of things, a message that is lost or a wait that never ends shows
 as such. It is no model of the memory of a GPU: what one thread of a block writes to shared memory
-the others see at once.
+the others see at once. Global memory is told apart: what is written there is for the launch after
+this one. A read of it is refused, and so is a write to a place that was read or written before.
 """
 
 import random
@@ -18,6 +19,7 @@ import numpy as np
 LANES = 32
 _BASE = 1024  # where a block's shared memory begins in its window
 _WINDOW = 1 << 24
+_READ, _WRITTEN = 1, 2  # what a launch has done to a word of global memory
 _KINDS = {"u32": np.uint32, "b32": np.uint32, "f32": np.float32, "u64": np.uint64, "b64": np.uint64}
 _COMPARE = {
     "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
@@ -234,7 +236,11 @@ class Warp:
         kind = self.kind(how)
         to = given[0] if isinstance(given[0], list) else [given[0]]
         if how[0] == "global":
-            (memory, places), wide = self.machine.lookup(self.address(given[1], True), lanes), 1
+            assert len(to) == 1
+            memory, used, places = self.machine.lookup(self.address(given[1], True), lanes)
+            wide, where = 1, places[lanes] // 4
+            assert (used[where] != _WRITTEN).all(), "read in the launch that wrote it"
+            used[where] = _READ
         else:
             assert "cluster" not in how, "only stores reach other blocks"
             memory, places = self.machine.blocks[self.rank].shared, self.address(given[1]) - _BASE
@@ -255,7 +261,12 @@ class Warp:
                 self.machine.send(int(to[lane]), int(barrier[lane]), data[lane])
             return
         if how[0] == "global":
-            memory, places = self.machine.lookup(self.address(given[0], True), lanes)
+            assert len(values) == 1
+            memory, used, places = self.machine.lookup(self.address(given[0], True), lanes)
+            where = places[lanes] // 4
+            assert len(set(where.tolist())) == len(where), "written by two lanes"
+            assert not used[where].any(), "written where this launch has read or written"
+            used[where] = _WRITTEN
         else:
             memory, places = self.machine.blocks[self.rank].shared, self.address(given[0]) - _BASE
         assert (places[lanes] % (4 * len(values)) == 0).all(), "an address out of line"
@@ -302,6 +313,7 @@ class Machine:
     ) -> None:  # fmt: skip
         self.random = random.Random(rng_seed)
         self.memories = {(i + 1) << 32: memory for i, memory in enumerate(memories)}
+        self.used = {at: np.zeros(memory.size, np.int8) for at, memory in self.memories.items()}
         for operand, value in [(0, _BASE), *((i + 1, (i + 1) << 32) for i in range(len(memories)))]:
             text = text.replace(f"${operand}", str(value))
         self.code, self.labels = parse(text)
@@ -311,10 +323,14 @@ class Machine:
         self.messages: list[tuple[int, int, np.ndarray]] = []
         self.steps = 0
 
-    def lookup(self, addresses: np.ndarray, lanes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def lookup(
+        self, addresses: np.ndarray, lanes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An array in global memory, what was done to its words, and the places in bytes."""
         (region,) = set((addresses[lanes] >> 32).tolist())
-        memory = self.memories[region << 32]
-        return memory.reshape(-1).view(np.uint8), addresses - (region << 32)
+        memory, places = self.memories[region << 32], addresses - (region << 32)
+        assert (places[lanes] >= 0).all() and (places[lanes] < memory.nbytes).all(), "outside"
+        return memory.reshape(-1).view(np.uint8), self.used[region << 32], places
 
     def send(self, to: int, barrier: int, data: np.ndarray) -> None:
         assert to // _WINDOW == barrier // _WINDOW >= 1, "data and barrier of different blocks"
