@@ -45,7 +45,7 @@ def program(plan: Plan) -> str:
     steps = (
         exchange.candidate(plan),
         _clock(plan, 0),
-        _sum_of_energies(),
+        _sum_of_energies(plan),
         exchange.wait("CANDIDATES", "mine", "parity"),
         _clock(plan, 1),
         exchange.winner(plan),
@@ -56,10 +56,9 @@ def program(plan: Plan) -> str:
         _clock(plan, 3),
         exchange.wait("COLUMN", "base + 16", "odd"),
         _clock(plan, 4),
-        _product(plan),
+        exchange.for_each(plan, _product(plan)),
         _clock(plan, 5),
-        _update(plan),
-        _key(),
+        exchange.for_each(plan, _update(plan) + _key()),
         _clock(plan, 6),
     )
     loop = "\n".join(steps)
@@ -71,7 +70,7 @@ STEP:
 add.u32 k, k, 1;
 setp.lt.u32 p, k, {plan.keep};
 @p bra STEP;
-{_sum_of_energies()}
+{_sum_of_energies(plan)}
 {_end(plan)}
 }}"""
     return "\n".join(line.strip() for line in text.splitlines() if line.strip())
@@ -96,7 +95,16 @@ def _registers(plan: Plan) -> str:
         .reg .f32 s0, s1, s2, s3, a0, a1, a2, a3, b0, b1, b2, b3;
         .reg .b64 gram, given, picks, sums, drifts, cycles, at, near;
         {".reg .b64 before, after, rows;" if plan.panel else ""}
+        {_second() if plan.each > 1 else ""}
     """
+
+
+def _second() -> str:
+    """Of a thread's second token."""
+    kinds = {"owns": "pred", "token": "b32", "place": "b32", "own": "b32", "key": "b32"}
+    names = [name for name in exchange.PRIVATE if name.islower()]
+    made = [f".reg .{kinds.get(name, 'f32')} {name}1;" for name in names]
+    return "\n".join([*made, ".reg .f32 known;"])
 
 
 def _hex(value: float) -> str:
@@ -145,16 +153,11 @@ def _begin(plan: Plan) -> str:
         mov.u32 rank, %cluster_ctarank;
         and.b32 lane, tid, 31;
         shr.u32 warp, tid, 5;
-        mad.lo.u32 token, rank, {plan.tokens}, tid;
-        setp.lt.u32 owns, tid, {plan.tokens};
-        setp.lt.and.u32 owns, token, {n}, owns;
+        {exchange.who(plan)}
         setp.lt.u32 sends, lane, {plan.blocks};
         setp.eq.u32 leads, tid, 0;
         setp.eq.and.u32 writes, rank, 0, leads;
-        min.u32 place, token, {n - 1};
-        min.u32 own, tid, {plan.tokens - 1};
-        mad.lo.u32 own, own, {plan.pitch}, base;
-        add.u32 own, own, {plan.at_factor};
+        {exchange.where(plan)}
         mad.lo.u32 slot, rank, {plan.warps}, warp;
         sub.u32 first, token, lane;
 
@@ -179,13 +182,20 @@ def _begin(plan: Plan) -> str:
         {maps}
         min.u32 there, lane, {plan.blocks - 1};
         mapa.shared::cluster.u32 its, base, there;
-        {_state(plan)}
+        {exchange.for_each(plan, _state(plan))}
         mov.u32 k, 0;
         mov.u32 held, 32;
         mov.u32 side, 0;
         mov.f32 row, {_hex(0.0)};
         {clocks}
         {"mov.u32 then, %clock;" if plan.clocked else ""}
+        {exchange.for_each(plan, _first_key())}
+    """
+
+
+def _first_key() -> str:
+    """What a token is chosen by at first: the seed token, or any that is open."""
+    return f"""
         {_key()}
         max.u32 key, key, 1;
         setp.lt.f32 p, score, {_hex(0.0)};
@@ -213,7 +223,7 @@ def _key() -> str:
     """
 
 
-def _sum_of_energies() -> str:
+def _sum_of_energies(plan: Plan) -> str:
     """What is left of the warp's tokens before step k; nobody waits for it."""
     turns = "\n".join(
         f"""mov.b32 x0, sum;
@@ -222,8 +232,13 @@ def _sum_of_energies() -> str:
         add.rn.f32 sum, sum, other;"""
         for distance in (16, 8, 4, 2, 1)
     )
+    second = f"""
+        max.f32 other, energy1, {_hex(0.0)};
+        add.rn.f32 sum, sum, other;
+    """
     return f"""
         max.f32 sum, energy, {_hex(0.0)};
+        {second if plan.each > 1 else ""}
         {turns}
         setp.eq.u32 p, lane, 0;
         mad.wide.u32 at, slot, 4, sums;
@@ -233,10 +248,13 @@ def _sum_of_energies() -> str:
 
 def _ask(plan: Plan) -> str:
     """For the pick's row of G, which is not needed before its column has come."""
-    return f"""
+    product = f"""
         mad.lo.u32 y1, pick, {plan.n}, place;
         mad.wide.u32 at, y1, 4, gram;
         ld.global.nc.f32 product, [at];
+    """
+    return f"""
+        {exchange.for_each(plan, product)}
         mad.wide.u32 at, pick, 4, given;
         ld.global.nc.f32 its_square, [at];
     """
@@ -285,13 +303,14 @@ def _product(plan: Plan) -> str:
         add.rn.f32 s0, s0, s1;
         add.rn.f32 s2, s2, s3;
         add.rn.f32 s0, s0, s2;
+        {"mov.f32 known, s0;" if plan.each > 1 else ""}
     """
 
 
 def _update(plan: Plan) -> str:
     """`kernels.advance` for this thread's token."""
     return f"""
-        sub.rn.f32 row, product, s0;
+        sub.rn.f32 row, product, {"known" if plan.each > 1 else "s0"};
         mul.rn.f32 row, row, root;
         selp.f32 row, row, {_hex(0.0)}, active;
         shl.b32 y1, k, 2;
@@ -357,7 +376,7 @@ def _end(plan: Plan) -> str:
         @owns st.global.f32 [at + {8 * plan.n}], drift;
     """
     return f"""
-        {state}
+        {exchange.for_each(plan, state)}
         {clocks}
         LEAVE:
         barrier.cluster.arrive.release.aligned;

@@ -17,6 +17,7 @@ mbarrier of the receiver):
 - A block leaves when all have arrived at the end.
 """
 
+import re
 from dataclasses import dataclass
 
 WARP = 32
@@ -32,6 +33,9 @@ CANDIDATES = 64
 
 TOGETHER = 16
 """Entries of the factor that a turn of the innermost loop reads."""
+
+MOST_THREADS = 1024
+"""Of a block."""
 
 TIER = 0x55555555
 """Keys of a tier. Scores below 1.4e13 have smaller bits, and those of a selection are below 4."""
@@ -51,6 +55,7 @@ class Plan:
             launches made are no part of it, since G comes without what they explain; the state of
             the tokens is read and written, and so are, for the matrix product that follows, the
             rows that this launch makes.
+        each: tokens of a thread, neighbours: 1 or 2.
     """
 
     n: int
@@ -59,6 +64,7 @@ class Plan:
     warpgroups: int = 1
     clocked: bool = False
     panel: bool = False
+    each: int = 1
 
     @property
     def tokens(self) -> int:
@@ -66,9 +72,14 @@ class Plan:
         return -(-self.n // self.blocks)
 
     @property
+    def threads(self) -> int:
+        """Of a block that own tokens."""
+        return -(-self.tokens // self.each)
+
+    @property
     def warps(self) -> int:
         """Of a block that own tokens."""
-        return -(-self.tokens // WARP)
+        return -(-self.threads // WARP)
 
     @property
     def senders(self) -> int:
@@ -103,13 +114,17 @@ class Plan:
     @property
     def shared_bytes(self) -> int:
         """What a block needs in all."""
-        return self.at_factor + self.tokens * self.pitch
+        return self.at_factor + self.threads * self.each * self.pitch
 
     @property
     def sound(self) -> bool:
         """Whether threads and messages are enough; the memory is not looked at."""
         threads = self.warpgroups * WARPGROUP
-        return 2 <= self.blocks <= 16 and self.tokens <= threads <= 1024
+        return (
+            2 <= self.blocks <= 16
+            and self.threads <= threads <= MOST_THREADS
+            and self.each in (1, 2)
+        )
 
 
 def _expect(barrier: str, size: int | str) -> str:
@@ -134,24 +149,93 @@ def wait(name: str, barrier: str, parity: str) -> str:
     """
 
 
+PRIVATE = (
+    "token", "place", "own", "owns", "square", "share", "gate", "energy", "drift", "score", "key",
+    "product", "known", "row", "TERMS", "SUMMED",
+)  # fmt: skip
+"""Registers of each token that a thread owns, and labels of what is done for each."""
+
+
+def for_each(plan: Plan, text: str) -> str:
+    """The same for every token of a thread; the registers of the second end with 1."""
+    names = re.compile(rf"\b({'|'.join(PRIVATE)})\b")
+    return "\n".join([text, *(names.sub(rf"\g<1>{i}", text) for i in range(1, plan.each))])
+
+
+def who(plan: Plan) -> str:
+    """Which tokens a thread owns."""
+    if plan.each > 1:
+        return "\n".join(
+            f"""
+            shl.b32 x0, tid, 1;
+            add.u32 x0, x0, {i};
+            mad.lo.u32 token{name}, rank, {plan.tokens}, x0;
+            setp.lt.u32 owns{name}, x0, {plan.tokens};
+            setp.lt.and.u32 owns{name}, token{name}, {plan.n}, owns{name};
+            """
+            for i, name in enumerate(("", "1"))
+        )
+    return f"""
+        mad.lo.u32 token, rank, {plan.tokens}, tid;
+        setp.lt.u32 owns, tid, {plan.tokens};
+        setp.lt.and.u32 owns, token, {plan.n}, owns;
+    """
+
+
+def where(plan: Plan) -> str:
+    """Where the tokens' numbers are in vectors, and their columns in shared memory."""
+    second = f"""
+        min.u32 place1, token1, {plan.n - 1};
+        add.u32 own1, own, {plan.threads * plan.pitch};
+    """
+    return f"""
+        min.u32 place, token, {plan.n - 1};
+        min.u32 own, tid, {plan.threads - 1};
+        mad.lo.u32 own, own, {plan.pitch}, base;
+        add.u32 own, own, {plan.at_factor};
+        {second if plan.each > 1 else ""}
+    """
+
+
+def _best() -> str:
+    """The better of a thread's two tokens; the first wins a tie."""
+    return """
+        setp.gt.u32 p, key1, key;
+        selp.b32 y0, key1, key, p;
+        selp.b32 x2, token1, token, p;
+        selp.f32 sum, energy1, energy, p;
+        mov.b32 x0, sum;
+        selp.f32 sum, drift1, drift, p;
+        mov.b32 x1, sum;
+    """
+
+
 def candidate(plan: Plan) -> str:
     """Find the warp's best token, and tell every block."""
     size = plan.share * WARP * CANDIDATE
+    key, both, its = "key", "", "add.u32 ci, first, m;"
+    state = """
+        mov.b32 x0, energy;
+        mov.b32 x1, drift;
+    """
+    if plan.each > 1:
+        key, both, state = "y0", _best(), ""
+        its = "shfl.sync.idx.b32 ci, x2, m, 31, 0xffffffff;"
     return f"""
         bar.warp.sync 0xffffffff;
         and.b32 odd, k, 1;
         shr.u32 parity, k, 1;
         and.b32 parity, parity, 1;
-        redux.sync.max.u32 best, key, 0xffffffff;
-        setp.eq.u32 p, key, best;
+        {both}
+        redux.sync.max.u32 best, {key}, 0xffffffff;
+        setp.eq.u32 p, {key}, best;
         vote.sync.ballot.b32 votes, p, 0xffffffff;
         brev.b32 votes, votes;
         clz.b32 m, votes;
-        mov.b32 x0, energy;
-        mov.b32 x1, drift;
+        {state}
         shfl.sync.idx.b32 ce, x0, m, 31, 0xffffffff;
         shfl.sync.idx.b32 cd, x1, m, 31, 0xffffffff;
-        add.u32 ci, first, m;
+        {its}
         min.u32 ci, ci, {plan.n - 1};
         shl.b32 offset, odd, 3;
         add.u32 mine, base, offset;
@@ -215,15 +299,26 @@ def send_column(plan: Plan) -> str:
         {_send(f"y0 + {plan.at_column}", "x0, x1, x2, x3", f"peer{i} + 16")}"""
         for i in range(plan.blocks)
     )
+    place = """
+        sub.u32 source, pick, first;
+        shl.b32 y1, warp, 5;
+        add.u32 source, source, y1;
+    """
+    if plan.each > 1:  # first the columns of all first tokens
+        place = f"""
+        mul.lo.u32 y1, rank, {plan.tokens};
+        sub.u32 source, pick, y1;
+        and.b32 y1, source, 1;
+        shr.u32 source, source, 1;
+        mad.lo.u32 source, y1, {plan.threads}, source;
+    """
     return f"""
         add.u32 bytes, k, {TOGETHER - 1};
         and.b32 bytes, bytes, {(1 << 32) - TOGETHER};
         shl.b32 bytes, bytes, 2;
         {_expect("base + 16", "bytes")}
         @!owner bra SENT;
-        sub.u32 source, pick, first;
-        shl.b32 y1, warp, 5;
-        add.u32 source, source, y1;
+        {place}
         mad.lo.u32 source, source, {plan.pitch}, base;
         shl.b32 offset, lane, 4;
         PIECE:

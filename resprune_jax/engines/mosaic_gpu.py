@@ -32,7 +32,7 @@ from jax import lax
 from resprune_jax.errors import CallError
 
 from . import cluster, kernels
-from .exchange import TOGETHER, WARPGROUP, Plan
+from .exchange import MOST_THREADS, TOGETHER, WARPGROUP, Plan
 from .kernels import CONDITIONS, ENERGY, SCORE
 from .loop import Outcome
 from .product import dot
@@ -51,7 +51,8 @@ PANEL = 64
 def plan_of(n: int, keep: int) -> Plan:
     """How a problem of N tokens is divided among the blocks of a cluster, and into launches."""
     tokens = -(-n // BLOCKS)
-    plan = Plan(n, keep, BLOCKS, max(1, -(-tokens // WARPGROUP)))
+    each = 1 if tokens <= MOST_THREADS else 2
+    plan = Plan(n, keep, BLOCKS, max(1, -(-tokens // (each * WARPGROUP))), each=each)
     most = PANEL
     while plan.shared_bytes > SHARED_BYTES and most:
         picks = -(-keep // -(-keep // most))  # the same in every launch, as far as it goes
