@@ -153,7 +153,9 @@ def memory(engine: str, n: int, d: int, keep: int, *, prepared: bool = False) ->
     Returns:
         (for every row of a batch that runs together with others, once for all of them).
     """
-    gram = 0 if prepared else n * n
+    # In panels the matrix is written to: a prepared one is copied.
+    copied = engine == "mosaic_gpu" and mosaic_gpu.plan_of(n, keep).panel
+    gram = 0 if prepared and not copied else n * n
     redo = 2 * n * d + keep * d  # the tokens in float32, by the guard as by `feature`
     if engine in FROM_TOKENS:
         return 4 * (redo + 32 * n), 0

@@ -1,8 +1,8 @@
 """The program of the `mosaic_gpu` engine, in PTX: all picks of one image by a cluster of blocks.
 
-Every thread owns one token: its energy, drift, gate and norms stay in registers, its column of the
-factor in the block's shared memory. A pick takes two exchanges between the blocks and no barrier
-of a block:
+Every thread owns one token, or two of very many: its energy, drift, gate and norms stay in
+registers, its column of the factor in the block's shared memory. A pick takes two exchanges
+between the blocks and no barrier of a block:
 
 1. Each warp finds its best token and sends (key, token, energy, drift) to every block of the
    cluster, 16 bytes each. Every warp of every block waits for all of them and so finds the same
@@ -38,9 +38,9 @@ def program(plan: Plan) -> str:
     `$3` picks (K,), `$4` sums of energies (K + 1, senders), `$5` drift (N,), written; `$6` cycles
     (senders, 8), written where `clocked`.
 
-    Of a panel: after the conditions, of which the first three are read, the state (STATE, N): energy,
-    score, drift; in the place of the drift the state after the last pick; after the cycles the rows
-    of the factor (K, N).
+    Of a panel: after the conditions, of which the first three are read, the state (STATE, N):
+    energy, score, drift; in the place of the drift the state after the last pick; after the cycles
+    the rows of the factor (K, N).
     """
     steps = (
         exchange.candidate(plan),
@@ -144,7 +144,6 @@ def _state(plan: Plan) -> str:
 def _begin(plan: Plan) -> str:
     """Find out who this thread is, clear the shared memory, read the state."""
     maps = "\n".join(f"mapa.shared::cluster.u32 peer{i}, base, {i};" for i in range(plan.blocks))
-    n = plan.n
     clocks = "\n".join(f"mov.u32 c{i}, 0;" for i in range(8)) if plan.clocked else ""
     return f"""
         mov.u32 base, $0;

@@ -5,16 +5,18 @@ of a cluster tell each other their candidates and the pick's column through dist
 memory, and G is read one row a pick. Pallas's Mosaic GPU back-end compiles and launches it; a
 batch, or many questions about one image, is the grid of clusters: `vmap` adds the axis.
 
-Where the blocks' shared memory does not hold the factor, the same program runs once a panel, some 60
-picks at a time. Between two launches a matrix product takes from G what the panel's rows explain, so
-that a launch knows of earlier picks by G alone and holds no more than its own panel's rows:
+Where the blocks' shared memory does not hold the factor, the same program runs once a panel, some
+60 picks at a time. Between two launches a matrix product takes from G what the panel's rows
+explain, so that a launch knows of earlier picks by G alone and holds no more than its own panel's
+rows:
 
     G <- G - L_panel^T L_panel.
 
-The whole GPU does that product, reading G once a panel, N^2 K / b numbers; one cluster that reads
-the earlier rows at every pick, N K^2 / 2 numbers through 8 multiprocessors, is several times slower.
-Launches follow one another, so what one writes to global memory the next one sees, and within a
-launch no thread reads what any thread has written there.
+The whole GPU does that product, reading and writing G once a panel of b picks, 2 N^2 K / b
+numbers. One cluster that reads the earlier rows at every pick would read N K^2 / 2 through its 8
+multiprocessors, several times as long (docs/kernels.md). Launches follow one another, so what one
+writes to global memory the next one sees; within a launch no thread reads what any has written
+there.
 
 Clusters of blocks need compute capability 9.0 (H100, H200) or later.
 """
@@ -45,7 +47,7 @@ BLOCKS = 8
 
 
 PANEL = 64
-"""Most picks of a panel: a pick reads half of its rows, and the product goes over G once a panel."""
+"""Most picks of a panel: each reads half its rows, and the product goes over G once a panel."""
 
 
 def plan_of(n: int, keep: int) -> Plan:
@@ -84,7 +86,7 @@ def check_device() -> None:
 def factor(
     gram: jax.Array, gate: jax.Array, first: jax.Array, valid: jax.Array, keep: int
 ) -> Outcome:
-    """Greedy selection by pivoted Cholesky, in one launch or one a panel; arguments as `gram.factor`.
+    """Greedy selection by pivoted Cholesky, one launch or one a panel; arguments as `gram.factor`.
 
     The size must be one that `fits`.
     """
