@@ -203,11 +203,11 @@ def test_without_the_product_between_launches_the_picks_are_others(
     assert not np.array_equal(in_panels(made, 15, plan).indices, expected.indices)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_step_certificate_of_panels(data: st.DataObject) -> None:
     """At any number of picks a launch, whatever the gate forces."""
-    n, keep, picks = data.draw(st.sampled_from(((6, 6, 1), (17, 5, 2), (40, 40, 16))))
+    n, keep, picks = data.draw(st.sampled_from(((17, 5, 2), (40, 40, 16))))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     # Where the rank is small many tokens are exhausted.
     few = rng.standard_normal((data.draw(st.integers(1, 40)), 40))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from resprune_jax.engines import exchange, mosaic_gpu
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.compile_check.cases import CASES
 from resprune_jax.experiments.compile_check.gpu import launches
@@ -118,6 +119,29 @@ def test_an_engine_compiles(engine: str) -> None:
     assert row.fits
     if engine in ("pallas_gpu", "mosaic_gpu"):  # all picks in one launch
         assert kernels["launches"] < 64 and not kernels["loops"][:-1]
+
+
+@pytest.mark.parametrize("size", [(2340, 512, 780), (2928, 512, 976), (10549, 512, 3516)])
+def test_many_tokens_take_a_launch_a_panel(
+    size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")  # what the assembler says of the kernels
+    target = GpuTarget("h100")
+    row = selection_row("mosaic_gpu", size, 1, target, target.devices()[0])
+    said = capfd.readouterr().out
+    plan = mosaic_gpu.plan_of(size[0], size[2])
+    (panels, *_) = row.figures.facts["kernels"]["loops"]
+    print(size, plan, panels, dict(row.figures.columns))
+    assert row.fits and panels["trips"] == -(-size[2] // plan.keep) - 1
+    assert panels["launches"] <= 8  # a panel, 16 to 64 picks
+    # One matrix and what the guard would need, not two matrices.
+    memory = row.compiled.memory
+    assert memory is not None and memory.temporaries < 1.6 * 4 * size[0] ** 2 + 12 * 2**20
+    spilled = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    registers = [int(found) for found in re.findall(r"Used (\d+) registers", said)]
+    print(registers, spilled)
+    assert len(registers) == len(spilled) >= 1 and set(spilled) == {("0", "0")}
+    assert max(registers) * plan.warpgroups * exchange.WARPGROUP <= 65536
 
 
 TINY = """
