@@ -39,7 +39,7 @@ KERNELS = {
     "pallas_gpu": ("gpu", pallas_gpu.fits),
     "mosaic_gpu": ("gpu", mosaic_gpu.fits),
 }
-"""The engines that are one kernel: their backend, and whether they hold a problem of (N, K)."""
+"""The engines that are a kernel: their backend, and whether they hold a problem of (N, K)."""
 
 BY_NAME = frozenset({"mosaic_gpu"})
 """Kernels that "auto" does not take, and no interpreter of Pallas runs.
