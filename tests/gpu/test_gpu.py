@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from resprune_jax import engines, prepare, select
-from resprune_jax.engines import ENGINES
+from resprune_jax import prepare, select
+from resprune_jax.engines import ENGINES, mosaic_gpu
 from resprune_jax.models import load_model
 from resprune_jax.models.decoder import attention
 from tests.gpu import pocket_logits
@@ -23,6 +23,8 @@ from tests.selection.batches import Shape, Tally, batch, run
 pytestmark = pytest.mark.gpu
 
 SHAPES = (Shape(8, 96, 160, 48), Shape(4, 576, 640, 128), Shape(4, 576, 640, 128, "bfloat16"))
+PANELS = (Shape(3, 2400, 640, 200), Shape(3, 9000, 320, 100))
+"""What `mosaic_gpu` does in several launches; of the second a thread has two tokens."""
 REPEATS = 100
 
 
@@ -111,9 +113,27 @@ def test_step_certificate(shape: Shape, engine: str) -> None:
     assert tally.decided > 0.3 * tally.steps
 
 
-@pytest.mark.parametrize("engine", [name for name in engines.KERNELS if name != "pallas_tpu"])
-def test_a_kernel_gives_the_same_every_time(engine: str) -> None:
-    shape = Shape(32, 576, 640, 128)
+@pytest.mark.parametrize("shape", PANELS, ids=str)
+def test_step_certificate_in_panels(shape: Shape) -> None:
+    assert mosaic_gpu.plan_of(shape.n, shape.keep).panel
+    tally = Tally()
+    for rng_seed in range(2):
+        problems = batch(shape, rng_seed, n=shape.n, d=shape.d)
+        chosen = run(shape, problems, "mosaic_gpu")
+        for row in range(shape.rows):
+            tally.certify(shape, problems, row, chosen)
+    print(f"mosaic_gpu {shape}: {tally}")
+    assert tally.decided > 0.3 * tally.steps
+
+
+@pytest.mark.parametrize(
+    ("engine", "shape"),
+    [
+        ("pallas_gpu", Shape(32, 576, 640, 128)), ("mosaic_gpu", Shape(32, 576, 640, 128)),
+        *(("mosaic_gpu", shape) for shape in PANELS),
+    ],
+)  # fmt: skip
+def test_a_kernel_gives_the_same_every_time(engine: str, shape: Shape) -> None:
     problems = batch(shape, 5)
     options: dict[str, Any] = {**problems.options}
     given = prepare(problems.tokens, valid=options.pop("valid"))
