@@ -203,6 +203,7 @@ def test_without_the_product_between_launches_the_picks_are_others(
     assert not np.array_equal(in_panels(made, 15, plan).indices, expected.indices)
 
 
+@pytest.mark.deep
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_step_certificate_of_panels(data: st.DataObject) -> None:
