@@ -6,6 +6,8 @@ from tests.attacks import harness
 from tests.attacks.harness import Fuzzer
 from tests.attacks.worker import Worker
 
+pytestmark = pytest.mark.deep
+
 
 @pytest.fixture(scope="module")
 def worker():

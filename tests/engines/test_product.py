@@ -80,7 +80,7 @@ def test_a_diagonal_by_a_slice() -> None:
         )
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.deep), 2])
 def test_a_gpus_way_picks_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as for a GPU: one product, no axis for a single row, a mask by comparison."""
     tokens, text, _, valid = drawn(3, 4.0)

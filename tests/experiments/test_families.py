@@ -104,6 +104,7 @@ def test_info_of_onevision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert facts["projector_flops"] == 2 * 5 * 729 * (1152 * 3584 + 3584**2)
 
 
+@pytest.mark.deep
 def test_info_of_interleave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = info(capsys, tmp_path / "m", INTERLEAVE | HALF)
     assert facts["visual_tokens"] == 729 and facts["grid"] == [27, 27]

@@ -131,6 +131,7 @@ def qwen_folder() -> Path:
     return stretched(qwen.pair("untied").directory, TINY["yarn"])
 
 
+@pytest.mark.deep
 def test_yarn_on_three_axes() -> None:
     """Qwen2.5-VL with YaRN, which its makers recommend for long prompts."""
     from tests.checkpoints.qwen_vl import reference_model as qwen_model

@@ -116,7 +116,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("obeyed", [True, False])
+@pytest.mark.parametrize("obeyed", [pytest.param(True, marks=pytest.mark.deep), False])
 def test_generation_config_is_in_place_on_both_sides(obeyed: bool, tmp_path: Path) -> None:
     """A file that ours would not obey shows at the tokens, full and pruned."""
     own = edited("qwen", tmp_path / "own", "generation_config.json", lambda x: x.update(SETTINGS))

@@ -34,7 +34,7 @@ def test_a_verdict_says_two_things(verdict: Any, broken: bool, doubtful: bool) -
     assert judged(np.asarray(verdict, np.int32)) == (broken, doubtful)
 
 
-@pytest.mark.parametrize("doubts", [False, True])
+@pytest.mark.parametrize("doubts", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_a_doubtful_choice_is_made_again(
     doubts: bool, lvlm: LVLM, photographs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
