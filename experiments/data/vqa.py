@@ -58,11 +58,14 @@ _CONTRACTIONS = _contractions()
 
 
 @lru_cache(maxsize=2**14)
-def processed(text: str) -> str:
+def processed(text: str, *, tokenised: bool = True) -> str:
     """A text in the form in which answers are compared.
 
     Args:
         text: an annotator's answer or a model's.
+        tokenised: as EvalAI and TextVQA do it. False is the challenge's own script, which neither
+            takes commas and question marks out first nor parts words from 's; a comma between
+            digits lets it delete every mark.
 
     Returns:
         Lower case words with a blank between them, without articles and punctuation. Commas and
@@ -70,28 +73,31 @@ def processed(text: str) -> str:
         stands beside a blank anywhere in the text, and elsewhere becomes a blank. A period stays
         before a digit alone. Apostrophes and colons stay.
     """
-    text = re.sub(r"[\n\t]", " ", text).lower()
-    # EvalAI takes commas out first, whatever stands beside them ("1,000"), and parts words from 's.
-    text = text.replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = re.sub(r"[\n\t]", " ", text).lower().strip()
+    if tokenised:  # commas go first, whatever stands beside them ("1,000")
+        text = text.replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    thousands = re.search(r"(?<=\d),+(?=\d)", text) is not None
     out = text
     for mark in _MARKS:
-        beside = f"{mark} " in text or f" {mark}" in text
+        beside = thousands or f"{mark} " in text or f" {mark}" in text
         out = out.replace(mark, "" if beside else " ")
     out = re.sub(r"\.(?!\d)", "", out)
     words = [_NUMBERS.get(word, word) for word in out.split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def accuracy(answer: str, answers: Sequence[str]) -> float:
+def accuracy(answer: str, answers: Sequence[str], *, tokenised: bool = True) -> float:
     """VQA accuracy of an answer.
 
     Args:
         answer: the model's.
         answers: one of each annotator, ten as a rule.
+        tokenised: how both sides are processed, see `processed`.
 
     Returns:
         The mean over annotators of min(others that gave the answer / 3, 1).
     """
-    given = Counter(processed(text) for text in answers)[processed(answer)]
+    forms = Counter(processed(text, tokenised=tokenised) for text in answers)
+    given = forms[processed(answer, tokenised=tokenised)]
     left_out = given * min((given - 1) / 3, 1.0) if given else 0.0
     return (left_out + (len(answers) - given) * min(given / 3, 1.0)) / len(answers)
