@@ -25,6 +25,7 @@ from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.bench.generation import command as bench_generate
 from resprune_jax.experiments.bench.start import command as bench_start
+from resprune_jax.experiments.benchmark import command as benchmark
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(compare.CompareOptions, compare.run),
     "methods": Command(methods.MethodsOptions, methods.run),
     "sweep": Command(sweep.SweepOptions, functools.partial(sweep.run, report=report.of_folder)),
+    "benchmark": Command(benchmark.BenchmarkOptions, benchmark.run),
     "verify": Command(verify.VerifyOptions, verify.run),
     "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),

@@ -2,31 +2,20 @@
 
 import hashlib
 import json
-import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from resprune_jax.errors import CallError, ResPruneError, say_once, shown
-from resprune_jax.experiments.common import check_file, status_of
+from resprune_jax.errors import CallError, say_once, shown
 from resprune_jax.experiments.data import columns
 from resprune_jax.experiments.data.columns import RowError
-from resprune_jax.experiments.data.folders import files_of, labels_of
-from resprune_jax.experiments.data.lines import read_lines
-from resprune_jax.experiments.data.pictures import (
-    FilePicture,
-    Picture,
-    StoredPicture,
-    digest_of,
-)
-from resprune_jax.experiments.data.tables import ArrowTable, Desk, ParquetTable, Table
+from resprune_jax.experiments.data.metrics import score
+from resprune_jax.experiments.data.pictures import Picture
+from resprune_jax.experiments.data.rows import KINDS, Row, Seen, pictures, place, rows_of
 
 POCKET = "pocket:"
-_KINDS = "pocket:test, pocket:validation, a .jsonl or .parquet file, or a folder of a data set"
+_KINDS = f"pocket:test, pocket:validation, {KINDS}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +68,10 @@ class Dataset:
         """
         return [each.load() if isinstance(each, Picture) else each for each in example.images]
 
+    def score(self, example: Example, answer: str) -> float | None:
+        """How far an answer is right, from 0 to 1; None where nothing says what is."""
+        return score(example.metric, answer, example.answers)
+
 
 def open_dataset(name_or_path: str, limit: int | None = None) -> Dataset:
     """Open a data set; its pictures stay where they are.
@@ -101,8 +94,8 @@ def open_dataset(name_or_path: str, limit: int | None = None) -> Dataset:
     if name_or_path.startswith(POCKET):
         examples, name = _pocket(name_or_path.removeprefix(POCKET), limit), name_or_path
     else:
-        path, split = _place(name_or_path)
-        examples = _examples(_rows(path, split), limit)
+        path, split = place(name_or_path, _KINDS)
+        examples = _examples(rows_of(path, split), limit)
         name = str(path.resolve()) + (f":{split}" if split else "")
         if not examples:
             raise CallError(f"{path} holds no row: an empty data set cannot be asked")
@@ -141,127 +134,32 @@ def _pocket(split: str, limit: int | None) -> list[Example]:
     return list(islice(scene_examples(split), limit))
 
 
-def _place(text: str) -> tuple[Path, str | None]:
-    """The file or folder that is meant, and the split of a folder."""
-    if not text:
-        raise CallError(f"a data set has no empty name: give {_KINDS}")
-    path, split = Path(text), None
-    status = status_of(path, "data set")
-    if status is None and (found := re.fullmatch(r"(.+):([^:/\\]+)", text)):
-        above = status_of(Path(found[1]), "data set")
-        if above is not None and stat.S_ISDIR(above.st_mode):
-            path, split, status = Path(found[1]), found[2], above
-    if status is not None and stat.S_ISDIR(status.st_mode):
-        return path, split
-    if status is None and not path.suffix and ":/" not in text:
-        raise CallError(f"unknown data set {shown(text)}: give {_KINDS}")
-    check_file(path, "data set")
-    if path.suffix.lower() not in (".jsonl", ".parquet"):
-        raise CallError(
-            f"data set {path} has another ending than .jsonl and .parquet: give {_KINDS}"
-        )
-    return path, split
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row as it was read.
-
-    Attributes:
-        where: what messages call it.
-        folder: where paths start.
-        values: by column.
-        table: where it lies, None where that is no table.
-        number: in the table.
-    """
-
-    where: str
-    folder: Path
-    values: Mapping[str, Any]
-    table: Table | None = None
-    number: int = 0
-
-
-def _rows(path: Path, split: str | None) -> Iterator[_Row]:
-    """The rows of whatever a path leads to."""
-    if path.is_dir():
-        desk = Desk()
-        for file in files_of(path, split):
-            check_file(file, "data set")
-            yield from _table_rows(
-                (ArrowTable if file.suffix == ".arrow" else ParquetTable)(file, desk)
-            )
-    elif path.suffix.lower() == ".parquet":
-        yield from _table_rows(ParquetTable(path, Desk()))
-    else:
-        for where, values in read_lines(path):
-            yield _Row(where, path.parent, values)
-
-
-def _table_rows(table: Table) -> Iterator[_Row]:
-    used = [name for name in table.schema.names if name in columns.COLUMNS]
-    others = [name for name in table.schema.names if name not in used]
-    labels = labels_of(table.path, table.schema.metadata)
-    with table.reading():
-        for first, batch in table.windows(used):
-            shown_as = {name: batch.column(name) for name in used}
-            for i in range(batch.num_rows):
-                # A row at a time: its pictures' bytes are let go before the next one's come.
-                values = {name: column[i].as_py() for name, column in shown_as.items()}
-                for name in labels.keys() & values.keys():
-                    values[name] = _labelled(values[name], labels[name])
-                where = f"{table.path}, row {first + i}"
-                named = values | dict.fromkeys(others)  # for what messages say of columns
-                yield _Row(where, table.path.parent, named, table, first + i)
-            del batch, shown_as  # before the next window is read: never two
-
-
-def _labelled(value: Any, names: Sequence[str]) -> Any:
-    """The name behind a class label; what is no label stays as it is."""
-    fits = isinstance(value, int) and 0 <= value < len(names)
-    return names[value] if fits else value
-
-
-@dataclass
-class _Seen:
-    """The rows so far: who has a key, whose picture is missing, what is known of each file."""
-
-    keys: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    files: dict[Path, str | None] = field(default_factory=dict)
-
-
-def _examples(rows: Iterator[_Row], limit: int | None) -> list[Example]:
+def _examples(rows: Iterator[Row], limit: int | None) -> list[Example]:
     """Rows as examples.
 
     Raises:
         CallError: of the first row that cannot be used; where pictures are missing, all are
             counted.
     """
-    seen = _Seen()
+    seen = Seen()
     examples = []
     for number, row in enumerate(islice(rows, limit)):
         try:
             examples.append(_example(row, number, seen))
         except RowError as fault:
             raise CallError(f"{row.where}: {fault}") from None
-    if seen.missing:
-        others = len(seen.missing) - 1
-        more = f" (and {others} more row{'s' * (others > 1)} without a picture)" if others else ""
-        raise CallError(f"{seen.missing[0]}{more}")
+    seen.check()
     return examples
 
 
-def _example(row: _Row, number: int, seen: _Seen) -> Example:
+def _example(row: Row, number: int, seen: Seen) -> Example:
     values = row.values
     question, answers = columns.question_of(values), columns.answers_of(values)
     key = columns.name_of(values, "id")
     own = str(number) if key is None else key
-    if own in seen.keys:
-        hint = "give every row another id" if key is not None else "give all rows an id, or none"
-        raise RowError(f"its id {shown(own)} is that of {seen.keys[own]} too: {hint}")
-    seen.keys[own] = row.where
-    images, shows = _pictures(row, seen)
+    hint = "give every row another id" if key is not None else "give all rows an id, or none"
+    seen.claim(own, row.where, hint)
+    images, shows = pictures(row, seen)
     cluster = columns.name_of(values, "cluster")
     return Example(
         key=own,
@@ -272,47 +170,3 @@ def _example(row: _Row, number: int, seen: _Seen) -> Example:
         answers=answers,
         metric=columns.metric_of(values, answers),
     )
-
-
-def _pictures(row: _Row, seen: _Seen) -> tuple[tuple[Picture, ...], list[str]]:
-    """A row's pictures, and what each is called as a cluster."""
-    images: list[Picture] = []
-    shows = []
-    for place, picture in enumerate(columns.pictures_of(row.values)):
-        if isinstance(picture, bytes):
-            content = digest_of(picture)
-            fetch = partial(_fetch, row.table, row.number, place)
-            images.append(StoredPicture(content, f"the picture of {row.where}", fetch))
-            shows.append(f"sha256:{content[:16]}")
-            continue
-        path = row.folder / picture
-        if path not in seen.files:
-            seen.files[path] = _trouble(path, row.where)
-        if why := seen.files[path]:
-            seen.missing.append(why)
-        images.append(FilePicture(path))
-        # A file's name may hold bytes that are no text.
-        shows.append(str(Path(picture)).encode("utf-8", "backslashreplace").decode())
-    return tuple(images), shows
-
-
-def _fetch(table: Table | None, row: int, place: int) -> bytes:
-    """Read the bytes of a picture again; JSON lines hold none."""
-    for name in ("images", "image"):
-        if (
-            table is not None
-            and name in table.schema.names
-            and (value := table.cell(row, name)) is not None
-        ):
-            found = columns.pictures_of({name: value})[place]
-            return found if isinstance(found, bytes) else b""
-    return b""
-
-
-def _trouble(path: Path, where: str) -> str | None:
-    """Why a picture's file cannot be read, None where it can."""
-    try:
-        check_file(path, f"{where}: image")
-    except ResPruneError as error:
-        return str(error)
-    return None

@@ -21,6 +21,9 @@ ROWS = {
 }  # fmt: skip
 """Rows that the paper numbers, by what we call them."""
 
+NEXT_TOKENS = 2880
+"""Visual tokens of a picture that LLaVA-NeXT cuts into four tiles, without those of new lines."""
+
 _NEAR = 0.1  # per cent: ratios are printed with one digit
 
 
@@ -43,6 +46,32 @@ def relative(backbone: str, table: str, row: str, kept: Fraction) -> float | Non
             block = one.name
         elif block == _BASES[backbone] and _ratio(one.group, kept) and _is(one.name, numeral, row):
             return one.relative
+    return None
+
+
+def row_of(backbone: str, method: str, kept: Fraction | None) -> paper.Row | None:
+    """The row of a method in the backbone's table of methods.
+
+    LLaVA-NeXT's budgets go by the counts that the table names, of its 2,880 tokens: 640 of them
+    stand there as a pruning ratio of 66.7 %, and are 77.8 %.
+
+    Args:
+        backbone: a key of TABLES.
+        method: by our name; "none" is the full model.
+        kept: the share of the visual tokens that are kept; None for all.
+
+    Returns:
+        None where the paper has no such row.
+    """
+    numeral = TABLES[backbone]
+    for one in paper.tables()[numeral].rows:
+        if one.is_base:
+            if method == "none":
+                return one
+        elif kept is not None and _is(one.name, numeral, method):
+            count = re.search(r"up to (\d+) visual tokens", one.group or "")
+            if abs(int(count[1]) - NEXT_TOKENS * kept) < 1 if count else _ratio(one.group, kept):
+                return one
     return None
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,12 +30,8 @@ Preset = Literal["none", "tables"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepOptions(Grid):
-    """Answer a data set under every configuration of a grid, and keep every row.
-
-    Image work is shared, every distinct choice of tokens is answered once. A second call goes on
-    where the first was stopped; resprune report makes tables and figures of the folder.
-    """
+class GridOptions(Grid):
+    """Options of every command that answers a data set under a grid of configurations."""
 
     output: Annotated[Path, shown("FOLDER", None)]
     """Results: Parquet files that are added block by block."""
@@ -44,17 +40,8 @@ class SweepOptions(Grid):
     clip: ClipCheckpoint = None
     dtype: DType = "float32"
     """Precision of the model."""
-    data: Annotated[str, shown("NAME_OR_PATH", None)] = "pocket:validation"
-    """pocket:test, pocket:validation, a .jsonl or .parquet file of rows, or a folder of a data set
-    (docs/data.md)."""
     examples: Annotated[int | None, shown("N", "all")] = None
     """Only the first so many."""
-    preset: Preset = "none"
-    """tables: the grids of the paper's Tables I and IV to VII and of the plot of tolerances, in
-    place of one grid."""
-    config: Annotated[Path | None, shown("FILE", "none")] = None
-    """A TOML or JSON file with any of these options, and in place of one grid a list of grids;
-    what the command line says as well must agree with it."""
     max_new_tokens: Annotated[int | None, shown("N", "the checkpoint's, else 128; pocket 6")] = None
     """The most tokens of an answer."""
     block: Annotated[int, shown("N", None)] = 40
@@ -69,12 +56,31 @@ class SweepOptions(Grid):
         None
     )
     """Where process 0 can be reached by the others."""
-    report: Annotated[Path | None, shown("DIR", "none")] = None
-    """Write tables and figures here at the end, as resprune report does."""
     dry_run: bool = False
     """Say how many configurations, choices and answers there are and how long they will take."""
     debug: bool = False
     """Show the traceback when something fails."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepOptions(GridOptions):
+    """Answer a data set under every configuration of a grid, and keep every row.
+
+    Image work is shared, every distinct choice of tokens is answered once. A second call goes on
+    where the first was stopped; resprune report makes tables and figures of the folder.
+    """
+
+    data: Annotated[str, shown("NAME_OR_PATH", None)] = "pocket:validation"
+    """pocket:test, pocket:validation, a .jsonl or .parquet file of rows, or a folder of a data set
+    (docs/data.md)."""
+    preset: Preset = "none"
+    """tables: the grids of the paper's Tables I and IV to VII and of the plot of tolerances, in
+    place of one grid."""
+    config: Annotated[Path | None, shown("FILE", "none")] = None
+    """A TOML or JSON file with any of these options, and in place of one grid a list of grids;
+    what the command line says as well must agree with it."""
+    report: Annotated[Path | None, shown("DIR", "none")] = None
+    """Write tables and figures here at the end, as resprune report does."""
 
 
 def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None = None) -> int:
@@ -92,9 +98,31 @@ def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None 
         RunError: results that cannot be written.
     """
     from resprune_jax.experiments.sweep.config import read_config
-    from resprune_jax.experiments.sweep.hosts import check as check_hosts
 
     options, grids = read_config(options)
+    check_options(options)
+    if options.report is not None and (options.num_processes or 1) > 1:
+        raise CallError("--report needs all rows: make it with resprune report when all have ended")
+
+    def opened() -> Any:
+        from resprune_jax.experiments.data.examples import open_dataset
+
+        return open_dataset(options.data, options.examples)
+
+    status = answer_all(options, grids, opened)
+    if options.report is not None and report is not None and not options.dry_run:
+        report(options.output, options.report)
+    return status
+
+
+def check_options(options: GridOptions) -> None:
+    """Refuse numbers that cannot be.
+
+    Raises:
+        CallError: there is one.
+    """
+    from resprune_jax.experiments.sweep.hosts import check as check_hosts
+
     check_number("--block", options.block, 1, 100_000)
     check_number("--batch", options.batch, 8, 100_000)
     if options.batch % 8:
@@ -103,11 +131,36 @@ def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None 
         check_number("--examples", options.examples, 1, 10**9)
     if options.max_new_tokens is not None:
         check_number("--max-new-tokens", options.max_new_tokens, 1, 2**31 - 1)
-    if options.report is not None and (options.num_processes or 1) > 1:
-        raise CallError("--report needs all rows: make it with resprune report when all have ended")
     check_hosts(options.num_processes, options.process_id, options.coordinator)
+
+
+def answer_all(
+    options: GridOptions,
+    grids: Sequence[Grid],
+    opened: Callable[[], Any],
+    *,
+    most: int | None = None,
+    about: Mapping[str, Any] | None = None,
+    done: Callable[[], object] | None = None,
+) -> int:
+    """Answer a data set under the configurations of some grids, what is not answered yet.
+
+    Args:
+        options: the command's; see `check_options`.
+        grids: of configurations.
+        opened: opens the data set, once the grids are known to be right.
+        most: new tokens of an answer where the options do not say.
+        about: what the manifest says beside.
+        done: called behind the rows, with the folder still held.
+
+    Returns:
+        0, or 1 where a row failed.
+
+    Raises:
+        CallError: a wrong call, or a folder of another run.
+        RunError: results that cannot be written.
+    """
     use_compilation_cache()
-    from resprune_jax.experiments.data.examples import open_dataset
     from resprune_jax.experiments.sweep.engine import Engine
     from resprune_jax.experiments.sweep.grid import configurations
     from resprune_jax.experiments.sweep.hosts import Hosts, join, local_mesh
@@ -116,7 +169,7 @@ def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None 
     from resprune_jax.models.prompts.options import CallOptions
 
     chosen = configurations(grids)
-    data = open_dataset(options.data, options.examples)
+    data = opened()
     # The others are met before JAX looks for devices, which a cluster may divide.
     hosts = Hosts()
     if not options.dry_run:
@@ -126,8 +179,9 @@ def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None 
             coordinator=options.coordinator,
         )  # fmt: skip
     lvlm = load_model(options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh())
-    most = options.max_new_tokens
-    if most is None and options.model == "pocket":
+    if options.max_new_tokens is not None:
+        most = options.max_new_tokens
+    elif options.model == "pocket":
         most = 6
     call = CallOptions(max_new_tokens=most)
     engine = Engine(lvlm, data, chosen, call, size=options.block, batch=options.batch)
@@ -135,13 +189,11 @@ def run(options: SweepOptions, *, report: Callable[[Path, Path], object] | None 
         return forecast(engine)
     for name, why in engine.left_out.items():
         logger.warning("%s is left out: %s", name, why)
-    status = sweep(options, engine, manifest_of(options, engine, fingerprint(lvlm.path)), hosts)
-    if options.report is not None and report is not None:
-        report(options.output, options.report)
-    return status
+    manifest = {**manifest_of(options, engine, fingerprint(lvlm.path)), **(about or {})}
+    return sweep(options, engine, manifest, hosts, done)
 
 
-def _plan(options: SweepOptions, chosen: Any, data: str) -> bytes:
+def _plan(options: GridOptions, chosen: Any, data: str) -> bytes:
     """What all processes of a sweep have in common, before any of them loads the model."""
     from resprune_jax.experiments.words import version
 
@@ -153,7 +205,7 @@ def _plan(options: SweepOptions, chosen: Any, data: str) -> bytes:
     return json.dumps([version(), data, told, records], default=str).encode()
 
 
-def manifest_of(options: SweepOptions, engine: Any, fingerprint: str) -> dict[str, Any]:
+def manifest_of(options: GridOptions, engine: Any, fingerprint: str) -> dict[str, Any]:
     """What a results folder says of itself; two runs with one manifest give the same rows."""
     from resprune_jax.experiments.sweep.shards import FORMAT
     from resprune_jax.experiments.words import version
@@ -180,8 +232,14 @@ def manifest_of(options: SweepOptions, engine: Any, fingerprint: str) -> dict[st
     }
 
 
-def sweep(options: SweepOptions, engine: Any, manifest: dict[str, Any], hosts: Any) -> int:
-    """Run the blocks of this process that are not there yet."""
+def sweep(
+    options: GridOptions,
+    engine: Any,
+    manifest: dict[str, Any],
+    hosts: Any,
+    done: Callable[[], object] | None = None,
+) -> int:
+    """Run the blocks of this process that are not there yet; `done` is called behind them."""
     from resprune_jax.experiments.common import console
     from resprune_jax.experiments.sweep.shards import Shards
 
@@ -197,6 +255,8 @@ def sweep(options: SweepOptions, engine: Any, manifest: dict[str, Any], hosts: A
                 failed += sum(row["error"] is not None for row in rows)
                 shards.write(block, rows)
                 step()
+        if done is not None:
+            done()
     out = console()
     out.print(
         f"{len(engine.configurations)} configurations on {len(engine.data.examples)} examples:"

@@ -10,7 +10,6 @@ from resprune_jax.errors import CallError, ResPruneError
 from resprune_jax.experiments import stopping
 from resprune_jax.experiments.common import reason
 from resprune_jax.experiments.data.examples import Dataset, Example
-from resprune_jax.experiments.data.metrics import score
 from resprune_jax.experiments.sweep.answering import Answer, Answerer, Wanted
 from resprune_jax.experiments.sweep.choosing import (
     Block,
@@ -256,7 +255,7 @@ class Engine:
                 continue
             answer = answers[number]
             rows.append({
-                **_said(one, own[n], answer, int(made.block.totals[place])),
+                **self._said(one, own[n], answer, int(made.block.totals[place])),
                 "residual": _number(residual[number]),
                 "effective_rank": _number(rank[number]),
                 "nouns": kept.nouns[place],
@@ -276,7 +275,7 @@ class Engine:
             answers = self._one_by_one(one, method, made, error)
         return [
             {
-                **_said(one, own[n], answers[place], int(made.block.totals[place])),
+                **self._said(one, own[n], answers[place], int(made.block.totals[place])),
                 "nouns": list(answers[place].nouns),
                 "noun_backend": answers[place].noun_backend,
                 "select_ms": 1e3 * answers[place].select_seconds,
@@ -308,6 +307,20 @@ class Engine:
             raise CallError(f"configuration {one.name}: {because}") from None
         return answers
 
+    def _said(self, one: Configuration, example: Example, answer: Answer, total: int) -> Row:
+        if answer.error is not None:
+            return _failed(one, example, answer.error, total)
+        return {
+            **_EMPTY,
+            "configuration": one.name,
+            "example": example.key,
+            "answer": answer.text,
+            "score": self.data.score(example, answer.text),
+            "visual_tokens": total,
+            "kept": answer.kept,
+            "average": answer.average,
+        }
+
     def _everything(self, block: Block) -> Kept:
         valid = np.asarray(block.encoded.visual.valid)
         mask = valid[block.places] & (block.totals[:, None] > 0)
@@ -333,21 +346,6 @@ _NOT_FINITE = "the visual tokens of this image are not finite (NaN or infinite)"
 def _number(value: Any) -> float | None:
     found = float(value)
     return found if np.isfinite(found) else None
-
-
-def _said(one: Configuration, example: Example, answer: Answer, total: int) -> Row:
-    if answer.error is not None:
-        return _failed(one, example, answer.error, total)
-    return {
-        **_EMPTY,
-        "configuration": one.name,
-        "example": example.key,
-        "answer": answer.text,
-        "score": score(example.metric, answer.text, example.answers),
-        "visual_tokens": total,
-        "kept": answer.kept,
-        "average": answer.average,
-    }
 
 
 _EMPTY: Row = {

@@ -98,7 +98,7 @@ class Shards:
             if any((self.path / "rows").glob("*.parquet")):
                 raise CallError(f"{self.path} holds rows but no {MANIFEST}: give another --output")
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-            _replace(path, text.encode("utf-8", "backslashreplace"), self._number)
+            replace(path, text.encode("utf-8", "backslashreplace"), self._number)
             if self._count == 1:
                 return
         found = read_manifest(self.path)
@@ -124,7 +124,7 @@ class Shards:
             ),
             "metric": pa.array([one.metric for one in examples], pa.string()),
         })  # fmt: skip
-        _replace(path, _parquet(table), self._number)
+        replace(path, _parquet(table), self._number)
 
     def write(self, block: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add the rows of a block, all of them or none.
@@ -143,7 +143,7 @@ class Shards:
             else:
                 arrays.append(pa.array(columns[own.name], own.type))
         table = pa.Table.from_arrays(arrays, schema=ROWS)
-        _replace(self.path / "rows" / f"{block:05}.parquet", _parquet(table), self._number)
+        replace(self.path / "rows" / f"{block:05}.parquet", _parquet(table), self._number)
         self.done.add(block)
 
 
@@ -199,8 +199,17 @@ def _parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _replace(path: Path, content: bytes, number: int) -> None:
-    """Give a file its content in one step."""
+def replace(path: Path, content: bytes, number: int = 0) -> None:
+    """Give a file its content in one step.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        number: of the process among those that may write it.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     beside = path.with_name(f".{path.name}-{number}.part")
     try:
         with stopping.whole():

@@ -8,6 +8,7 @@ from resprune_jax.experiments.benchmark.scoring.figures import (
     NAMES,
     aggregate,
     estimate,
+    ratio,
     shortcomings,
 )
 from resprune_jax.experiments.benchmark.scoring.judging import SUBTASKS, Verdict, judge, truth_of
@@ -20,6 +21,7 @@ __all__ = [
     "aggregate",
     "estimate",
     "judge",
+    "ratio",
     "shortcomings",
     "truth_of",
 ]

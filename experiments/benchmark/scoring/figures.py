@@ -55,7 +55,7 @@ def aggregate(name: str, verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def estimate(
-    name: str, verdicts: Sequence[Verdict], clusters: Sequence[str], *, rng_seed: int = 0
+    name: str, verdicts: Sequence[Verdict], clusters: Sequence[str]
 ) -> dict[str, Estimate]:
     """The figures of a benchmark with 95 % intervals: a bootstrap that draws pictures.
 
@@ -63,7 +63,6 @@ def estimate(
         name: of the benchmark.
         verdicts: on all its answers.
         clusters: of each, the picture it is about. Rows of one group stand together in any case.
-        rng_seed: of the random generator.
 
     Returns:
         As `aggregate`; the ends are NaN where too many samples have no such figure.
@@ -72,21 +71,50 @@ def estimate(
         CallError: an unknown benchmark, or lists of two lengths.
     """
     values = aggregate(name, verdicts)
-    if len(verdicts) != len(clusters):
-        raise CallError(f"{len(verdicts)} verdicts and {len(clusters)} clusters: one list each")
-    if not values:
-        return {}
-    count = _COUNTS[name]
-    own = [count(rows) for rows in _together(verdicts, clusters)]
-    parts = sorted({part for one in own for part in one})
-    sums = np.array([[one.get(part, 0.0) for one in own] for part in parts])  # [P, S]
-    drawn = resampled(sums, rng_seed=rng_seed)  # [draws, P]
-    samples = _FIGURES[name]({part: drawn[:, n] for n, part in enumerate(parts)})
+    samples = _samples(name, verdicts, clusters) if values else {}
     made = {}
     for figure, value in values.items():
         low, high = ends(samples[figure])
         made[figure] = Estimate(value, float(low), float(high))
     return made
+
+
+def ratio(
+    name: str,
+    figure: str,
+    verdicts: Sequence[Verdict],
+    full: Sequence[Verdict],
+    clusters: Sequence[str],
+) -> Estimate:
+    """A figure in per cent of the full model's on the same rows, with its paired 95 % interval.
+
+    Args:
+        name: of the benchmark.
+        figure: one of `aggregate`'s.
+        verdicts: on the answers of one way to answer.
+        full: on the full model's.
+        clusters: as in `estimate`.
+
+    Raises:
+        CallError: an unknown benchmark, or lists of different lengths.
+    """
+    own, whole = (_samples(name, each, clusters)[figure] for each in (verdicts, full))
+    value = _share(*(np.asarray(aggregate(name, each)[figure]) for each in (verdicts, full)))
+    low, high = ends(_share(own, whole))
+    return Estimate(float(value), float(low), float(high))
+
+
+def _samples(
+    name: str, verdicts: Sequence[Verdict], clusters: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The figures of bootstrap samples: the same samples for all answers to the same rows."""
+    if len(verdicts) != len(clusters):
+        raise CallError(f"{len(verdicts)} verdicts and {len(clusters)} clusters: one list each")
+    own = [_COUNTS[name](rows) for rows in _together(verdicts, clusters)]
+    parts = sorted({part for one in own for part in one})
+    sums = np.array([[one.get(part, 0.0) for one in own] for part in parts])  # [P, S]
+    drawn = resampled(sums)  # [draws, P]
+    return _FIGURES[name]({part: drawn[:, n] for n, part in enumerate(parts)})
 
 
 def _together(verdicts: Sequence[Verdict], clusters: Sequence[str]) -> Iterable[list[Verdict]]:
