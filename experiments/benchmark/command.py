@@ -212,7 +212,7 @@ def lines_of(scores: "Scores") -> list[str]:
 EXTRA: Mapping[str, Sequence[str]] = {
     "pope": ("f1", "accuracy", "precision", "recall", "yes ratio"),
     "mme": ("perception", "cognition"),
-    "mmbench-en": ("rows", "undecided"),
+    "mmbench-en": ("plain", "undecided"),
     "gqa": ("accuracy/binary", "accuracy/open"),
     "vqav2": ("accuracy/yes/no", "accuracy/number", "accuracy/other"),
     "vizwiz": ("accuracy/unanswerable", "accuracy/other"),

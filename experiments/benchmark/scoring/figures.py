@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from resprune_jax.errors import CallError, one_of
+from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.experiments.benchmark.prompts import PROMPTS
 from resprune_jax.experiments.benchmark.scoring.judging import SUBTASKS, Verdict
 from resprune_jax.experiments.statistics import Estimate, ends, resampled
@@ -44,7 +44,7 @@ def aggregate(name: str, verdicts: Sequence[Verdict]) -> dict[str, float]:
         mean of its splits. NaN where nothing stands below the line; {} where nothing is scored.
 
     Raises:
-        CallError: an unknown benchmark.
+        CallError: an unknown benchmark, or pictures of MME without both their questions.
     """
     one_of("benchmark", name, NAMES)
     scored = [one for one in verdicts if one.score is not None]
@@ -68,7 +68,7 @@ def estimate(
         As `aggregate`; the ends are NaN where too many samples have no such figure.
 
     Raises:
-        CallError: an unknown benchmark, or lists of two lengths.
+        CallError: as `aggregate`, or lists of two lengths.
     """
     values = aggregate(name, verdicts)
     samples = _samples(name, verdicts, clusters) if values else {}
@@ -140,8 +140,6 @@ def shortcomings(name: str, verdicts: Sequence[Verdict]) -> list[str]:
                     f"{half} has {len(subtasks) - len(missing)} of {len(subtasks)} subtasks:"
                     f" no {', '.join(missing[:4])}{' and others' * (len(missing) > 4)}"
                 )
-        if alone := sum(len(own) != 2 for own in _groups(scored).values()):
-            said.append(f"{alone} pictures have not two questions: they have no part in acc+")
     if name == "mmbench-en" and scored:
         own = _groups(scored)
         if torn := sum(len(rows) < rows[0].size for rows in own.values()):
@@ -187,12 +185,12 @@ def _count_scores(verdicts: Sequence[Verdict]) -> Mapping[tuple[str, ...], float
     return made
 
 
-def _accuracies(totals: Sums) -> dict[str, np.ndarray]:
+def _accuracies(totals: Sums, *, overall: bool = True) -> dict[str, np.ndarray]:
     return {
         f"accuracy/{category}" if category else "accuracy": _share(
             totals["score", category], totals["asked", category]
         )
-        for category in ["", *_categories(totals)]
+        for category in [*([""] if overall else []), *_categories(totals)]
     }
 
 
@@ -217,10 +215,11 @@ def _confusion(totals: Sums) -> dict[str, np.ndarray]:
             totals.get((said, split, truth), nothing)
             for said, truth in (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"))
         )
-        made["f1" + end] = _share(2 * hit, 2 * hit + false + missed)
         made["accuracy" + end] = _share(hit + other, hit + false + missed + other)
-        made["precision" + end] = _share(hit, hit + false)
-        made["recall" + end] = _share(hit, hit + missed)
+        # No true or no predicted yes: nothing was found, 0.
+        made["precision" + end] = _share(hit, np.maximum(hit + false, 1))
+        made["recall" + end] = _share(hit, np.maximum(hit + missed, 1))
+        made["f1" + end] = _share(2 * hit, np.maximum(2 * hit + false + missed, 1))
         made["yes ratio" + end] = _share(hit + false, hit + false + missed + other)
     for figure in ("f1", "accuracy"):
         own = [made[f"{figure}/{split}"] for split in splits] or [made[figure]]
@@ -230,13 +229,17 @@ def _confusion(totals: Sums) -> dict[str, np.ndarray]:
 
 def _count_pairs(verdicts: Sequence[Verdict]) -> Mapping[tuple[str, ...], float]:
     made: Counter[tuple[str, ...]] = Counter()
-    for rows in _groups(verdicts).values():
+    for group, rows in _groups(verdicts).items():
         category = rows[0].category
+        if len(rows) != rows[0].size:
+            raise CallError(
+                f"mme: {len(rows)} questions about {shown(group)}: its score is of pairs, give both"
+                " questions about a picture"
+            )
         made["right", category] += sum(bool(one.score) for one in rows)
         made["asked", category] += len(rows)
-        if len(rows) == 2:
-            made["both", category] += all(one.score for one in rows)
-            made["pairs", category] += 1
+        made["both", category] += all(one.score for one in rows)
+        made["pairs", category] += 1
     return made
 
 
@@ -251,29 +254,34 @@ def _points(totals: Sums) -> dict[str, np.ndarray]:
             right, asked, both, pairs = (
                 totals.get((part, subtask), nothing) for part in ("right", "asked", "both", "pairs")
             )
-            plus = np.where(pairs > 0, _share(both, pairs), 0.0)
-            made[subtask] = _share(right, asked) + plus
+            made[subtask] = _share(right, asked) + _share(both, pairs)
             made[half] = made[half] + made[subtask]
     made["sum"] = made["perception"] + made["cognition"]
     return made
 
 
 def _count_circles(verdicts: Sequence[Verdict]) -> Mapping[tuple[str, ...], float]:
+    """A question is right where every rotation is; those without their first row are left out."""
     made: Counter[tuple[str, ...]] = Counter()
     for rows in _groups(verdicts).values():
-        for category in {"", rows[0].category}:
-            made["score", category] += all(one.score for one in rows)
-            made["asked", category] += 1
-        made["rows right", ""] += sum(bool(one.score) for one in rows)
-        made["rows", ""] += len(rows)
+        for first in (one for one in rows if one.first):
+            above = f"L2/{first.above}" if first.above else ""
+            for category in {"", first.category, above}:
+                made["score", category] += all(one.score for one in rows)
+                made["asked", category] += 1
+            made["plain", ""] += bool(first.score)
         made["undecided", ""] += sum(not one.said and not one.failed for one in rows)
+        made["rows", ""] += len(rows)
     return made
 
 
 def _circular(totals: Sums) -> dict[str, np.ndarray]:
+    nothing = np.zeros_like(totals["rows", ""])
+    asked = totals.get(("asked", ""), nothing)
     return {
-        **_accuracies(totals),
-        "rows": _share(totals["rows right", ""], totals["rows", ""]),
+        "accuracy": _share(totals.get(("score", ""), nothing), asked),
+        **_accuracies({part: own for part, own in totals.items() if part[1]}, overall=False),
+        "plain": _share(totals.get(("plain", ""), nothing), asked),
         "undecided": _share(totals["undecided", ""], totals["rows", ""]),
     }
 

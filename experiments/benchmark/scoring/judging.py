@@ -21,11 +21,11 @@ Row = Mapping[str, Any]
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
-    "artwork", "ocr",
+    "artwork", "OCR",
 )  # fmt: skip
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 SUBTASKS = {"perception": PERCEPTION, "cognition": COGNITION}
-"""MME's fourteen, in lower case."""
+"""MME's fourteen."""
 
 CIRCLE = 10**6
 """MMBench: rows whose indices are alike but for multiples of it ask one question, options moved."""
@@ -40,8 +40,10 @@ class Verdict:
         said: what was read out of the answer, "" for nothing.
         truth: what is accepted, in the same form.
         category: what figures are split by; "" for nothing.
+        above: a coarser category, of MMBench; "" for none.
         group: what must be right together: MME's picture, MMBench's question; "" for none.
         size: how many rows the group should have, 0 for none.
+        first: whether it is the row that its group is counted by.
         failed: there was no answer; it counts as wrong.
     """
 
@@ -49,8 +51,10 @@ class Verdict:
     said: str
     truth: str
     category: str = ""
+    above: str = ""
     group: str = ""
     size: int = 0
+    first: bool = True
     failed: bool = False
 
 
@@ -60,14 +64,16 @@ def judge(name: str, row: Row, answer: str | None) -> Verdict:
     Args:
         name: of the benchmark, a key of `PROMPTS`.
         row: with the benchmark's own columns.
-        answer: the model's; None where it gave none, which is wrong whatever the row accepts.
+        answer: the model's, blanks around it aside; None where it gave none, which is wrong
+            whatever the row accepts.
 
     Raises:
         CallError: an unknown benchmark.
         RowError: a column that is needed is missing or holds something else.
     """
     one_of("benchmark", name, tuple(PROMPTS))
-    return _JUDGES[name](row, answer)
+    # LLaVA's generators strip what the model says, before any scorer sees it.
+    return _JUDGES[name](row, None if answer is None else answer.strip())
 
 
 def truth_of(name: str, row: Row) -> tuple[str, ...]:
@@ -132,7 +138,7 @@ def _gqa(row: Row, answer: str | None) -> Verdict:
     score = None
     if truth:
         score = 0.0 if answer is None else same_word(answer, [truth])
-    said = "" if answer is None else answer.strip().rstrip(".").lower()
+    said = "" if answer is None else answer.rstrip(".").lower()
     return Verdict(score, said, truth.lower(), category, failed=answer is None)
 
 
@@ -167,7 +173,7 @@ def _pope(row: Row, answer: str | None) -> Verdict:
 
 def _mme(row: Row, answer: str | None) -> Verdict:
     truth, category = _word_of(row), optional(row, "category")
-    if category.lower() not in PERCEPTION + COGNITION:
+    if category not in PERCEPTION + COGNITION:
         raise RowError(f'"category" is {shown(category, 40)}: it is one of MME\'s 14 subtasks')
     picture = optional(row, "question_id")
     if not picture:
@@ -175,7 +181,7 @@ def _mme(row: Row, answer: str | None) -> Verdict:
     said = "" if answer is None else reading.mme_word(answer)
     score = float(said == truth) if truth else None
     group = f"{category}\n{picture}"
-    return Verdict(score, said, truth, category.lower(), group, 2, answer is None)
+    return Verdict(score, said, truth, category, group=group, size=2, failed=answer is None)
 
 
 def _mmbench(row: Row, answer: str | None) -> Verdict:
@@ -185,11 +191,13 @@ def _mmbench(row: Row, answer: str | None) -> Verdict:
     truth = optional(row, "answer").strip()
     if truth and truth not in options:
         raise RowError(f'"answer" is {shown(truth, 40)}: it is the letter of an option')
-    said = "" if answer is None else reading.mmbench_letter(answer.strip(), options)
+    said = "" if answer is None else reading.mmbench_letter(answer, options)
     score = float(said == truth) if truth else None
-    group = str(int(index) % CIRCLE)
-    category = optional(row, "category")
-    return Verdict(score, said, truth, category, group, len(options), answer is None)
+    return Verdict(
+        score, said, truth, optional(row, "category"), optional(row, "L2-category"),
+        group=str(int(index) % CIRCLE), size=len(options), first=int(index) < CIRCLE,
+        failed=answer is None,
+    )  # fmt: skip
 
 
 def _mm_vet(row: Row, answer: str | None) -> Verdict:

@@ -10,73 +10,81 @@ OTHER = "other"
 
 
 def pope_word(answer: str) -> str:
-    """ "no" where the first sentence has the word no, No or not, else "yes", by POPE's script.
+    """Yes or no as POPE's script reads it: "no" where the first sentence has no, No or not.
 
-    Up to the first period, without commas, words between blanks. An empty answer says yes.
+    Up to the first period, without commas; words are what stands between blanks, so a line break
+    is part of one. An empty answer says yes.
     """
-    words = answer.split(".")[0].replace(",", "").split()
+    words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def mme_word(answer: str) -> str:
-    """ "yes", "no" or `OTHER`, by MME's script: what stands in the first four characters.
+    """Yes, no or `OTHER` as MME's script reads it: what the first four characters hold.
 
-    Lower case, without periods and blanks around; a single y or n counts.
+    In lower case; "yes" counts before "no", and "not" and "know" hold a "no".
     """
-    said = answer.lower().strip().replace(".", "")
-    if len(said) == 1:
-        return {"y": "yes", "n": "no"}.get(said, OTHER)
-    head = said[:4]
+    head = answer.lower()[:4]
     return "yes" if "yes" in head else "no" if "no" in head else OTHER
 
 
-_SENTENCE = re.compile(r"The answer is ([A-Z])(?:\.|\s*$)")
+_PHRASE = re.compile("The answer is ([A-Z]).")
 
 
 def sqa_letter(answer: str) -> str:
-    """The option of ScienceQA that an answer names, a capital letter; "" where it names none.
+    """The option of ScienceQA that LLaVA's script reads; "" where it reads none.
 
-    What LLaVA's script or lmms-eval's reads: a letter alone, a capital one with a period at the
-    beginning ("B. a dog"), or the sentence "The answer is B." once.
+    A capital letter from A to E alone, or with a period and a blank at the beginning ("B. a dog");
+    else of the phrase "The answer is B", with any sign behind the letter, if it stands there once.
+    Neither "b" nor "(B)" is one, and "The answer is Both" is B.
     """
-    said = answer.strip()
-    if re.fullmatch("[A-Za-z]", said):
-        return said.upper()
-    if re.match(r"[A-Z]\.", said):
-        return said[0]
-    named = _SENTENCE.findall(said)
+    if answer in [*LETTERS]:
+        return answer
+    if answer[:1] in [*LETTERS] and answer[1:3] == ". ":
+        return answer[0]
+    named = _PHRASE.findall(answer)
     return named[0] if len(named) == 1 else ""
 
 
-# How a letter may be written as a word of its own, beside bare: before and behind it.
-_FRAMES = (
-    ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
-    (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."),
-)  # fmt: skip
+_SIGNS = ".()[],:;!*#{}"
+"""What may stand around a letter of MMBench: blanks to its matching."""
 
-_LONG = 3
-"""In an answer of more words a bare "A" may be the article."""
+_LAST = 4
+"""A bare letter counts among so many last words: earlier in a sentence it may be an article."""
+
+_REFUSALS = (
+    "can't help with images of people",
+    "can't process this file",
+    "but without the image provided",
+    "Cannot determine the answer",
+)
+"""Answers with one of these name nothing, whatever letter they hold."""
+
+_ANSWER_IS = re.compile(r"answer\s+is\s+\**([a-d])", re.IGNORECASE)
 
 
 def mmbench_letter(answer: str, options: Mapping[str, str]) -> str:
     """The option that an answer of MMBench names; "" where a judge would have to decide.
 
-    MMBench's own matching, before it asks a language model: one letter that stands as a word of
-    its own, bare or in one of the usual frames, in their order; else the only option whose text
-    is part of the answer.
+    VLMEvalKit's matching, before it asks a language model. The only letter that is a word, signs
+    around it aside; else the letter behind "answer is"; else the only option whose text is part of
+    the answer, unless that is more than twice as long as all of them.
 
     Args:
         answer: the model's.
         options: by letter, those that there are.
     """
-    words = set(answer.split())
-    bare = [letter for letter in LETTERS if letter in words]
-    if len(bare) == 1 and not ("A" in words and len(answer.split()) > _LONG):
+    if any(each in answer for each in _REFUSALS):
+        return ""
+    words = answer.translate(str.maketrans(_SIGNS, " " * len(_SIGNS))).split()
+    bare = [letter for letter in options if letter in words]
+    if len(bare) == 1 and len(words) - words.index(bare[0]) <= _LAST:
         return bare[0]
-    for before, behind in _FRAMES:
-        framed = [letter for letter in LETTERS if f"{before}{letter}{behind}" in words]
-        if len(framed) == 1:
-            return framed[0]
-    said = answer.lower()
-    named = [letter for letter, text in options.items() if text.lower() in said]
-    return named[0] if len(named) == 1 else ""
+    if not bare and "Z" in words:  # how a judge says none of them
+        return ""
+    if (named := _ANSWER_IS.search(answer)) and named[1].upper() in options:
+        return named[1].upper()
+    if len(answer) > 2 * sum(map(len, options.values())):
+        return ""
+    inside = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return inside[0] if len(inside) == 1 else ""
