@@ -25,7 +25,7 @@ from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.bench.generation import command as bench_generate
 from resprune_jax.experiments.bench.start import command as bench_start
-from resprune_jax.experiments.benchmark import command as benchmark
+from resprune_jax.experiments.benchmark.run import command as benchmark
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check

@@ -92,14 +92,19 @@ def yesno(answer: str, answers: Sequence[str]) -> float:
     return float(said is not None and any(said == _lower(each) for each in answers))
 
 
-def pope(answer: str, answers: Sequence[str]) -> float:
-    """1 where POPE's rule reads what is accepted: "no" where the first sentence denies, else "yes".
+def pope_word(answer: str) -> str:
+    """Yes or no as POPE's script reads it: "no" where the first sentence has no, No or not.
 
-    As the benchmark's own script: up to the first period, without commas, words between blanks. An
-    empty answer says yes too.
+    Up to the first period, without commas; words are what stands between blanks, so a line break
+    is part of one. An empty answer says yes.
     """
-    words = answer.split(".")[0].replace(",", "").split()
-    said = "no" if {"No", "not", "no"} & set(words) else "yes"
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def pope(answer: str, answers: Sequence[str]) -> float:
+    """1 where `pope_word` is what is accepted."""
+    said = pope_word(answer)
     return float(any(said == _lower(each) for each in answers))
 
 

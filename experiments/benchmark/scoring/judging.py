@@ -16,6 +16,7 @@ from resprune_jax.experiments.benchmark.scoring import reading
 from resprune_jax.experiments.data import vqa
 from resprune_jax.experiments.data.columns import RowError
 from resprune_jax.experiments.data.metrics import gqa as same_word
+from resprune_jax.experiments.data.metrics import pope_word
 
 Row = Mapping[str, Any]
 
@@ -166,7 +167,7 @@ def _word_of(row: Row) -> str:
 
 def _pope(row: Row, answer: str | None) -> Verdict:
     truth = _word_of(row)
-    said = "" if answer is None else reading.pope_word(answer)
+    said = "" if answer is None else pope_word(answer)
     score = float(said == truth) if truth else None
     return Verdict(score, said, truth, optional(row, "category"), failed=answer is None)
 

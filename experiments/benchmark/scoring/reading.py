@@ -9,16 +9,6 @@ OTHER = "other"
 """MME: neither yes nor no, which is wrong."""
 
 
-def pope_word(answer: str) -> str:
-    """Yes or no as POPE's script reads it: "no" where the first sentence has no, No or not.
-
-    Up to the first period, without commas; words are what stands between blanks, so a line break
-    is part of one. An empty answer says yes.
-    """
-    words = answer.split(".")[0].replace(",", "").split(" ")
-    return "no" if {"No", "not", "no"} & set(words) else "yes"
-
-
 def mme_word(answer: str) -> str:
     """Yes, no or `OTHER` as MME's script reads it: what the first four characters hold.
 

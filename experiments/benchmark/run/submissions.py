@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from resprune_jax.errors import CallError, RunError, shown
-from resprune_jax.experiments.benchmark.catalogue import FACTS
-from resprune_jax.experiments.benchmark.data import Benchmark
 from resprune_jax.experiments.benchmark.prompts import LETTERS, optional
-from resprune_jax.experiments.benchmark.xlsx import Cell, workbook
+from resprune_jax.experiments.benchmark.run.catalogue import FACTS
+from resprune_jax.experiments.benchmark.run.data import Benchmark
+from resprune_jax.experiments.benchmark.run.xlsx import Cell, workbook
 from resprune_jax.experiments.common import check_file, make_folder
 from resprune_jax.experiments.data.lines import read_lines
 from resprune_jax.experiments.data.vqa import processed

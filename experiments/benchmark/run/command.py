@@ -14,14 +14,14 @@ import tyro
 
 from resprune_jax.choices import OcrLine
 from resprune_jax.errors import CallError
-from resprune_jax.experiments.benchmark.catalogue import FACTS, facts_of
+from resprune_jax.experiments.benchmark.run.catalogue import FACTS, facts_of
 from resprune_jax.experiments.common import console, model_name, shown
 from resprune_jax.experiments.sweep.command import GridOptions, answer_all, check_options
 from resprune_jax.experiments.sweep.grid import Grid
 
 if TYPE_CHECKING:
-    from resprune_jax.experiments.benchmark.data import Benchmark
-    from resprune_jax.experiments.benchmark.scores import Scores
+    from resprune_jax.experiments.benchmark.run.data import Benchmark
+    from resprune_jax.experiments.benchmark.run.scores import Scores
 
 OFF = "off"
 """TextVQA without the line of OCR words."""
@@ -90,8 +90,8 @@ def run(options: BenchmarkOptions) -> int:
     held: dict[str, Any] = {}
 
     def opened() -> "Benchmark":
-        from resprune_jax.experiments.benchmark.data import open_benchmark
-        from resprune_jax.experiments.benchmark.submissions import read_ids
+        from resprune_jax.experiments.benchmark.run.data import open_benchmark
+        from resprune_jax.experiments.benchmark.run.submissions import read_ids
 
         bench = open_benchmark(
             options.name, options.data, images=options.images, limit=options.examples,
@@ -126,9 +126,9 @@ def finish(
     Returns:
         None where blocks of other processes are missing.
     """
-    from resprune_jax.experiments.benchmark.answers import missing_blocks, read_answers
-    from resprune_jax.experiments.benchmark.scores import backbone_of, score
-    from resprune_jax.experiments.benchmark.submissions import write
+    from resprune_jax.experiments.benchmark.run.answers import missing_blocks, read_answers
+    from resprune_jax.experiments.benchmark.run.scores import backbone_of, score
+    from resprune_jax.experiments.benchmark.run.submissions import write
     from resprune_jax.experiments.sweep.shards import read_manifest, replace
 
     if missing := missing_blocks(options.output):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from resprune_jax.experiments.benchmark.answers import Rows
-from resprune_jax.experiments.benchmark.catalogue import FACTS
-from resprune_jax.experiments.benchmark.data import Benchmark
+from resprune_jax.experiments.benchmark.run.answers import Rows
+from resprune_jax.experiments.benchmark.run.catalogue import FACTS
+from resprune_jax.experiments.benchmark.run.data import Benchmark
 from resprune_jax.experiments.benchmark.scoring import (
     HEADLINE,
     Verdict,

@@ -2,14 +2,15 @@
 
 import dataclasses
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resprune_jax.errors import CallError, ResPruneError, say_once, shown
-from resprune_jax.experiments.benchmark.catalogue import Facts, facts_of
 from resprune_jax.experiments.benchmark.prompts import PROMPTS, optional, textvqa
+from resprune_jax.experiments.benchmark.run.catalogue import Facts, facts_of
 from resprune_jax.experiments.benchmark.scoring import Verdict, judge, truth_of
 from resprune_jax.experiments.common import check_file, status_of
 from resprune_jax.experiments.data import columns
@@ -96,6 +97,8 @@ def open_benchmark(
         examples.append(example)
         rows[key] = values
     seen.check()
+    if name == "mme":
+        _check_pairs(rows, path, limit)
     if not examples:
         what = "row with a picture" if bare else "row"
         raise CallError(f"{path} holds no {what}: there is nothing to ask")
