@@ -124,6 +124,18 @@ def _check_columns(name: str, facts: Facts, row: Row, path: Path) -> None:
         )
 
 
+def _check_pairs(rows: Mapping[str, Mapping[str, Any]], path: Path, limit: int | None) -> None:
+    """Refuse pictures of MME without both their questions: its score is of pairs."""
+    found = Counter((row["category"], row["question_id"]) for row in rows.values())
+    torn = [f"{picture} of {category}" for (category, picture), n in found.items() if n != 2]
+    if torn:
+        hint = f"--examples {limit} parts a pair" if limit == len(rows) else "mend the file"
+        raise CallError(
+            f"{path}: {len(torn)} pictures do not have two questions, such as {torn[0]}: MME scores"
+            f" pairs, {hint}"
+        )
+
+
 def _key(name: str, facts: Facts, values: Mapping[str, Any], number: int, seen: Seen) -> str:
     """What a row is called: unique, and the same wherever the file lies.
 

@@ -65,9 +65,9 @@ ROWS: dict[str, list[Row]] = {
          "ocr_tokens": [], "image": picture(7)},
     ],
     "pope": [
-        {"id": str(n), "question_id": str(n // 2 + 1), "question": f"Is there a {what} in the image?",
-         "answer": ("yes", "no")[n % 2], "image_source": "X", "category": split,
-         "image": picture(10 + n % 2)}
+        {"id": str(n), "question_id": str(n // 2 + 1), "image_source": "X",
+         "question": f"Is there a {what} in the image?",
+         "answer": ("yes", "no")[n % 2], "category": split, "image": picture(10 + n % 2)}
         for split in ("random", "popular", "adversarial")
         for n, what in enumerate(("dog", "imange", "cup", "car"))
     ],
