@@ -110,6 +110,8 @@ def run(options: BenchmarkOptions) -> int:
     )  # fmt: skip
     if (scores := held.get("scores")) is not None:
         show(scores, options)
+        # Also of rows that an earlier call answered.
+        return int(any(one.failed for one in scores.configurations))
     return status
 
 

@@ -172,6 +172,11 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return 100 * np.where(whole > 0, part / whole, np.nan)
 
 
+def _found(part: np.ndarray, whole: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """In per cent; 0 where there was nothing to find, NaN where nothing was asked."""
+    return np.where(asked > 0, _share(part, np.maximum(whole, 1)), np.nan)
+
+
 def _categories(totals: Sums) -> list[str]:
     return sorted({part[1] for part in totals if part[1]})
 
@@ -215,12 +220,12 @@ def _confusion(totals: Sums) -> dict[str, np.ndarray]:
             totals.get((said, split, truth), nothing)
             for said, truth in (("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"))
         )
-        made["accuracy" + end] = _share(hit + other, hit + false + missed + other)
-        # No true or no predicted yes: nothing was found, 0.
-        made["precision" + end] = _share(hit, np.maximum(hit + false, 1))
-        made["recall" + end] = _share(hit, np.maximum(hit + missed, 1))
-        made["f1" + end] = _share(2 * hit, np.maximum(2 * hit + false + missed, 1))
-        made["yes ratio" + end] = _share(hit + false, hit + false + missed + other)
+        asked = hit + false + missed + other
+        made["accuracy" + end] = _share(hit + other, asked)
+        made["precision" + end] = _found(hit, hit + false, asked)
+        made["recall" + end] = _found(hit, hit + missed, asked)
+        made["f1" + end] = _found(2 * hit, 2 * hit + false + missed, asked)
+        made["yes ratio" + end] = _share(hit + false, asked)
     for figure in ("f1", "accuracy"):
         own = [made[f"{figure}/{split}"] for split in splits] or [made[figure]]
         made[f"{figure}/mean"] = np.mean(own, axis=0)

@@ -65,7 +65,7 @@ ROWS: dict[str, list[Row]] = {
          "ocr_tokens": [], "image": picture(7)},
     ],
     "pope": [
-        {"id": str(n), "question_id": str(n // 2 + 1), "image_source": "X",
+        {"id": str(n), "question_id": str(n + 1), "image_source": "X",
          "question": f"Is there a {what} in the image?",
          "answer": ("yes", "no")[n % 2], "category": split, "image": picture(10 + n % 2)}
         for split in ("random", "popular", "adversarial")
