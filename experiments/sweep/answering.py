@@ -265,8 +265,9 @@ class Answerer:
         if method.stage == "pixels":
             images = list(pictures)
         options = dataclasses.replace(
-            one.options(), max_new_tokens=self._most, rng_seed=self.options.rng_seed
-        )
+            one.options(), max_new_tokens=self._most, rng_seed=self.options.rng_seed,
+            image_aspect=self.options.image_aspect,
+        )  # fmt: skip
         call = self.lvlm.prepare(images, block.nested, options, new_tokens=self._most)
         if isinstance(method, DecoderMethod) or method.stage == "pixels":
             made = self.lvlm.run(call, last=self._most)

@@ -23,6 +23,7 @@ from resprune_jax.experiments.common import (
 )
 from resprune_jax.experiments.progress import progress
 from resprune_jax.experiments.sweep.grid import Grid
+from resprune_jax.models.prompts.options import ImageAspect
 
 logger = logging.getLogger("resprune_jax")
 
@@ -140,6 +141,7 @@ def answer_all(
     opened: Callable[[], Any],
     *,
     most: int | None = None,
+    aspect: ImageAspect | None = "processor",
     about: Mapping[str, Any] | None = None,
     done: Callable[[], object] | None = None,
 ) -> int:
@@ -150,7 +152,8 @@ def answer_all(
         grids: of configurations.
         opened: opens the data set, once the grids are known to be right.
         most: new tokens of an answer where the options do not say.
-        about: what the manifest says beside.
+        aspect: how pictures are prepared; None as the model's authors do.
+        about: what the manifest says beside, with how pictures are prepared.
         done: called behind the rows, with the folder still held.
 
     Returns:
@@ -183,13 +186,18 @@ def answer_all(
         most = options.max_new_tokens
     elif options.model == "pocket":
         most = 6
-    call = CallOptions(max_new_tokens=most)
+    call = CallOptions(
+        max_new_tokens=most,
+        image_aspect=lvlm.family.trained_aspect if aspect is None else aspect,
+    )
     engine = Engine(lvlm, data, chosen, call, size=options.block, batch=options.batch)
     if options.dry_run:
         return forecast(engine)
     for name, why in engine.left_out.items():
         logger.warning("%s is left out: %s", name, why)
-    manifest = {**manifest_of(options, engine, fingerprint(lvlm.path)), **(about or {})}
+    manifest = manifest_of(options, engine, fingerprint(lvlm.path))
+    if about is not None:
+        manifest |= {"image_aspect": call.image_aspect, **about}
     return sweep(options, engine, manifest, hosts, done)
 
 

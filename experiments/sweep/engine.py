@@ -1,6 +1,6 @@
 """One block of a sweep, from pictures to rows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,7 @@ class Engine:
         batch: int,
     ) -> None:
         self.lvlm, self.data, self.size = lvlm, data, size
+        self.aspect = options.image_aspect
         self.methods: dict[str, Method | None] = {}
         self.left_out: dict[str, str] = {}
         self.tokens = self._tokens()
@@ -116,8 +117,11 @@ class Engine:
                 continue
             if shown is None:
                 return 0
-            return sum(image.tokens for image in self.lvlm.encode([shown]).layouts[0])
+            return sum(image.tokens for image in self._encoded([shown]).layouts[0])
         return 0
+
+    def _encoded(self, images: list[Any], needs: Collection[str] = ()) -> Encoded:
+        return self.lvlm.encode(images, image_aspect=self.aspect, needs=needs)
 
     def _method(self, one: Configuration) -> Method | None:
         """The method of a configuration.
@@ -191,12 +195,12 @@ class Engine:
         if not about:
             raise _UnreadableError(errors)
         try:
-            return self.lvlm.encode(pictures, needs=self.needs), pictures, list(about.values())
+            return self._encoded(pictures, self.needs), pictures, list(about.values())
         except ResPruneError:
             before = len(errors)
             for n, row in about.items():  # which of them it was
                 try:
-                    self.lvlm.encode([pictures[row]], needs=self.needs)
+                    self._encoded([pictures[row]], self.needs)
                 except ResPruneError as error:
                     errors[n] = reason(error)
             if len(errors) == before:
@@ -296,7 +300,7 @@ class Engine:
         for place, row in enumerate(block.rows):
             shown = [made.pictures[row]]
             single = Block(
-                self.lvlm.encode(shown, needs=self.needs), (0,), (block.keys[place],),
+                self._encoded(shown, self.needs), (0,), (block.keys[place],),
                 (block.questions[place],), block.totals[[place]],
             )  # fmt: skip
             try:

@@ -196,6 +196,11 @@ class Family(ABC):
         )
 
     @property
+    def trained_aspect(self) -> ImageAspect:
+        """How the model's authors prepare a picture, also in their benchmarks."""
+        return "processor"
+
+    @property
     def gives(self) -> frozenset[str]:
         """The optional parts of `VisualTokens` that this model has; see `Method.needs`."""
         return frozenset({"features", "coords", "received"})

@@ -56,6 +56,9 @@ class BenchmarkOptions(GridOptions):
     ] = ()  # type: ignore[assignment]
     """TextVQA's line of OCR words: in the prompt, without it being read for nouns (strip) or with
     (keep), or not in the prompt (off), as lmms-eval asks."""
+    image_aspect: Annotated[Literal["auto", "processor"], shown("{auto,processor}", None)] = "auto"
+    """How pictures are prepared: as the model's authors do, who pad LLaVA-1.5's to a square, or as
+    the checkpoint's own processor, which crops them."""
     max_new_tokens: Annotated[int | None, shown("N", "128; mm-vet 1024; pocket 6")] = None
     """The most tokens of an answer."""
     ids: Annotated[Path | None, shown("FILE", "those asked")] = None
@@ -106,6 +109,7 @@ def run(options: BenchmarkOptions) -> int:
 
     status = answer_all(
         options, [Grid(**axes)], opened, most=facts.tokens, done=done,
+        aspect=None if options.image_aspect == "auto" else options.image_aspect,
         about={"benchmark": options.name, "ocr_line": asked_with},
     )  # fmt: skip
     if (scores := held.get("scores")) is not None:

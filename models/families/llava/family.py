@@ -48,6 +48,11 @@ class LlavaFamily(Family):
         )
 
     @property
+    def trained_aspect(self) -> ImageAspect:
+        """See `Family.trained_aspect`: LLaVA-1.5 pads, where the processor of its port crops."""
+        return "pad" if self.processor.way("processor") == "crop" else "processor"
+
+    @property
     def gives(self) -> frozenset[str]:
         """See `Family.gives`: what a class token shows where there is one."""
         shown = class_token_parts(self.config) if self.config.vision.class_token else frozenset()

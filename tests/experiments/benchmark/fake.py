@@ -21,6 +21,7 @@ def load(folder: Path) -> Any:
         return SimpleNamespace(
             path=folder,
             config=SimpleNamespace(text=SimpleNamespace(num_layers=2)),
+            family=SimpleNamespace(trained_aspect="pad"),
             extractor=lambda: SimpleNamespace(backend="lexicon"),
         )
 
@@ -28,7 +29,13 @@ def load(folder: Path) -> Any:
 
 
 class FakeEngine:
-    """Stands in for `Engine`: an answer is drawn from question and configuration."""
+    """Stands in for `Engine`: an answer is drawn from question and configuration.
+
+    Attributes:
+        told: what the last one was told of every call.
+    """
+
+    told: Any = None
 
     def __init__(
         self, lvlm: Any, data: Any, configurations: Sequence[Any], options: Any, *, size: int,
@@ -37,6 +44,7 @@ class FakeEngine:
         self.lvlm, self.data, self.configurations, self.size = lvlm, data, configurations, size
         self.left_out: dict[str, str] = {}
         self.tokens = TOKENS
+        FakeEngine.told = options
         self.answerer = SimpleNamespace(options=options)
 
     @property

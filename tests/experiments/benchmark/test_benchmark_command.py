@@ -120,6 +120,12 @@ def test_a_picture_that_cannot_be_read_costs_its_rows(
     assert "\n" not in errors["random/1"] and len(found) == 12
     scores = json.loads((out / "scores.json").read_text())
     assert scores["configurations"][0]["failed"] == 1
+    bench = open_benchmark("pope", str(data))
+    verdicts = [
+        bench.verdict(row["example"], None if row["error"] else row["answer"]) for row in found
+    ]
+    figures = scores["configurations"][0]["figures"]
+    assert {k: v["value"] for k, v in figures.items()} == pytest.approx(aggregate("pope", verdicts))
     assert any("count as wrong" in note for note in scores["notes"])
     lines = (out / "answers" / "none" / "answers.jsonl").read_text().splitlines()
     assert len(lines) == 12 and json.loads(lines[0])["text"] == ""
@@ -183,6 +189,20 @@ def test_the_line_of_ocr_words_is_a_switch(quick: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     call = words("textvqa", data, tmp_path / "strip", quick, "--ocr-line", "off")
     assert cli.main(call) == 2
+
+
+@pytest.mark.parametrize(("told", "aspect"), [([], "pad"), (["processor"], "processor")])
+def test_pictures_are_prepared_as_the_authors_do(
+    told: list[str], aspect: str, quick: Path, tmp_path: Path
+) -> None:
+    data = parquet(tmp_path / "rows.parquet", ROWS["pope"])
+    more = ["--image-aspect", *told] if told else []
+    call = words("pope", data, tmp_path / "out", quick, *more)
+    del call[call.index("--max-new-tokens") : call.index("--max-new-tokens") + 2]
+    assert cli.main(call) == 0
+    assert fake.FakeEngine.told.image_aspect == aspect
+    assert fake.FakeEngine.told.max_new_tokens == 128
+    assert read_manifest(tmp_path / "out")["image_aspect"] == aspect
 
 
 def test_another_process_ends_the_run(

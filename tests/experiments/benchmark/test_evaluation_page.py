@@ -1,0 +1,62 @@
+"""docs/evaluation.md: its programs run, its tables name what there is, estimates follow their rule."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resprune_jax.experiments.benchmark.run.catalogue import FACTS
+from resprune_jax.experiments.benchmark.run.data import open_benchmark
+from resprune_jax.experiments.benchmark.scoring import HEADLINE
+
+PAGE = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text("utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def run(start: str) -> tuple[dict[str, Any], str]:
+    (code,) = [each for each in PROGRAMS if each.startswith(start)]
+    known: dict[str, Any] = {}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, "docs/evaluation.md", "exec"), known)
+    return known, said.getvalue()
+
+
+def test_the_estimates_follow_their_rule() -> None:
+    known, said = run("MS = ")
+    assert said in PAGE and known["SIZES"].keys() == FACTS.keys()
+    measured = (Path(__file__).parents[3] / "docs" / "performance.md").read_text("utf-8")
+    assert "| batch 32, here, all | 69 | | 550 | 620 | 10.3 |" in measured
+    assert "| batch 32, here, 128 | 69 | 5.5 | 152 | 226 | 7.7 |" in measured
+
+
+def test_the_file_of_pocket_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("import io")
+    bench = open_benchmark("pope", "pope.parquet")
+    assert len(bench.examples) == 40
+    splits = {example.category for example in bench.examples}
+    assert splits == {"adversarial", "popular", "random"}
+
+
+def test_the_lines_of_python() -> None:
+    known, _ = run("from resprune_jax.experiments.benchmark.prompts")
+    assert known["figures"]["f1/mean"] == 100 and "single word" in known["asked"]
+
+
+def test_every_benchmark_and_column_is_named() -> None:
+    table = PAGE.split("## What to download")[1].split("## What comes out")[0]
+    lines = {
+        cells[1].strip().strip("`"): cells[4]
+        for line in table.splitlines()
+        if len(cells := line.split("|")) > 6
+    }
+    for name, facts in FACTS.items():
+        needed, _, more = lines[name].partition("(")
+        assert set(re.findall(r"`([\w-]+)`", needed)) == set(facts.needed)
+        assert set(re.findall(r"`([\w-]+)`", more)) == set(facts.more)
+        assert not facts.submission or facts.submission.split(".")[0] in PAGE
+    assert all(f"`{figure}`" in PAGE for figure in HEADLINE.values())
