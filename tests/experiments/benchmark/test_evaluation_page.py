@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its programs run, its tables name what there is, estimates follow their rule."""
+"""docs/evaluation.md: its programs run, its tables name what there is, as its rule says."""
 
 import contextlib
 import io

@@ -60,9 +60,9 @@ def engine(lvlm: Any, data: Dataset, chosen: list[Configuration], **more: Any) -
     return Engine(lvlm, data, chosen, CallOptions(max_new_tokens=NEW), **own)
 
 
-def alone(lvlm: Any, data: Dataset, one: Configuration) -> list[tuple[str, int]]:
+def alone(lvlm: Any, data: Dataset, one: Configuration, **more: Any) -> list[tuple[str, int]]:
     """What `generate` answers under a configuration, and how many tokens it keeps."""
-    told = one.options_for([each.key for each in data.examples], max_new_tokens=NEW)
+    told = one.options_for([each.key for each in data.examples], max_new_tokens=NEW, **more)
     if one.method == "random":
         assert len(set(told.settings["rng_seed"])) == len(data.examples)
     made = lvlm.generate(
@@ -102,6 +102,25 @@ def test_rows_are_those_of_generate(lvlm: Any, data: Dataset, grids: list[Grid])
         f" {len(lists) - 1} distinct lists; {differing} configurations answer unlike the full model"
     )
     assert differing >= len(chosen) // 2 and len(lists) - 1 < listed
+
+
+@pytest.mark.deep
+def test_pictures_are_padded_where_the_call_says_so(lvlm: Any, data: Dataset):
+    grids = [
+        Grid(methods=("none", "resprune"), keep=("1/3",)),
+        Grid(methods=("fastv", "pooling", "downsample"), keep=("9",)),
+    ]
+    chosen = configurations(grids)
+    assert lvlm.family.trained_aspect == "pad"
+    options = CallOptions(max_new_tokens=NEW, image_aspect="pad")
+    padded = Engine(lvlm, data, chosen, options, size=40, batch=8).run(0)
+    found, cropped = by_configuration(padded), by_configuration(engine(lvlm, data, chosen).run(0))
+    differing = 0
+    for one in chosen:
+        said = [(row["answer"], row["kept"]) for row in found[one.name]]
+        assert said == alone(lvlm, data, one, image_aspect="pad"), one.name
+        differing += said != [(row["answer"], row["kept"]) for row in cropped[one.name]]
+    assert differing
 
 
 @pytest.mark.deep
