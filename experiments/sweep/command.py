@@ -142,6 +142,7 @@ def answer_all(
     *,
     most: int | None = None,
     aspect: ImageAspect | None = "processor",
+    template: Path | None = None,
     about: Mapping[str, Any] | None = None,
     done: Callable[[], object] | None = None,
 ) -> int:
@@ -153,6 +154,7 @@ def answer_all(
         opened: opens the data set, once the grids are known to be right.
         most: new tokens of an answer where the options do not say.
         aspect: how pictures are prepared; None as the model's authors do.
+        template: a chat template in place of the checkpoint's.
         about: what the manifest says beside, with how pictures are prepared.
         done: called behind the rows, with the folder still held.
 
@@ -181,7 +183,10 @@ def answer_all(
             processes=options.num_processes, process=options.process_id,
             coordinator=options.coordinator,
         )  # fmt: skip
-    lvlm = load_model(options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh())
+    lvlm = load_model(
+        options.model, dtype=options.dtype, clip=options.clip, mesh=local_mesh(),
+        chat_template=template,
+    )  # fmt: skip
     if options.max_new_tokens is not None:
         most = options.max_new_tokens
     elif options.model == "pocket":

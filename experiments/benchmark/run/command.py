@@ -4,6 +4,7 @@ The module is light: JAX comes in when something is asked.
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import tyro
 from resprune_jax.choices import OcrLine
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.benchmark.run.catalogue import FACTS, facts_of
-from resprune_jax.experiments.common import console, model_name, shown
+from resprune_jax.experiments.common import check_file, console, model_name, shown
 from resprune_jax.experiments.sweep.command import GridOptions, answer_all, check_options
 from resprune_jax.experiments.sweep.grid import Grid
 
@@ -59,6 +60,16 @@ class BenchmarkOptions(GridOptions):
     image_aspect: Annotated[Literal["auto", "processor"], shown("{auto,processor}", None)] = "auto"
     """How pictures are prepared: as the model's authors do, who pad LLaVA-1.5's to a square, or as
     the checkpoint's own processor, which crops them."""
+    template: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            name="chat-template",
+            metavar="FILE",
+            help_behavior_hint="(default: the checkpoint's)",
+        ),
+    ] = None
+    """A Jinja chat template in place of the checkpoint's: LLaVA's own scripts have a system prompt
+    in theirs."""
     max_new_tokens: Annotated[int | None, shown("N", "128; mm-vet 1024; pocket 6")] = None
     """The most tokens of an answer."""
     ids: Annotated[Path | None, shown("FILE", "those asked")] = None
@@ -86,6 +97,10 @@ def run(options: BenchmarkOptions) -> int:
         raise CallError("--ocr-line off asks other prompts: give it alone, in a run of its own")
     if options.ocr_line and options.name != "textvqa":
         raise CallError(f"--ocr-line is for textvqa: {options.name} has no such line")
+    template = None
+    if options.template is not None:
+        check_file(options.template, "--chat-template")
+        template = hashlib.sha256(options.template.read_bytes()).hexdigest()
     asked_with = OFF not in options.ocr_line
     axes = {own.name: getattr(options, own.name) for own in dataclasses.fields(Grid)}
     if not asked_with:
@@ -110,7 +125,11 @@ def run(options: BenchmarkOptions) -> int:
     status = answer_all(
         options, [Grid(**axes)], opened, most=facts.tokens, done=done,
         aspect=None if options.image_aspect == "auto" else options.image_aspect,
-        about={"benchmark": options.name, "ocr_line": asked_with},
+        template=options.template,
+        about={
+            "benchmark": options.name, "ocr_line": asked_with,
+            "chat_template": template,
+        },
     )  # fmt: skip
     if (scores := held.get("scores")) is not None:
         show(scores, options)

@@ -17,7 +17,8 @@ TOKENS = 12
 def load(folder: Path) -> Any:
     """Stands in for `load_model`."""
 
-    def model(*_: Any, **__: Any) -> Any:
+    def model(*_: Any, **told: Any) -> Any:
+        load.told = told  # type: ignore[attr-defined]
         return SimpleNamespace(
             path=folder,
             config=SimpleNamespace(text=SimpleNamespace(num_layers=2)),

@@ -205,6 +205,21 @@ def test_pictures_are_prepared_as_the_authors_do(
     assert read_manifest(tmp_path / "out")["image_aspect"] == aspect
 
 
+def test_another_chat_template_is_another_run(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = parquet(tmp_path / "rows.parquet", ROWS["pope"]), tmp_path / "out"
+    template = tmp_path / "chat.jinja"
+    template.write_text("A: {{ messages }}")
+    call = words("pope", data, out, quick, "--chat-template", str(template))
+    assert cli.main(call) == 0
+    assert fake.load.told["chat_template"] == template  # type: ignore[attr-defined]
+    assert len(read_manifest(out)["chat_template"]) == 64
+    template.write_text("B: {{ messages }}")
+    assert cli.main(call) == 2 and cli.main(call[:-2]) == 2
+    assert "holds another sweep: chat_template" in capsys.readouterr().err
+
+
 def test_another_process_ends_the_run(
     quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +266,7 @@ def test_a_real_model_answers_the_same_however_often_it_is_stopped(
         (["--name", "textvqa", "--ocr-line", "off", "keep"], "--ocr-line off asks other prompts"),
         (["--ids", "ids.json"], "--ids is for vqav2"),
         (["--images", "nowhere"], "--images nowhere does not exist"),
+        (["--chat-template", "none.jinja"], "--chat-template none.jinja does not exist"),
         (["--batch", "12"], "give a multiple of 8"),
         (["--examples", "0"], "--examples"),
         (["--method", "respune"], "unknown method 'respune'"),
