@@ -45,7 +45,8 @@ FACTS = {
         "ScienceQA-IMG", ("question", "choices", "answer"), ("hint", "subject"), "", "SQA-I"
     ),
     "textvqa": Facts(
-        "TextVQA", ("question_id", "question", "ocr_tokens"), ("answers",), "question_id",
+        "TextVQA", ("question_id", "question", "ocr_tokens"), ("answers", "image_id"),
+        "question_id",
         "TextVQA", "textvqa.json",
     ),
     "pope": Facts(

@@ -129,7 +129,8 @@ def _lines(bench: Benchmark, answers: Answers, model: str, about: Mapping[str, A
         made.append(
             _json(
                 {
-                    "question_id": _name(bench, key),
+                    # LLaVA's script for TextVQA knows a question by its picture and its words.
+                    "question_id": row.get("image_id") or _name(bench, key),
                     "prompt": prompts[key],
                     "text": answers[key],
                     # Drawn at random there; here the same run writes the same file.

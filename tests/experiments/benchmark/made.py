@@ -60,7 +60,7 @@ ROWS: dict[str, list[Row]] = {
     "textvqa": [
         {"question_id": 34602, "question": "what is the brand of this DAKOTA camera?",
          "answers": ["dakota"] * 8 + ["clos culombu"] * 2, "ocr_tokens": ["DAKOTA", "DIGITAL"],
-         "image": picture(6)},
+         "image_id": "003a8ae2ef43b901", "image": picture(6)},
         {"question_id": 34603, "question": "what does it say?", "answers": ["nothing"] * 10,
          "ocr_tokens": [], "image": picture(7)},
     ],

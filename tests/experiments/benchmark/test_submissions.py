@@ -89,6 +89,12 @@ def test_the_lines_of_llava(tmp_path: Path) -> None:
     assert (out / "answers.jsonl").read_bytes() == before
 
 
+def test_questions_of_textvqa_are_called_by_their_picture_in_the_lines(tmp_path: Path) -> None:
+    out = handed_in("textvqa", tmp_path, "a", "b")
+    lines = (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["question_id"] for line in lines] == ["003a8ae2ef43b901", 34603]
+
+
 def test_a_question_of_two_lines_is_a_line_of_mme(tmp_path: Path) -> None:
     out = handed_in("mme", tmp_path, "Yes", "No", "Yes\tor\nno", "No", *["yes"] * 4)
     files = sorted((out / "mme").iterdir())
