@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resprune_jax.experiments.benchmark.scoring import aggregate, judge
+from resprune_jax.experiments.data.vqa import processed
 from tests.experiments.benchmark.made import ROWS
 
 pytestmark = pytest.mark.harness
@@ -91,6 +92,21 @@ def test_rows_score_alike_but_where_they_say_otherwise(name: str) -> None:
 
 UNKNOWN = ("mme-061", "mme-062")
 """Rows of a subtask that there is not, which ours refuses."""
+
+
+def test_contractions_are_theirs_entry_for_entry() -> None:
+    processor = module("tasks._task_utils.vqa_eval_metric").EvalAIAnswerProcessor
+    table = processor.CONTRACTIONS
+    whole = {*table, *table.values(), *(text.replace("'", "") for text in table.values())}
+    # Also what our table could have too much: all that a rule of English would add.
+    words = ["he", "she", "it", "i", "we", "that", "when", "everyone", "y'all", "could", "may"]
+    ends = ["s", "d", "ll", "ve", "re", "nt", "ntve", "n'tve", "nt've", "d've", "'dve", "dve"]
+    whole |= {word + end for word in words for end in ends}
+    assert len(whole) > 250
+    for text in sorted(whole):
+        for asked in (text, text.capitalize(), f"the {text} one"):
+            assert processed(asked) == processor()(asked), asked
+
 
 TEXT = st.lists(
     st.sampled_from(
