@@ -33,6 +33,7 @@ from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
 from resprune_jax.experiments.report import command as report
+from resprune_jax.experiments.serve import command as serve
 from resprune_jax.experiments.sweep import bench as bench_sweep
 from resprune_jax.experiments.sweep import command as sweep
 from resprune_jax.experiments.verify import command as verify
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(verify.VerifyOptions, verify.run),
     "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),
+    "serve": Command(serve.ServeOptions, serve.run),
     "warm-up": Command(warm_up.WarmUpOptions, warm_up.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
     "gpu-check": Command(gpu_check.GpuCheckOptions, gpu_check.run),

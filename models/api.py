@@ -1,12 +1,13 @@
 """What a user holds: an `LVLM`, which answers questions about images (`load.py` makes it)."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import get_args
 
 import jax
 import numpy as np
 
+from resprune_jax.arguments import whole
 from resprune_jax.errors import one_of
 from resprune_jax.methods import VisualTokens
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
@@ -14,7 +15,9 @@ from resprune_jax.models.running.compiling import compiling
 from resprune_jax.models.running.encoded import Encoded, Images, adopt, read_pictures, rows_of
 from resprune_jax.models.running.fitting import check_needs
 from resprune_jax.models.running.generation import (
+    Call,
     Generation,
+    Outcome,
     Selected,
     answered_ids,
     costs_of_rows,
@@ -109,6 +112,48 @@ class LVLM(Preparer):
             CallError: a wrong argument, before anything is compiled.
             RunError: an image file that is broken.
         """
+        *_, made = self._answers(images, prompts, options, announce)
+        return made
+
+    @takes_options
+    def stream(
+        self,
+        images: Images,
+        prompts: Questions,
+        *,
+        options: CallOptions,
+        announce: Announce | None = None,
+        step: int = 8,
+    ) -> Iterator[Generation]:
+        """Answer as `generate` does, and tell after every few tokens what there is.
+
+        The decoder stops after `step` tokens, hands them over and goes on: the answers are those of
+        `generate`. A row that is at its end stays as it is while others go on; whoever has enough
+        leaves the loop. The call is checked, and its images are encoded, before this returns.
+
+        Args:
+            images, prompts, options, announce: as for `generate`.
+            step: tokens between two stops. Each stop costs the start of a program, and a shape that
+                goes beyond its first one a program more than `generate` compiles.
+
+        Returns:
+            An iterator over `Generation`s; `done` says which rows have ended. The last one is what
+            `generate` gives.
+
+        Raises:
+            CallError, RunError: see `generate`.
+        """
+        return self._answers(images, prompts, options, announce, whole("step", step))
+
+    def _answers(
+        self,
+        images: Images,
+        prompts: Questions,
+        options: CallOptions,
+        announce: Announce | None,
+        step: int | None = None,
+    ) -> Iterator[Generation]:
+        """What there is of the answers after every `step` tokens; None: all of them, once."""
         begin = time.perf_counter()
         ceiling = self.settings.ceiling(options)
         options = self.settings.resolve(options)
@@ -119,35 +164,55 @@ class LVLM(Preparer):
                 announce=announce,
             )  # fmt: skip
             jax.block_until_ready(call.visual)
-            encoded = time.perf_counter()
-            plan = call.plan
-            most = np.full(plan.size, options.max_new_tokens)
-            if ceiling is not None:
-                most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
-            made = self.run(call, last=int(most.max()))
-        selection, kept = made.selection, made.kept
+        encoded = time.perf_counter() - begin
+        plan = call.plan
+        most = np.full(plan.size, options.max_new_tokens)
+        if ceiling is not None:
+            most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))
+
+        def answers() -> Iterator[Generation]:
+            spent = 0.0  # without what whoever reads them does in between
+            start = time.perf_counter()
+            with compiling() as later:
+                for made in self.steps(call, last=int(most.max()), step=step):
+                    spent += time.perf_counter() - start
+                    yield self._generation(
+                        call, made, most, {
+                            "encode": encoded,
+                            **made.timings,
+                            "total": encoded + spent,
+                            "compile": compiled.seconds + later.seconds,
+                        },
+                    )  # fmt: skip
+                    start = time.perf_counter()
+
+        return answers()
+
+    def _generation(
+        self, call: Call, made: Outcome, most: np.ndarray, timings: dict[str, float]
+    ) -> Generation:
+        """What the devices made of a call, for people; `most` (B,): the most tokens of each row."""
+        plan = call.plan
+        selection = made.selection
         errors = row_errors(made.failed, made.finite, plan)
         rows = answered_ids(made, errors, most, EMPTY)
         drops = drops_of_rows(made, call)
+        full = np.asarray([len(row) for row in rows]) >= most
         return Generation(
             texts=[self.encoder.decode(row) for row in rows],
             tokens=rows,
             selections=None if selection is None else first_rows(selection, plan.size),
-            kept=plan.own(kept).sum(axis=1).tolist(),
+            kept=plan.own(made.kept).sum(axis=1).tolist(),
             visual_tokens=[int(n) for n in plan.totals[: plan.size]],
             nouns=[[noun.text for noun in own] for own in call.prompts.nouns],
             noun_backend=call.prompts.backend,
             errors=errors,
             prompts=[prompt.text for prompt in call.prompts.encoded],
-            timings={
-                "encode": encoded - begin,
-                **made.timings,
-                "total": time.perf_counter() - begin,
-                "compile": compiled.seconds,
-            },
+            timings=timings,
             rows=list(plan.about),
             drops=drops,
             costs=costs_of_rows(drops, plan, self.config.text, self.dtype.itemsize),
+            done=(made.ended[: plan.size] | full).tolist(),
         )
 
     @takes_options

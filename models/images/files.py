@@ -92,12 +92,13 @@ def open_image(image: ImageLike) -> Image.Image:
     )
 
 
-def open_bytes(data: bytes, name: str) -> Image.Image:
+def open_bytes(data: bytes, name: str, *, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture from the bytes of its file, as `open_image` reads the file.
 
     Args:
         data: the file's content.
         name: what messages call it.
+        most_pixels: a limit below `MAX_PIXELS`, of the picture as its header says it.
 
     Raises:
         CallError: a size or a content beyond the limits.
@@ -105,24 +106,30 @@ def open_bytes(data: bytes, name: str) -> Image.Image:
     """
     if not data:
         raise RunError(f"{name} is empty (0 bytes)")
-    return _decoded(io.BytesIO(data), name)
+    return _decoded(io.BytesIO(data), name, most_pixels)
 
 
-def check_size(width: int, height: int, name: str) -> None:
+def check_size(width: int, height: int, name: str, most_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that is empty or too large to read in bounded memory.
 
     Args:
         width: of the image, in pixels.
         height: of the image, in pixels.
         name: what the message calls it.
+        most_pixels: a limit below `MAX_PIXELS`.
 
     Raises:
-        CallError: no pixels, more than `MAX_PIXELS`, or a side longer than `MAX_SIDE`.
+        CallError: no pixels, more than may be, or a side longer than `MAX_SIDE`.
     """
     if width < 1 or height < 1:
         raise CallError(f"{name} is {width} x {height}: it has no pixels")
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise CallError(f"{name} is {width} x {height} pixels; {_LIMITS}")
+    if width * height > most_pixels:
+        raise CallError(
+            f"{name} is {width} x {height} pixels; up to {most_pixels} are read here: shrink it"
+            " first"
+        )
 
 
 def name_of(image: ImageLike) -> str:
@@ -192,21 +199,21 @@ def _from_path(given: str | os.PathLike[str]) -> Image.Image:
         return _decoded(file, name)
 
 
-def _decoded(file: BinaryIO, name: str) -> Image.Image:
+def _decoded(file: BinaryIO, name: str, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture from a file that is open at its beginning."""
     with _reading(name):
         kind, head = _kind(file, name)
         if kind == "WEBP" and (size := webp_size(head)):
-            check_size(*size, name)
+            check_size(*size, name, most_pixels)
         source = sieve(file, kind, name)
         if kind == "PPM" and (header := pnm_header(source.read(LONGEST_HEADER))):
-            check_size(header[1], header[2], name)
+            check_size(header[1], header[2], name, most_pixels)
             if takes_long(header):
                 source.seek(0)
                 return _rgb(scaled(source.read(), header), name)
         source.seek(0)
         with Image.open(source, formats=[kind]) as opened:
-            return _upright_rgb(opened, name)
+            return _upright_rgb(opened, name, most_pixels)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -228,12 +235,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(colours)).convert("RGB")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image, convert it to RGB and turn it as its EXIF data says."""
-    check_size(*image.size, name)
+    check_size(*image.size, name, most_pixels)
     image.load()
     # An icon file may hold another picture than its header says.
-    check_size(*image.size, name)
+    check_size(*image.size, name, most_pixels)
     # TIFF files are turned while they load, so the tag is read only now.
     turn = _turn(image)
     rgb = _rgb(image, name)

@@ -41,6 +41,7 @@ class Generation:
             on); layer 0 for a choice in front of the LLM, empty where all were kept.
         costs: what its visual tokens cost the LLM: tokens at first, behind the last drop and on
             average over the layers, FLOPs of prefill, KV-cache bytes; None without any.
+        done: whether the answer is at its end; False only between the stops of `stream`.
     """
 
     texts: list[str]
@@ -56,6 +57,7 @@ class Generation:
     rows: list[int] = field(default_factory=list)
     drops: list[tuple[tuple[int, int], ...]] = field(default_factory=list)
     costs: list[BudgetRow | None] = field(default_factory=list)
+    done: list[bool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class Outcome:
         finite: (B,) bool, whether the logits of all its steps are.
         tokens: (B, T) int32, `programs.EMPTY` where nothing was generated.
         timings: seconds for "select", "prefill" and "decode".
+        ended: (B,) bool, rows that need no further step.
         left: (D, B) int32, visual tokens behind each drop inside the decoder.
     """
 
@@ -157,6 +160,7 @@ class Outcome:
     finite: np.ndarray
     tokens: np.ndarray
     timings: dict[str, float]
+    ended: np.ndarray
     left: np.ndarray | None = None
 
 

@@ -136,10 +136,12 @@ class Programs:
             (logits (B, V), or (B, P', V) of `every` token, valid (B, P'), caches, following, what
             was decided): `prefill` or `score` with drops on the way, see `drops.prefill`.
         decode: (state, cache, logits, position, last (), eos (E,), rng_seed () or (B,),
-            temperature (), top_p (), top_k () or None, min_p () or None, rules or None, *, slots,
-            greedy) -> (tokens (B, slots + 1), cache); the cache is donated and returned, so that it
-            is updated where it lies. What is None is not in the program. Where layers hold
-            different tokens, cache and position are tuples with an entry a segment.
+            temperature (), top_p (), top_k () or None, min_p () or None, rules or None, begun or
+            None, *, slots, greedy) -> (tokens (B, slots + 1), cache); the cache is donated and
+            returned, so that it is updated where it lies. What is None is not in the program. Where
+            layers hold different tokens, cache and position are tuples with an entry a segment.
+            `begun` is what an earlier call gave and its `last`, with its cache: the tokens go on
+            from there, as if that call had not stopped, and logits are None.
         score: (state, x, position ids, count) -> (logits (B, P, V) float32, valid (B, P)).
         words: which of the parameters `embed` reads.
     """
@@ -359,7 +361,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
     def decode(
         state: Any,
         cache: KVCache | Caches,
-        logits: jax.Array,
+        logits: jax.Array | None,
         position: jax.Array | tuple[jax.Array, ...],
         last: jax.Array,
         eos: jax.Array,
@@ -369,6 +371,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
         top_k: jax.Array | None = None,
         min_p: jax.Array | None = None,
         rules: Rules | None = None,
+        begun: tuple[jax.Array, jax.Array] | None = None,
         *,
         slots: int,
         greedy: bool,
@@ -394,10 +397,22 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
             token = draw(process(rules, past, scores, eos, step), step=step)
             return token, past.with_token(token)
 
-        first, past = pick(logits, past, jnp.int32(0))
-        good = jnp.isfinite(logits).all(axis=-1)
-        buffer = jnp.full((logits.shape[0], slots + 1), EMPTY, jnp.int32)
-        buffer = buffer.at[:, 0].set(jnp.where(good, first, BROKEN))
+        if begun is None:
+            assert logits is not None
+            step = jnp.int32(1)
+            token, past = pick(logits, past, jnp.int32(0))
+            good = jnp.isfinite(logits).all(axis=-1)
+            buffer = jnp.full((logits.shape[0], slots + 1), EMPTY, jnp.int32)
+            buffer = buffer.at[:, 0].set(jnp.where(good, token, BROKEN))
+            done = ends(token) | ~good
+        else:
+            buffer, step = begun
+            token = jnp.take(buffer, step - 1, axis=1)
+            # A row that has ended holds its end, a mark of what broke it, or nothing since.
+            done = ends(token) | (token < 0)
+            token = jnp.maximum(token, 0)
+            if past is not None:
+                past = lax.fori_loop(0, step, lambda at, own: own.with_token(buffer[:, at]), past)
 
         def unfinished(carry: Any) -> jax.Array:
             step, _, done, *_ = carry
@@ -418,7 +433,7 @@ def programs(config: ModelConfig, dtype: jnp.dtype, precision: Precision | None 
             buffer = buffer.at[:, step].set(jnp.where(done, EMPTY, said))
             return step + 1, token, done | ends(token) | ~good, buffer, caches, past
 
-        carry = (jnp.int32(1), first, ends(first) | ~good, buffer, caches, past)
+        carry = (step, token, done, buffer, caches, past)
         *_, buffer, caches, _ = lax.while_loop(unfinished, advance, carry)
         return buffer, caches[0] if whole else caches
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -145,6 +145,27 @@ class Runner:
                 resolved.
             chosen: what enters the LLM, where that is known; default what the call's method says.
         """
+        *_, made = self.steps(call, last=last, chosen=chosen)
+        return made
+
+    def steps(
+        self,
+        call: Call,
+        *,
+        last: int,
+        step: int | None = None,
+        chosen: Chosen | None = None,
+    ) -> Iterator[Outcome]:
+        """Do what `run` does and stop after every few tokens.
+
+        Args:
+            call, last, chosen: as for `run`.
+            step: how many tokens; None for all at once.
+
+        Yields:
+            What there is so far, the last one as `run` gives it: the same tokens by the same
+            programs, entered anew after each stop.
+        """
         marks = [time.perf_counter()]
         chosen = self.choose(call) if chosen is None else chosen
         selection, kept, failed = chosen.selection, chosen.kept, chosen.failed
@@ -166,22 +187,35 @@ class Runner:
             failed = np.asarray(dropped.failed)
         jax.block_until_ready(logits)
         marks.append(time.perf_counter())
-        buffer, _ = self.programs.decode(
-            self.parameters, cache, logits, position, np.int32(last), self.eos_ids,
+        laps = dict(zip(("select", "prefill"), np.diff(marks).tolist(), strict=True))
+        how = (
             # Where nothing is drawn all seeds are alike, and share a program.
             _seeds(drawn.rng_seed if drawn.temperature else 0, len(logits)),
             np.float32(max(drawn.temperature, 1e-6)),
             np.float32(drawn.top_p),
             np.int32(drawn.top_k) if drawn.top_k and drawn.temperature else None,
             np.float32(drawn.min_p) if drawn.min_p and drawn.temperature else None,
-            self.rules(call), slots=slots, greedy=drawn.temperature == 0,
-        )  # fmt: skip
-        tokens = np.asarray(buffer)
-        finite = (tokens != BROKEN).all(axis=1)
-        marks.append(time.perf_counter())
-        laps = np.diff(marks).tolist()
-        timings = dict(zip(("select", "prefill", "decode"), laps, strict=True))
-        return Outcome(selection, kept, failed, finite, tokens, timings, left)
+            self.rules(call),
+        )
+        begun: tuple[jax.Array, np.int32] | None = None
+        end, spent = 0, 0.0
+        while end < last:
+            start = time.perf_counter()
+            end = last if step is None else min(end + step, last)
+            buffer, cache = self.programs.decode(
+                self.parameters, cache, None if begun else logits, position, np.int32(end),
+                self.eos_ids, *how, begun, slots=slots, greedy=drawn.temperature == 0,
+            )  # fmt: skip
+            begun = buffer, np.int32(end)
+            tokens = np.asarray(buffer)
+            spent += time.perf_counter() - start
+            # Behind its end, or behind what broke it, a row holds nothing.
+            ended = (tokens[:, end - 1] < 0) | np.isin(tokens[:, end - 1], self.eos_ids)
+            finite = (tokens != BROKEN).all(axis=1)
+            timings = {**laps, "decode": spent}
+            if ended.all():
+                end = last
+            yield Outcome(selection, kept, failed, finite, tokens, timings, ended, left)
 
     def rules(self, call: Call) -> Rules | None:
         """What the settings do to the scores of this call; None for nothing."""

@@ -1,0 +1,1 @@
+"""`resprune serve`: an endpoint that speaks OpenAI's chat completions, in front of one model."""

@@ -1,0 +1,1 @@
+"""Where a request's pictures come from: data URLs, a folder, hosts that were allowed by name."""

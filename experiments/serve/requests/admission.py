@@ -1,0 +1,253 @@
+"""From a request's body to a job for the worker: everything that can be said of it beforehand.
+
+Pictures are decoded, the question is tokenized, the options are checked against the model: what can
+never be answered is refused here, one request by itself, before it could spoil a batch.
+"""
+
+import dataclasses
+import hashlib
+import secrets
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from resprune_jax.choices import METHODS
+from resprune_jax.errors import CallError, ResPruneError, RunError, shown
+from resprune_jax.experiments.common import parse_keep
+from resprune_jax.experiments.serve.pictures.cache import ImageCache, Row
+from resprune_jax.experiments.serve.pictures.urls import Sources
+from resprune_jax.experiments.serve.requests.room import Hold
+from resprune_jax.experiments.serve.requests.schema import Asked, read
+from resprune_jax.experiments.serve.telling.errors import of_error, unknown_model, wrong
+from resprune_jax.methods import Method
+from resprune_jax.methods.decoder.base import DecoderMethod
+from resprune_jax.methods.inputs import ON_REQUEST
+from resprune_jax.models.api import LVLM
+from resprune_jax.models.families.base import ImageLayout
+from resprune_jax.models.images.files import open_bytes
+from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts.options import CallOptions
+from resprune_jax.models.running.plan import Prompts, check_ceiling, check_lengths, planned
+
+OF_METHOD = ("alpha", "aggregate", "nonnegative", "seed_rule", "method_settings", "tolerance")
+"""Options that belong to the server's own method, and not to another that a request names."""
+
+LONGEST_TOKEN = 32
+"""Characters that a token of a question has at most on average; beyond, none is tokenized."""
+
+
+@dataclass
+class Work:
+    """What the answerer needs to know of a request.
+
+    Attributes:
+        asked: the request.
+        question: its text.
+        options: of its call, resolved.
+        words: tokens of its prompt beside the visual tokens.
+        pictures: decoded, unless `row` is there.
+        picture_key: what they are known by in the cache.
+        row: what the cache had of them.
+        needs: optional parts of the visual tokens that its method reads.
+        by_pixels: its method makes pictures smaller before they are encoded.
+        sent: the text that was sent of a stream.
+    """
+
+    asked: Asked
+    question: str
+    options: CallOptions
+    words: int
+    pictures: list[Image.Image] = field(default_factory=list)
+    picture_key: Hashable = None
+    row: Row | None = None
+    needs: frozenset[str] = frozenset()
+    by_pixels: bool = False
+    sent: str = ""
+
+
+class Admission:
+    """Reads requests.
+
+    Args:
+        lvlm: the model.
+        name: that it is served by.
+        defaults: options of requests that say nothing.
+        sources: of pictures.
+        cache: of encoded pictures.
+        most_images: of a request.
+        most_pixels: of a picture.
+    """
+
+    def __init__(
+        self,
+        lvlm: LVLM,
+        name: str,
+        defaults: CallOptions,
+        sources: Sources,
+        cache: ImageCache,
+        *,
+        most_images: int,
+        most_pixels: int,
+    ) -> None:
+        self.lvlm = lvlm
+        self.name = name
+        self.defaults = defaults
+        self.sources = sources
+        self.cache = cache
+        self.most_images = most_images
+        self.most_pixels = most_pixels
+
+    def admit(self, body: bytes, hold: Hold) -> tuple[Hashable, Work]:
+        """Judge a request.
+
+        Args:
+            body: of the POST.
+            hold: what it holds of the memory; grows with its pictures.
+
+        Returns:
+            (which requests can share its batch, what is to be done).
+
+        Raises:
+            RequestError: why it cannot be answered.
+        """
+        asked = read(body, most_images=self.most_images)
+        if asked.model != self.name:
+            raise unknown_model(asked.model[:100], self.name)
+        if len(asked.messages) > 1:
+            raise wrong("one message of the user is answered here, not a conversation", "messages")
+        message = asked.messages[-1]
+        try:
+            options = self._options(asked)
+            method = self.lvlm.method_of(options)
+        except ResPruneError as error:
+            raise of_error(error) from None
+        work = Work(asked, message.text, options, 0)
+        if method is not None:
+            work.needs = frozenset(method.needs & ON_REQUEST)
+            work.by_pixels = method.stage == "pixels"
+        layout = self._pictures(work, message.images, hold)
+        try:
+            kept = self._measure(work, method, layout)
+        except ResPruneError as error:
+            raise of_error(error, "messages") from None
+        return self._key(work, method, layout, kept), work
+
+    def _options(self, asked: Asked) -> CallOptions:
+        """The request's options over those of the server, resolved.
+
+        Raises:
+            CallError: one that cannot be.
+        """
+        given = dict(asked.options)
+        base = self.defaults
+        if (method := given.get("method")) is not None and method != base.method:
+            if not isinstance(method, str) or method not in (*METHODS, "none"):
+                raise CallError(
+                    f"unknown method {shown(method)}: choose one of {', '.join((*METHODS, 'none'))}"
+                )
+            plain = CallOptions()
+            base = dataclasses.replace(base, **{name: getattr(plain, name) for name in OF_METHOD},
+                                       **({"keep": None} if method == "none" else {}),
+                                       method=method)  # fmt: skip
+        if "keep" in given:
+            given["keep"] = parse_keep(given["keep"], "keep")
+        for name in ("alpha", "tolerance"):
+            value = given.get(name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
+                raise CallError(f"{name} is a number, got {shown(value)}")
+        drawn = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
+        return dataclasses.replace(base, **given, rng_seed=drawn)
+
+    def _pictures(self, work: Work, urls: tuple[str, ...], hold: Hold) -> tuple[ImageLayout, ...]:
+        """Look for the pictures in the cache, or decode them; what they will give."""
+        if not urls:
+            return ()
+        names = [f"image {number}" for number in range(1, len(urls) + 1)]
+        files = [self.sources.fetch(url, name) for url, name in zip(urls, names, strict=True)]
+        digests = tuple(hashlib.sha256(content).digest() for content in files)
+        work.picture_key = digests, work.options.image_aspect, work.needs
+        if not work.by_pixels and (row := self.cache.get(work.picture_key)) is not None:
+            work.row = row
+            return row.layout
+        layout = []
+        for content, name in zip(files, names, strict=True):
+            try:
+                picture = open_bytes(content, name, most_pixels=self.most_pixels)
+                hold.add(3 * picture.width * picture.height)
+                layout.append(
+                    self.lvlm.family.layout(picture.height, picture.width, together=len(urls))
+                )
+            except (CallError, RunError) as error:
+                raise wrong(str(error), name, "invalid_image") from None
+            work.pictures.append(picture)
+        return tuple(layout)
+
+    def _measure(self, work: Work, method: Method | None, layout: tuple[ImageLayout, ...]) -> int:
+        """Check the prompt's length, and fill in what is known of it.
+
+        Returns:
+            How many visual tokens its prompt will hold.
+
+        Raises:
+            CallError: an empty question, one that is too long, or no room for an answer.
+        """
+        lvlm = self.lvlm
+        context = lvlm.config.text.max_position_embeddings
+        if len(work.question) > context * LONGEST_TOKEN:
+            raise CallError(
+                f"the question has {len(work.question)} characters, beyond any that the model's"
+                f" context of {context} tokens holds"
+            )
+        if not work.question.isprintable():
+            work.question.encode()
+        media = tuple(image.media for image in layout)
+        prompt = lvlm.encoder.encode(work.question, media)
+        prompts = Prompts([prompt], [[]], "none", (0,))
+        budget = work.options.budgets(1) if layout else [None]
+        if isinstance(method, DecoderMethod):
+            budget = [None]
+        beside = 0 if method is None else method.beside
+        ceiling = lvlm.settings.ceiling(work.options)
+        options = lvlm.settings.resolve(work.options)
+        assert options.max_new_tokens is not None
+        most = options.max_new_tokens
+        check_lengths(
+            lvlm.family, prompts, (layout,), budget, options, beside=beside, new_tokens=most
+        )
+        check_ceiling(prompts, (layout,), ceiling, lvlm.settings.source)
+        work.words = len(prompt.ids) - len(layout)
+        if ceiling is not None:
+            most = min(most, ceiling - work.words - sum(image.tokens for image in layout))
+        work.options = dataclasses.replace(options, max_new_tokens=most)
+        return planned([layout], budget, options, beside)[0].kept
+
+    def _key(
+        self, work: Work, method: Method | None, layout: tuple[ImageLayout, ...], kept: int
+    ) -> Hashable:
+        """Which requests can share a batch: one method, one way of drawing, alike in size."""
+        options, total = work.options, sum(image.tokens for image in layout)
+        assert options.max_new_tokens is not None
+        own = {"keep": None, "max_new_tokens": None, "rng_seed": 0}
+        if method is not None and options.alpha is not None and has_alpha_of_rows(method):
+            own["alpha"] = 0
+        shared = dataclasses.replace(options, **own)
+        return (
+            tuple((each.name, repr(getattr(shared, each.name)))
+                  for each in dataclasses.fields(shared)),
+            buckets.new_token_bucket(options.max_new_tokens),
+            buckets.length_bucket(work.words),
+            buckets.step(kept),
+            buckets.image_bucket(total) if total else 0,
+            work.needs,
+        )  # fmt: skip
+
+
+def has_alpha_of_rows(method: Method) -> bool:
+    """Whether each row of a batch may have an alpha of its own."""
+    return any(
+        each.name == "alpha" and each.metadata.get("per_row")
+        for each in dataclasses.fields(method)  # type: ignore[arg-type]
+    )

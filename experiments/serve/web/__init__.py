@@ -1,0 +1,1 @@
+"""HTTP: endpoints, keys, limits, the process that listens."""

@@ -1,0 +1,99 @@
+"""The process that listens: its socket, its signals, and clients that say nothing."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from resprune_jax.errors import CallError
+
+HEAD_SECONDS = 20.0
+"""For the head of a connection's first request to come."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 of a connection, which is closed where no request comes."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._patience = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        if self._patience is not None:
+            self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Ends at SIGTERM and Ctrl-C once every request that came is answered; at a second one, now."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hear the signals inside; those who heard them before do so again behind it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        own = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self._hear) for each in own}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _hear(self, *_: Any) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        CallError: the address is no address of this machine, or is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        made = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CallError(f"--host {host}: {error.strerror or error}") from None
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(2048)
+    except OSError as error:
+        made.close()
+        raise CallError(f"--host {host} --port {port} cannot be listened on: {error.strerror}"
+                        ) from None  # fmt: skip
+    return made
+
+
+def make_server(app: Any, *, drain_seconds: float) -> Server:
+    """A server for an application.
+
+    Args:
+        app: of ASGI.
+        drain_seconds: for what runs when it is told to end.
+    """
+    config = uvicorn.Config(
+        app, http=Protocol, loop="asyncio", ws="none", lifespan="off", interface="asgi3",
+        access_log=False, log_config=None, log_level="error", server_header=False,
+        proxy_headers=False, timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+    )  # fmt: skip
+    return Server(config)
