@@ -7,18 +7,31 @@ if TYPE_CHECKING:
     from resprune_jax.models.api import LVLM
     from resprune_jax.models.families.base import Video
     from resprune_jax.models.load import load_model
+    from resprune_jax.models.prompts.chat import Conversation, Turn
     from resprune_jax.models.prompts.options import CallOptions
     from resprune_jax.models.running.encoded import Encoded
     from resprune_jax.models.running.generation import Generation, Selected
 
-__all__ = ["LVLM", "CallOptions", "Encoded", "Generation", "Selected", "Video", "load_model"]
+__all__ = [
+    "LVLM",
+    "CallOptions",
+    "Conversation",
+    "Encoded",
+    "Generation",
+    "Selected",
+    "Turn",
+    "Video",
+    "load_model",
+]
 
 _HOMES = {
     "CallOptions": "prompts.options",
+    "Conversation": "prompts.chat",
     "Encoded": "running.encoded",
     "Generation": "running.generation",
     "LVLM": "api",
     "Selected": "running.generation",
+    "Turn": "prompts.chat",
     "Video": "families.base",
     "load_model": "load",
 }

@@ -6,15 +6,15 @@ place of the user's question in the text is known from how the text was made, no
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from resprune_jax.errors import CallError, RunError, say_once, shown
+from resprune_jax.errors import CallError, RunError, one_of, say_once, shown
 from resprune_jax.models.checkpoint.files import foreign, one_line, read_json
 from resprune_jax.models.checkpoint.formats import ModelConfig
 from resprune_jax.models.prompts.chat_files import (
@@ -32,6 +32,49 @@ _SENTINEL = "resprune0question5f1c7d2e9b"
 
 # What a template may have trimmed from a question.
 _TRIMMED: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message in front of a question.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        text: of it.
+        images: how many pictures it shows, of those that the prompt is about the next ones.
+    """
+
+    role: "Role"
+    text: str
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A question with what was said before it; goes wherever a question does.
+
+    Attributes:
+        question: the user's last message, which is answered and whose nouns guide the choice.
+        before: the earlier messages, in order.
+
+    Raises:
+        CallError: a role that is none, or another message than the user's with pictures.
+    """
+
+    question: str
+    before: tuple[Turn, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what is no conversation."""
+        for turn in self.before:
+            one_of("role", turn.role, get_args(Role))
+            if not isinstance(turn.text, str):
+                raise CallError(f"a message is a text, got {shown(turn.text)}")
+            if turn.images and turn.role != "user":
+                raise CallError(f"only the user shows pictures, and the {turn.role} has some")
 
 
 @dataclass(frozen=True)
@@ -184,14 +227,19 @@ class PromptEncoder:
         )
 
     def encode(
-        self, question: str, media: Sequence[str] = ("image",), *, chat_template: bool = True
+        self,
+        question: str | Conversation,
+        media: Sequence[str] = ("image",),
+        *,
+        chat_template: bool = True,
     ) -> EncodedPrompt:
         """Turn a question about images and videos into token ids.
 
         Args:
             question: a plain question; with `chat_template=False`, the whole text with its image
-                placeholders.
-            media: what it is about, "image" or "video" each, in this order.
+                placeholders. A conversation goes into the chat template message by message.
+            media: what it is about, "image" or "video" each, in this order; those of a
+                conversation's earlier messages first.
             chat_template: put the question into the checkpoint's chat template, images first.
                 LLaVA-1.5 without one gets Vicuna's, which is said once:
                 "USER: <image>\\n{question} ASSISTANT:".
@@ -204,23 +252,31 @@ class PromptEncoder:
                 a plain question, another number of placeholders than images, or a chat template
                 that cannot be used.
         """
+        before: tuple[Turn, ...] = ()
+        if isinstance(question, Conversation):
+            before = question.before
+            question = question.question
+            if before and not chat_template:
+                raise CallError("a conversation needs a chat template: give the whole text instead")
         if not isinstance(question, str):
             raise CallError(f"a prompt is a text, got {type(question).__name__}")
         if not question.strip():
             raise CallError("the prompt is empty: ask a question")
+        said = [question, *(turn.text for turn in before)]
         try:
-            question.encode()
+            for text in said:
+                text.encode()
         except UnicodeEncodeError as problem:
             raise CallError(f"the prompt is not valid Unicode: {problem.reason}") from problem
         if chat_template:
             for kind, (_, token) in self.placeholders.items():
-                if token in question:
+                if any(token in text for text in said):
                     raise CallError(
                         f"the question holds the {kind} placeholder {token}, which the chat "
                         "template adds: leave it out, or give the whole text with "
                         "chat_template=False (--no-chat-template)"
                     )
-            text, start, question = self._place(question, tuple(media))
+            text, start, question = self._place(question, tuple(media), before)
         else:
             text, start = question, 0
         for kind, (_, token) in self.placeholders.items():
@@ -267,22 +323,24 @@ class PromptEncoder:
                 )
         return ids, np.asarray(tokens["offset_mapping"], np.int32).reshape(-1, 2)
 
-    def _place(self, question: str, media: tuple[str, ...]) -> tuple[str, int, str]:
+    def _place(
+        self, question: str, media: tuple[str, ...], before: tuple[Turn, ...] = ()
+    ) -> tuple[str, int, str]:
         """The text around a question, where the question starts, and the question as it stands."""
         parts = self._parts
         try:
-            around = self._render(_SENTINEL, media, parts).split(_SENTINEL)
-            text = self._render(question, media, parts)
+            around = self._render(_SENTINEL, media, parts, before).split(_SENTINEL)
+            text = self._render(question, media, parts, before)
         except TemplateError as problem:
             raise self._unusable(one_line(problem)) from problem
         if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             raise self._unusable("what it writes is not valid Unicode")
         if len(around) != 2:
             raise self._unusable(f"it repeats the question or drops it ({len(media)} images)")
-        before, after = around
+        front, behind = around
         for trim in _TRIMMED:
-            if text == before + trim(question) + after:
-                return text, len(before), trim(question)
+            if text == front + trim(question) + behind:
+                return text, len(front), trim(question)
         raise self._unusable("it changes the question, so its place in the text is not known")
 
     @cached_property
@@ -314,15 +372,25 @@ class PromptEncoder:
             reasons.append(f"it gives {counts[1]} placeholders and the question {counts[0]} times")
         raise self._unusable(f"as parts, {reasons[0]}; as a string, {reasons[1]}")
 
-    def _render(self, question: str, media: tuple[str, ...], parts: bool) -> str:
-        """The template's text for one question, images first."""
-        whole = "".join(f"{self.placeholders[kind][1]}\n" for kind in media) + question
+    def _render(
+        self, question: str, media: tuple[str, ...], parts: bool, before: tuple[Turn, ...] = ()
+    ) -> str:
+        """The template's text for one question, the images of each message first."""
+        shown_before = sum(turn.images for turn in before)
+        if shown_before > len(media):
+            raise CallError(f"the messages show {shown_before} images, and {len(media)} were given")
+        turns: list[Turn] = [*before, Turn("user", question, len(media) - shown_before)]
+        left = iter(media)
+        messages: list[dict[str, Any]] = []
+        for turn in turns:
+            own = [next(left) for _ in range(turn.images)]
+            whole = "".join(f"{self.placeholders[kind][1]}\n" for kind in own) + turn.text
+            content = [{"type": kind} for kind in own] + [{"type": "text", "text": turn.text}]
+            messages.append({"role": turn.role, "content": content if parts else whole})
         if self._template is None:
-            return f"USER: {whole} ASSISTANT:"
-        content = [{"type": kind} for kind in media] + [{"type": "text", "text": question}]
-        message = {"role": "user", "content": content if parts else whole}
+            return _vicuna(messages)
         names = {
-            "messages": [message], "tools": None, "documents": None, "add_generation_prompt": True,
+            "messages": messages, "tools": None, "documents": None, "add_generation_prompt": True,
             **{name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
         }  # fmt: skip
         return render(self._template, names)
@@ -333,3 +401,17 @@ class PromptEncoder:
             f"the chat template of {self._name} cannot be used: {reason}; give the whole text with "
             "chat_template=False (--no-chat-template)"
         )
+
+
+def _vicuna(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Vicuna's format: what the system says, then turns; an answer ends with </s>."""
+    made = ""
+    for message in messages:
+        role, text = message["role"], message["content"]
+        if role == "system":
+            made += f"{text} "
+        elif role == "user":
+            made += f"USER: {text} "
+        else:
+            made += f"ASSISTANT: {text}</s>"
+    return f"{made}ASSISTANT:"

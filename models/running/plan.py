@@ -10,7 +10,7 @@ from resprune_jax.errors import CallError, shown
 from resprune_jax.models.families.base import Family, ImageLayout, Layouts, pad_rows
 from resprune_jax.models.prompts import buckets, budgets
 from resprune_jax.models.prompts.budgets import Keep
-from resprune_jax.models.prompts.chat import EncodedPrompt, PromptEncoder
+from resprune_jax.models.prompts.chat import Conversation, EncodedPrompt, PromptEncoder
 from resprune_jax.models.prompts.expansion import check_context, check_visual, expand, pad_batch
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.prompts import (
@@ -22,8 +22,10 @@ from resprune_jax.prompts import (
     noun_token_ids,
 )
 
-Questions = str | Sequence[str] | Sequence[Sequence[str]]
-"""A question, one a row, or several about each image."""
+Question = str | Conversation
+
+Questions = Question | Sequence[Question] | Sequence[Sequence[Question]]
+"""A question, one a row, or several about each image; each alone or behind a conversation."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Prompts:
         return np.zeros(count, np.int32) if images == 1 else np.arange(count, dtype=np.int32)
 
 
-def read_questions(prompts: Any, images: int) -> tuple[list[str], tuple[int, ...]]:
+def read_questions(prompts: Any, images: int) -> tuple[list[Question], tuple[int, ...]]:
     """The questions of a call, one after the other, and which row of images each is about.
 
     Args:
@@ -76,7 +78,7 @@ def read_questions(prompts: Any, images: int) -> tuple[list[str], tuple[int, ...
     Raises:
         CallError: no question, something else, or questions for another number of images.
     """
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | Conversation):
         prompts = [prompts]
     if not isinstance(prompts, list | tuple):
         if not (isinstance(prompts, np.ndarray) and prompts.ndim == 1):
@@ -104,7 +106,7 @@ def read_questions(prompts: Any, images: int) -> tuple[list[str], tuple[int, ...
         questions = [question for own in prompts for question in own]
         rows = tuple(row for row, own in enumerate(prompts) for _ in own)
     for number, question in enumerate(questions):
-        if not isinstance(question, str):
+        if not isinstance(question, str | Conversation):
             raise CallError(f"prompt {number} is no text: {shown(question)}")
     return list(questions), rows
 
@@ -147,7 +149,7 @@ class Plan:
 
 def read_prompts(
     encoder: PromptEncoder,
-    questions: list[str],
+    questions: Sequence[Question],
     media: list[tuple[str, ...]],
     *,
     text: TextSource | None,

@@ -52,7 +52,7 @@ def join(rows: Sequence[Row]) -> Encoded:
     """
     most = max(row.visual.valid.shape[1] for row in rows)
     size = buckets.batch_bucket(len(rows))
-    filled = [*rows, *rows[:1] * (size - len(rows))]
+    filled = [*rows, *[rows[0]] * (size - len(rows))]
 
     def together(name: str) -> Any:
         parts = [getattr(row.visual, name) for row in filled]

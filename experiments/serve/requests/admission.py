@@ -7,8 +7,9 @@ never be answered is refused here, one request by itself, before it could spoil 
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -27,6 +28,8 @@ from resprune_jax.models.api import LVLM
 from resprune_jax.models.families.base import ImageLayout
 from resprune_jax.models.images.files import open_bytes
 from resprune_jax.models.prompts import buckets
+from resprune_jax.models.prompts.budgets import Keep
+from resprune_jax.models.prompts.chat import Conversation, Turn
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.plan import Prompts, check_ceiling, check_lengths, planned
 
@@ -43,7 +46,7 @@ class Work:
 
     Attributes:
         asked: the request.
-        question: its text.
+        question: its last message, with those before it.
         options: of its call, resolved.
         words: tokens of its prompt beside the visual tokens.
         pictures: decoded, unless `row` is there.
@@ -55,7 +58,7 @@ class Work:
     """
 
     asked: Asked
-    question: str
+    question: Conversation
     options: CallOptions
     words: int
     pictures: list[Image.Image] = field(default_factory=list)
@@ -114,19 +117,20 @@ class Admission:
         asked = read(body, most_images=self.most_images)
         if asked.model != self.name:
             raise unknown_model(asked.model[:100], self.name)
-        if len(asked.messages) > 1:
-            raise wrong("one message of the user is answered here, not a conversation", "messages")
-        message = asked.messages[-1]
+        *before, last = asked.messages
+        turns = tuple(Turn(each.role, each.text, len(each.images)) for each in before)
+        question = Conversation(last.text, turns)
+        urls = [url for each in asked.messages for url in each.images]
         try:
             options = self._options(asked)
             method = self.lvlm.method_of(options)
         except ResPruneError as error:
             raise of_error(error) from None
-        work = Work(asked, message.text, options, 0)
+        work = Work(asked, question, options, 0)
         if method is not None:
             work.needs = frozenset(method.needs & ON_REQUEST)
             work.by_pixels = method.stage == "pixels"
-        layout = self._pictures(work, message.images, hold)
+        layout = self._pictures(work, urls, hold)
         try:
             kept = self._measure(work, method, layout)
         except ResPruneError as error:
@@ -147,21 +151,21 @@ class Admission:
                     f"unknown method {shown(method)}: choose one of {', '.join((*METHODS, 'none'))}"
                 )
             plain = CallOptions()
-            base = dataclasses.replace(base, **{name: getattr(plain, name) for name in OF_METHOD},
-                                       **({"keep": None} if method == "none" else {}),
-                                       method=method)  # fmt: skip
+            changed: dict[str, Any] = {name: getattr(plain, name) for name in OF_METHOD}
+            if method == "none":
+                changed["keep"] = None
+            base = dataclasses.replace(base, method=method, **changed)
         if "keep" in given:
             given["keep"] = parse_keep(given["keep"], "keep")
         for name in ("alpha", "tolerance"):
             value = given.get(name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not number:
                 raise CallError(f"{name} is a number, got {shown(value)}")
         drawn = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
         return dataclasses.replace(base, **given, rng_seed=drawn)
 
-    def _pictures(self, work: Work, urls: tuple[str, ...], hold: Hold) -> tuple[ImageLayout, ...]:
+    def _pictures(self, work: Work, urls: Sequence[str], hold: Hold) -> tuple[ImageLayout, ...]:
         """Look for the pictures in the cache, or decode them; what they will give."""
         if not urls:
             return ()
@@ -196,17 +200,16 @@ class Admission:
         """
         lvlm = self.lvlm
         context = lvlm.config.text.max_position_embeddings
-        if len(work.question) > context * LONGEST_TOKEN:
+        said = sum(len(message.text) for message in work.asked.messages)
+        if said > context * LONGEST_TOKEN:
             raise CallError(
-                f"the question has {len(work.question)} characters, beyond any that the model's"
-                f" context of {context} tokens holds"
+                f"the messages have {said} characters, beyond any that the model's context of"
+                f" {context} tokens holds"
             )
-        if not work.question.isprintable():
-            work.question.encode()
         media = tuple(image.media for image in layout)
         prompt = lvlm.encoder.encode(work.question, media)
         prompts = Prompts([prompt], [[]], "none", (0,))
-        budget = work.options.budgets(1) if layout else [None]
+        budget: list[Keep] = work.options.budgets(1) if layout else [None]
         if isinstance(method, DecoderMethod):
             budget = [None]
         beside = 0 if method is None else method.beside
@@ -230,7 +233,7 @@ class Admission:
         """Which requests can share a batch: one method, one way of drawing, alike in size."""
         options, total = work.options, sum(image.tokens for image in layout)
         assert options.max_new_tokens is not None
-        own = {"keep": None, "max_new_tokens": None, "rng_seed": 0}
+        own: dict[str, Any] = {"keep": None, "max_new_tokens": None, "rng_seed": 0}
         if method is not None and options.alpha is not None and has_alpha_of_rows(method):
             own["alpha"] = 0
         shared = dataclasses.replace(options, **own)
@@ -248,6 +251,5 @@ class Admission:
 def has_alpha_of_rows(method: Method) -> bool:
     """Whether each row of a batch may have an alpha of its own."""
     return any(
-        each.name == "alpha" and each.metadata.get("per_row")
-        for each in dataclasses.fields(method)  # type: ignore[arg-type]
+        each.name == "alpha" and each.metadata.get("per_row") for each in dataclasses.fields(method)
     )

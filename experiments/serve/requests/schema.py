@@ -14,6 +14,7 @@ from typing import Any
 
 from resprune_jax.errors import shown
 from resprune_jax.experiments.serve.telling.errors import wrong
+from resprune_jax.models.prompts.chat import Role
 
 EXTENSIONS = (
     *("keep", "method", "method_settings", "alpha", "aggregate", "nonnegative", "seed_rule"),
@@ -63,12 +64,12 @@ class Message:
     """A turn of the conversation.
 
     Attributes:
-        role: "system", "user" or "assistant".
+        role: who speaks; OpenAI's "developer" is the system.
         text: its text parts, a line each.
         images: the URLs of its pictures.
     """
 
-    role: str
+    role: Role
     text: str
     images: tuple[str, ...] = ()
 

@@ -170,8 +170,9 @@ class Chat:
 def _next(events: "asyncio.Queue[Part | End]", gone: "asyncio.Future[None]") -> Callable[[], Any]:
     async def next_() -> Part | End:
         coming = asyncio.ensure_future(events.get())
+        both: set[asyncio.Future[Any]] = {coming, gone}
         try:
-            await asyncio.wait({coming, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
                 return coming.result()
         finally:
