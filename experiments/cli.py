@@ -24,6 +24,7 @@ from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.bench import rules as bench_rules
 from resprune_jax.experiments.bench import selection as bench_selection
 from resprune_jax.experiments.bench.generation import command as bench_generate
+from resprune_jax.experiments.bench.serving import command as bench_serve
 from resprune_jax.experiments.bench.start import command as bench_start
 from resprune_jax.experiments.benchmark.run import command as benchmark
 from resprune_jax.experiments.common import Command, reason
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Command] = {
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),
     "bench rules": Command(bench_rules.RulesOptions, bench_rules.run),
     "bench generate": Command(bench_generate.GenerateOptions, bench_generate.run),
+    "bench serve": Command(bench_serve.ServeBenchOptions, bench_serve.run),
     "bench start": Command(bench_start.StartOptions, bench_start.run),
     "bench sweep": Command(bench_sweep.SweepBenchOptions, bench_sweep.run),
     "pocket train": Command(train.TrainOptions, train.run),

@@ -1,0 +1,1 @@
+"""What answering many clients together gives, over one after the other."""
