@@ -22,7 +22,7 @@ UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
-	test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint format clean
+	test-serve test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -32,6 +32,7 @@ help:
 	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
+	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
@@ -100,6 +101,7 @@ demo: setup
 
 test: setup-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu and not gpucompile and not harness"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not serve and not tpu and not triton and not gpu and not gpucompile"
 
 # What repeats a test of the above for one more family or engine, or goes further.
 test-deep: setup-test
@@ -119,6 +121,10 @@ test-newest:
 
 test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
+
+# One process: the tests of a session share a server.
+test-serve: setup-test
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m serve tests/experiments/serve
 
 test-memory: setup-test
 	$(BIN)/python -m resprune_jax.experiments.memory.loading

@@ -204,9 +204,12 @@ class Answerer:
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of these texts begins; None if none is there."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return min(places, default=None)
+    """Where the stop begins that is complete first; None if none is there.
+
+    Not the one that begins first: what follows must not change where a text was cut.
+    """
+    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
 
 
 def steady(text: str, stops: Sequence[str]) -> str:

@@ -107,9 +107,10 @@ def _host(given: str) -> str:
     except ValueError:
         parts, port = urlsplit("//"), None
     plain = parts.hostname and not parts.path and not parts.query and parts.username is None
-    if not plain or "*" in text:
+    if not plain or "*" in text or not text.isprintable() or " " in text:
         raise CallError(
             f"--allow-host {shown(given)} is no host: write a name such as images.example.org, or"
             " with a port images.example.org:8080"
         )
-    return f"{parts.hostname}:{port}" if port is not None else str(parts.hostname)
+    usual = port is None or port in _PORTS.values()
+    return str(parts.hostname) if usual else f"{parts.hostname}:{port}"
