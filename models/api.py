@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from resprune_jax.arguments import whole
 from resprune_jax.errors import one_of
 from resprune_jax.methods import VisualTokens
+from resprune_jax.models.prompts import buckets
 from resprune_jax.models.prompts.options import CallOptions, ImageAspect, takes_options
 from resprune_jax.models.running.compiling import compiling
 from resprune_jax.models.running.encoded import Encoded, Images, adopt, read_pictures, rows_of
@@ -25,7 +27,7 @@ from resprune_jax.models.running.generation import (
     first_rows,
     row_errors,
 )
-from resprune_jax.models.running.plan import Questions
+from resprune_jax.models.running.plan import Planned, Questions
 from resprune_jax.models.running.preparing import Announce, Preparer
 from resprune_jax.models.running.programs import EMPTY
 from resprune_jax.models.running.warm_up import Sizes, Step, warm_up
@@ -124,6 +126,7 @@ class LVLM(Preparer):
         options: CallOptions,
         announce: Announce | None = None,
         step: int = 8,
+        grain: int | None = None,
     ) -> Iterator[Generation]:
         """Answer as `generate` does, and tell after every few tokens what there is.
 
@@ -135,6 +138,9 @@ class LVLM(Preparer):
             images, prompts, options, announce: as for `generate`.
             step: tokens between two stops. Each stop costs the start of a program, and a shape that
                 goes beyond its first one a program more than `generate` compiles.
+            grain: prompts are padded to a multiple of so many tokens, words and kept visual tokens
+                together; default the buckets of both, which are wider and of fewer sizes. Prompts
+                that lose tokens inside the LLM keep to those.
 
         Returns:
             An iterator over `Generation`s; `done` says which rows have ended. The last one is what
@@ -143,7 +149,8 @@ class LVLM(Preparer):
         Raises:
             CallError, RunError: see `generate`.
         """
-        return self._answers(images, prompts, options, announce, whole("step", step))
+        grain = None if grain is None else whole("grain", grain)
+        return self._answers(images, prompts, options, announce, whole("step", step), grain)
 
     def _answers(
         self,
@@ -152,8 +159,16 @@ class LVLM(Preparer):
         options: CallOptions,
         announce: Announce | None,
         step: int | None = None,
+        grain: int | None = None,
     ) -> Iterator[Generation]:
         """What there is of the answers after every `step` tokens; None: all of them, once."""
+        kept: list[int] = []
+
+        def hear(plans: list[Planned]) -> None:
+            kept[:] = [plan.kept for plan in plans]
+            if announce is not None:
+                announce(plans)
+
         begin = time.perf_counter()
         ceiling = self.settings.ceiling(options)
         options = self.settings.resolve(options)
@@ -161,11 +176,15 @@ class LVLM(Preparer):
         with compiling() as compiled:
             call = self.prepare(
                 images, prompts, options, new_tokens=options.max_new_tokens, ceiling=ceiling,
-                announce=announce,
+                announce=hear if grain else announce,
             )  # fmt: skip
             jax.block_until_ready(call.visual)
         encoded = time.perf_counter() - begin
         plan = call.plan
+        if grain and call.schedule is None:
+            words = plan.valid[: plan.size].sum(axis=1) - plan.totals[: plan.size]
+            length = buckets.multiple(int((words + kept).max()), grain)
+            call = replace(call, plan=replace(plan, length=min(plan.length, length)))
         most = np.full(plan.size, options.max_new_tokens)
         if ceiling is not None:
             most = np.minimum(most, ceiling - plan.valid[: plan.size].sum(axis=1))

@@ -21,6 +21,9 @@ from resprune_jax.models.running.generation import Generation
 
 logger = logging.getLogger("resprune_jax")
 
+GRAIN = 64
+"""Prompts of a batch are padded to a multiple of so many tokens."""
+
 
 class Answerer:
     """Answers batches; the worker's thread alone calls it.
@@ -70,8 +73,9 @@ class Answerer:
         options = self._shared(works)
         made = None
         for made in self.lvlm.stream(
-            images, [work.question for work in works], options=options, step=self.step
-        ):
+            images, [work.question for work in works], options=options, step=self.step,
+            grain=GRAIN,
+        ):  # fmt: skip
             for at, job in enumerate(jobs):
                 if not job.over:
                     about = {"batch_rows": len(jobs), "image_cached": cached[at]}

@@ -241,8 +241,7 @@ class Admission:
             tuple((each.name, repr(getattr(shared, each.name)))
                   for each in dataclasses.fields(shared)),
             buckets.new_token_bucket(options.max_new_tokens),
-            buckets.length_bucket(work.words),
-            buckets.step(kept),
+            buckets.length_bucket(work.words + kept),
             buckets.image_bucket(total) if total else 0,
             work.needs,
         )  # fmt: skip

@@ -40,6 +40,20 @@ def test_stops_change_no_answer(lvlm: LVLM, photographs: list[Any], name: str) -
             assert one.done == full
 
 
+def test_a_grain_pads_less_and_changes_no_answer(lvlm: LVLM, photographs: list[Any]) -> None:
+    call = {"keep": [6, 3, None], "max_new_tokens": 4}
+    whole = lvlm.generate(photographs[:3], QUESTIONS, **call)
+    for grain in (16, 64, 1000):
+        told: list[Any] = []
+        *_, made = lvlm.stream(
+            photographs[:3], QUESTIONS, grain=grain, announce=told.extend, **call
+        )  # fmt: skip
+        assert made.texts == whole.texts and made.kept == whole.kept
+        assert [plan.kept for plan in told] == whole.kept
+    with pytest.raises(CallError, match="grain"):
+        lvlm.stream(photographs[0], QUESTIONS[0], grain=0)
+
+
 def test_whoever_has_enough_leaves(lvlm: LVLM, photographs: list[Any]) -> None:
     call = CALLS["rules"]
     stream = lvlm.stream(photographs[:3], QUESTIONS, max_new_tokens=40, step=2, **call)
