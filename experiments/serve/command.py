@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.common import (
     ChatOptions,
     ClipCheckpoint,
@@ -205,6 +205,7 @@ def run(options: ServeOptions) -> int:
     keys = check(options)
     call = options.call()
     from resprune_jax.experiments.serve.service import Service
+    from resprune_jax.experiments.serve.telling.errors import RequestError
     from resprune_jax.experiments.serve.web.server import listen
 
     with listen(options.host, options.port) as socket:
@@ -216,7 +217,10 @@ def run(options: ServeOptions) -> int:
             precision=options.precision, chat_template=options.template, clip=options.clip,
         )  # fmt: skip
         service = Service(lvlm, served_name(options), options, call, keys)
-        service.prepare()
+        try:
+            service.prepare()
+        except RequestError as error:
+            raise RunError(f"--warm-up: {error.message}") from None
         host, port = socket.getsockname()[:2]
         if not options.quiet:
             where = f"[{host}]" if ":" in host else host

@@ -1,19 +1,25 @@
 """A model with everything that serves it: cache, queue, worker, endpoints."""
 
+import base64
+import io
+import json
 import socket as sockets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from resprune_jax.experiments.serve.batches.answering import Answerer
-from resprune_jax.experiments.serve.batches.worker import Job, Worker
+from resprune_jax.experiments.serve.batches.worker import End, Job, Worker
 from resprune_jax.experiments.serve.command import ServeOptions, is_loopback, megabytes
 from resprune_jax.experiments.serve.pictures.cache import ImageCache
 from resprune_jax.experiments.serve.pictures.folder import Folder
 from resprune_jax.experiments.serve.pictures.remote import Remote
 from resprune_jax.experiments.serve.pictures.urls import Sources
 from resprune_jax.experiments.serve.requests.admission import Admission
-from resprune_jax.experiments.serve.requests.room import Room
+from resprune_jax.experiments.serve.requests.room import Hold, Room
 from resprune_jax.experiments.serve.telling.metrics import Metrics
 from resprune_jax.experiments.serve.web.app import application
 from resprune_jax.experiments.serve.web.chat import Chat, Limits
@@ -64,7 +70,7 @@ class Service:
             None if options.image_folder is None else Folder(options.image_folder),
             Remote(options.allow_host) if options.allow_host else None,
         )
-        admission = Admission(
+        self._admission = admission = Admission(
             lvlm, name, call, sources, self._cache,
             most_images=options.max_images, most_pixels=options.max_pixels,
         )  # fmt: skip
@@ -80,14 +86,34 @@ class Service:
     def prepare(self) -> None:
         """Load what the first request would load, and compile what was asked for."""
         call = self._call
-        pruned = call.keep is not None
-        if pruned and not call.keeps_all:
+        if call.keep is not None and not call.keeps_all:
             self.lvlm.extractor(call.tagger, strict=call.strict_nouns)
-        if self._options.warm_up:
-            self.lvlm.warm_up(
-                self.lvlm.family.usual_sizes(self.lvlm.config), options=call,
-                batch_sizes=self._options.warm_up,
-            )  # fmt: skip
+        heights: dict[int, tuple[int, int]] = {}
+        for size in self.lvlm.family.usual_sizes(self.lvlm.config):
+            heights.setdefault(self.lvlm.family.layout(*size).tokens, size)
+        for rows in self._options.warm_up:
+            for height, width in heights.values():
+                self._compile(rows, height, width)
+
+    def _compile(self, rows: int, height: int, width: int) -> None:
+        """Answer a batch of blank pictures, with a stop behind every token.
+
+        Raises:
+            RequestError: what requests of this kind will fail with.
+        """
+        answerer = Answerer(self.lvlm, ImageCache(0), Metrics(), step=1)
+        jobs: list[Job] = []
+        ends: list[Any] = []
+        with Hold(Room(2**62)) as hold:
+            for row in range(rows):
+                pixels = np.full((height, width, 3), row % 256, np.uint8)
+                pixels[0, 0, 0] = row // 256
+                key, work = self._admission.admit(blank(self.name, pixels), hold)
+                jobs.append(Job(key, ends.append, work))
+            answerer(jobs)
+        for end in ends:
+            if isinstance(end, End) and end.error is not None:
+                raise end.error
 
     def serve(self, socket: sockets.socket) -> int:
         """Answer until a signal says to end, and then what was accepted.
@@ -141,3 +167,15 @@ class Service:
             "image_cache_hits": ("Images found there.", lambda: self._cache.hits),
             "image_cache_misses": ("Images not found there.", lambda: self._cache.misses),
         })  # fmt: skip
+
+
+def blank(model: str, pixels: np.ndarray) -> bytes:
+    """A request about a picture, as they are expected to come."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    url = "data:image/bmp;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": "What is in the picture? Answer with a word."},
+    ]
+    return json.dumps({"model": model, "messages": [{"role": "user", "content": content}]}).encode()

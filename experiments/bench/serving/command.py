@@ -86,7 +86,7 @@ def bodies(options: ServeBenchOptions, model: str) -> list[bytes]:
 
     made = []
     # Every scene has a question of each kind: take another kind of each next scene.
-    examples = {}
+    examples: dict[str, list[Any]] = {}
     for example in scene_examples("test", scenes=options.clients):
         examples.setdefault(example.cluster, []).append(example)
     for number, own in enumerate(islice(examples.values(), options.clients)):
@@ -190,7 +190,7 @@ def report_of(
     options: ServeBenchOptions, alone: Sequence[Round], together: Sequence[Round]
 ) -> dict[str, Any]:
     """The figures of both sides, as plain data."""
-    sides = {}
+    sides: dict[str, Any] = {}
     for name, rounds in (("one after the other", alone), ("together", together)):
         seconds = [each.seconds for each in rounds]
         latencies = sorted(latency for each in rounds for latency in each.latencies)
