@@ -1,9 +1,12 @@
 """A model with everything that serves it: cache, queue, worker, endpoints."""
 
 import base64
+import contextlib
 import io
 import json
+import os
 import socket as sockets
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -128,7 +131,14 @@ class Service:
         finally:
             done = self._worker.close(0 if server.force_exit else 10)
             self._pool.shutdown(wait=False, cancel_futures=True)
-        return 0 if done and not server.force_exit else 1
+            if not done:
+                # The model's thread is inside a program that nothing interrupts; Python's own end
+                # beside it aborts.
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(Exception):
+                        stream.flush()
+                os._exit(1)
+        return 1 if server.force_exit else 0
 
     def _watch(self, jobs: Any) -> None:
         self._metrics.batches.inc()

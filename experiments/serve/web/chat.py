@@ -12,7 +12,12 @@ from typing import Any
 from resprune_jax.experiments.serve.batches.worker import End, Job, Part, Worker
 from resprune_jax.experiments.serve.requests.admission import Admission, Work
 from resprune_jax.experiments.serve.requests.room import Hold, Room
-from resprune_jax.experiments.serve.telling.errors import RequestError, of_error, timed_out
+from resprune_jax.experiments.serve.telling.errors import (
+    RequestError,
+    closing,
+    of_error,
+    timed_out,
+)
 from resprune_jax.experiments.serve.telling.metrics import Metrics
 from resprune_jax.experiments.serve.telling.replies import Reply, encode, event
 from resprune_jax.experiments.serve.web.asgi import (
@@ -91,8 +96,8 @@ class Chat:
             except RequestError as refusal:
                 unread = receive if stage == "body" and refusal.status != 408 else None
                 await self._refused(refusal, counted, unread)
-            except asyncio.CancelledError:
-                raise
+            except asyncio.CancelledError:  # the server is made to end at once
+                await self._refused(closing(), counted, None)
             except Exception as error:
                 logger.error("a request failed: unexpected %s: %s", type(error).__name__, error)
                 logger.debug("it failed here", exc_info=True)
