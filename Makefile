@@ -8,6 +8,8 @@ TORCH = torch==2.13.0
 # Named, because other tests cannot be collected without torch.
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
 GPU_TESTS = tests/experiments/compile_check/test_gpu_compiler.py
+# Markers of tests that have targets of their own.
+ELSEWHERE = deep or exact or serve or harness or browser or tpu or triton or gpu or gpucompile
 # Without torch, in all less than three minutes, and every dependency at work in one of them.
 KERNELS = tests/engines/test_pallas.py
 TRAINING = tests/experiments/pocket/test_pocket_training.py
@@ -100,8 +102,7 @@ demo: setup
 	$(BIN)/resprune demo --out demo
 
 test: setup-test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu and not gpucompile and not harness"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not serve and not tpu and not triton and not gpu and not gpucompile"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(ELSEWHERE))"
 
 # What repeats a test of the above for one more family or engine, or goes further.
 test-deep: setup-test
