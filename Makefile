@@ -20,11 +20,13 @@ CORE_TESTS = tests/core tests/models/checkpoint/test_hub.py tests/models/prompts
 	$(KERNELS)::test_the_gpu_kernel_lowers_to_one_triton_launch \
 	$(KERNELS)::test_questions_about_one_image_share_its_gram_matrix
 TRITON = triton==3.5.0
+LMMS_EVAL = lmms-eval==0.7.3
 UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-serve test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint format clean
+	test-tpu test-gpu-compile gpu-check-all test-triton test-harness test-gpu test-attacks lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -40,6 +42,7 @@ help:
 	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
 	@echo "make gpu-check-all  every model and selection engine for H100, H200 and A100, as JSON in gpu-check/ (long)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
+	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
 	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
 	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
@@ -83,6 +86,15 @@ $(VENV)-tpu/.triton: $(VENV)-tpu/.tpu
 # Likewise: with the plug-in installed, JAX looks for a GPU.
 $(VENV)-gpu/.gpu: pyproject.toml locks/gpu.txt
 	$(call from_lock,$(VENV)-gpu,locks/gpu.txt)
+	@touch $@
+
+# torch first, as below .test; lmms-eval without what other models need (locks/harness.in says more).
+$(VENV)-harness/.harness: pyproject.toml locks/harness.txt .ci/torch.py Makefile
+	test -x $(VENV)-harness/bin/python || $(PYTHON) -m venv $(VENV)-harness
+	$(VENV)-harness/bin/python .ci/torch.py $(TORCH)
+	$(VENV)-harness/bin/python -c "import torch" || { echo "lmms-eval needs torch" >&2; exit 1; }
+	$(call from_lock,$(VENV)-harness,locks/harness.txt)
+	$(VENV)-harness/bin/python -m pip install --quiet --no-deps $(LMMS_EVAL)
 	@touch $@
 
 $(VENV)-oldest/.core: pyproject.toml locks/oldest.txt
@@ -149,6 +161,9 @@ gpu-check-all: $(VENV)-gpu/.gpu
 test-triton: $(VENV)-tpu/.triton
 	JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m triton -s tests/engines/test_pallas_triton.py
 
+test-harness: $(VENV)-harness/.harness
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(VENV)-harness/bin/python -m pytest -m harness tests/harness
+
 # Into the environment belongs the JAX of the GPU, which no lock for every machine can hold:
 # .venv/bin/python -m pip install "jax[cuda13]==<the version that is there>".
 test-gpu: setup-test
@@ -167,6 +182,8 @@ lock: $(VENV)-lock/.uv
 	$(COMPILE) --extra build -c locks/test.txt -o locks/run.txt
 	$(COMPILE) --extra test --extra tpu -c locks/test.txt -o locks/tpu.txt
 	$(COMPILE) --extra test --extra gpu-check -c locks/test.txt -o locks/gpu.txt
+	$(COMPILE) --extra build locks/harness.in -c locks/test.txt --override locks/no-torch.in \
+		--no-emit-package torch -o locks/harness.txt
 	$(COMPILE) --extra test --resolution lowest-direct -o locks/oldest.txt
 
 lint: setup-test
@@ -179,5 +196,5 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,6 +30,7 @@ from resprune_jax.experiments.benchmark.run import command as benchmark
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
+from resprune_jax.experiments.harness import command as lmms_eval_tasks
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(demo.DemoOptions, demo.run),
     "serve": Command(serve.ServeOptions, serve.run),
     "warm-up": Command(warm_up.WarmUpOptions, warm_up.run),
+    "lmms-eval-tasks": Command(lmms_eval_tasks.TasksOptions, lmms_eval_tasks.run),
     "tpu-check": Command(tpu_check.TpuCheckOptions, tpu_check.run),
     "gpu-check": Command(gpu_check.GpuCheckOptions, gpu_check.run),
     "bench selection": Command(bench_selection.SelectionOptions, bench_selection.run),

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from resprune_jax.errors import RunError
 from resprune_jax.experiments.common import make_folder
@@ -65,9 +65,8 @@ class Journal:
         self._known: dict[str, Answer] = {}
         try:
             whole = self._read()
-            self._file: BinaryIO = self.path.open("r+b" if self.path.exists() else "w+b")
-            self._file.truncate(whole)
-            self._file.seek(whole)
+            if self.path.exists():
+                os.truncate(self.path, whole)
             if not whole:
                 self._write([{"settings": json.loads(told)}])
         except OSError as error:
@@ -93,17 +92,14 @@ class Journal:
             raise RunError(f"{self.path} cannot be written: {error.strerror}") from error
         self._known.update(new)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def _write(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
             return
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self._file.write(lines.encode("utf-8", "surrogatepass"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self.path.open("ab") as file:
+            file.write(lines.encode("utf-8", "surrogatepass"))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _read(self) -> int:
         """Read what is there; returns the bytes of its whole lines."""

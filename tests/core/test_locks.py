@@ -19,6 +19,7 @@ PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 LOCKS = {
     "run": ["build"], "test": ["build", "test", "video"], "oldest": ["build", "test", "video"],
     "tpu": ["build", "test", "video"], "gpu": ["build", "test", "video", "gpu-check"],
+    "harness": ["build"],
 }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_what_is_installed_to_run_is_what_the_tests_ran_with(python: str) -> Non
     tested = pins("test", python)
     for name, pin in pins("run", python).items():
         assert tested[name] == pin
-    for lock in ("tpu", "gpu"):
+    for lock in ("tpu", "gpu", "harness"):
         for name, pin in pins(lock, python).items():
             assert tested.get(name, pin) == pin
     # The GPU's compiler is a plug-in of the very same JAX.
