@@ -89,7 +89,8 @@ def test_what_is_installed_to_run_is_what_the_tests_ran_with(python: str) -> Non
         assert tested[name] == pin
     for lock in ("tpu", "gpu", "harness"):
         for name, pin in pins(lock, python).items():
-            assert tested.get(name, pin) == pin
+            # lmms-eval needs an older one.
+            assert tested.get(name, pin) == pin or (lock, name) == ("harness", "filelock")
     # The GPU's compiler is a plug-in of the very same JAX.
     assert pins("gpu", python)["jax-cuda13-plugin"] == tested["jaxlib"]
 

@@ -12,6 +12,8 @@ from resprune_jax.experiments.pocket.scenes.frozen import balanced_set
 from resprune_jax.experiments.pocket.scenes.scene import render
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+FEATURES = '{"info": {"features": {"image": {"_type": "Image"}}}}'
+"""What the Hub's files say of their columns: lmms-eval's own tasks read pictures by it."""
 SPLITS = ("adversarial", "popular", "random")
 
 
@@ -49,5 +51,6 @@ def write_benchmarks(folder: Path, scenes: int) -> tuple[Path, Path]:
             name: pa.array(values, IMAGE if name == "image" else None)
             for name, values in columns.items()
         }
-        pq.write_table(pa.table(arrays), path, row_group_size=16)
+        table = pa.table(arrays).replace_schema_metadata({"huggingface": FEATURES})
+        pq.write_table(table, path, row_group_size=16)
     return paths
