@@ -25,7 +25,7 @@ FIGURES = {
         "f1/mean", "f1", "accuracy/mean", "accuracy", "precision", "recall", "yes ratio",
     ),
     "mme": ("sum", "perception", "cognition"),
-    "mmbench-en": ("accuracy", "rows", "undecided"),
+    "mmbench-en": ("accuracy", "plain", "undecided"),
     "mm-vet": ("answered",),
 }  # fmt: skip
 """What each task reports, as `scoring.aggregate` calls it; MM-Vet's is how many rows say anything,
