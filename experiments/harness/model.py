@@ -159,7 +159,7 @@ class ResPrune(lmms):
             number += 1
         return said
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """Refuse: lmms-eval 0.7.3 gives no such request to a chat model.
 
         Raises:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from lmms_eval.api.instance import GenerationResult
+
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.harness.likelihood import Continued, losses
 from resprune_jax.experiments.harness.model import ResPrune
@@ -16,22 +18,38 @@ from resprune_jax.experiments.harness.requests import (
 from resprune_jax.experiments.progress import compiles, progress
 
 
+class _Pair(tuple[float, bool]):
+    """(loss, whether it is the likeliest), which the response cache cannot keep."""
+
+    def strip(self) -> NoReturn:
+        """Called where the cache looks whether a text is empty.
+
+        Raises:
+            CallError: always.
+        """
+        raise CallError(
+            "the response cache of lmms-eval 0.7.3 gives log-likelihoods back as text, which it"
+            " cannot score: leave --use_cache out of this task"
+        )
+
+
 class ResPruneSimple(ResPrune):
     """Takes a context and a list of images in place of messages."""
 
     is_simple = True
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """The loss of continuations, as lmms-eval's multiple-choice tasks compare it.
 
         lmms-eval 0.7.3 takes the smallest of these numbers for the best (its own models return the
-        loss too), so this is the mean negative log-likelihood, not its negative.
+        loss too), so this is the mean negative log-likelihood, not its negative. A plain pair it
+        makes a text of before it scores it; as the text of a result it stays what it is.
 
         Args:
             requests: (context, continuation or a function of the row, images, row, task, split).
 
         Returns:
-            (loss, whether greedy decoding would say the same) a request.
+            (loss, whether greedy decoding would say the same) a request, as results.
 
         Raises:
             CallError: see `losses`; a context without text.
@@ -42,7 +60,7 @@ class ResPruneSimple(ResPrune):
                 rows = [self._continued(request) for request in requests[at : at + self.batch_size]]
                 found += losses(self.lvlm, self.arguments.options, rows)
                 step(len(rows))
-        return found
+        return [GenerationResult(_Pair(pair)) for pair in found]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
         """Refuse: rounds are messages.

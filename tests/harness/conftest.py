@@ -16,7 +16,7 @@ import yaml
 from resprune_jax.experiments.words import OWN, version_of
 from tests.harness.scenes import write_benchmarks
 
-SCENES = 16
+SCENES = 12
 ARGUMENTS = f"pretrained=pocket,version={version_of(OWN)},dtype=float32,tagger=lexicon"
 QUIET = {
     "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
