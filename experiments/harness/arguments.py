@@ -77,9 +77,15 @@ class ModelArguments:
 def known() -> dict[str, str]:
     """Every argument and what it means, as the documents list them."""
     calls = {
-        name: f"{own.metadata['help']} Default {own.metadata['unset'] or own.default}."
+        # One value here is for every row.
+        name: f"{own.metadata['help'].replace(', for all rows or for each', '')} Default"
+        f" {own.metadata['unset'] or own.default}."
         for name, own in call_arguments().items()
     }
+    calls["keep"] = (
+        "Visual tokens to keep: a count, a ratio in (0, 1) of the image's own number, or full for"
+        " every one. Default full."
+    )
     return {**LOADING, **calls, **RUNNING}
 
 

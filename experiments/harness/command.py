@@ -67,7 +67,7 @@ def write(options: TasksOptions) -> str:
     Raises:
         CallError, RunError: see `run`.
     """
-    from resprune_jax.experiments.benchmark.data import open_benchmark
+    from resprune_jax.experiments.benchmark.run.data import open_benchmark
 
     opened = open_benchmark(
         options.name, options.data, images=options.images, ocr_line=options.ocr_line

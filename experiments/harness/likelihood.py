@@ -31,9 +31,7 @@ class Continued:
     continuation: str
 
 
-def losses(
-    lvlm: Any, options: CallOptions, rows: Sequence[Continued]
-) -> list[tuple[float, bool]]:
+def losses(lvlm: Any, options: CallOptions, rows: Sequence[Continued]) -> list[tuple[float, bool]]:
     """The mean negative log-likelihood of each continuation's tokens.
 
     Args:
@@ -54,9 +52,7 @@ def losses(
             " part in the choice: log-likelihoods are of methods in front of the LLM"
         )
     images: Any = [list(row.content.images) or None for row in rows]
-    encoded = lvlm.encode(
-        images, image_aspect=options.image_aspect, needs=_needs(method)
-    )
+    encoded = lvlm.encode(images, image_aspect=options.image_aspect, needs=_needs(method))
     call = lvlm.prepare(encoded, [row.content.text for row in rows], options, new_tokens=0)
     longer, counts = [], []
     for prompt, row in zip(call.prompts.encoded, rows, strict=True):
@@ -112,7 +108,10 @@ def _continued(encoder: PromptEncoder, prompt: EncodedPrompt, row: Continued) ->
             ids=np.concatenate([prompt.ids, ids]),
             pieces=(*prompt.pieces, *encoder.tokenizer.convert_ids_to_tokens(ids.tolist())),
             offsets=np.concatenate(
-                [prompt.offsets, np.asarray(tokens["offset_mapping"], np.int32).reshape(-1, 2) + start]
+                [
+                    prompt.offsets,
+                    np.asarray(tokens["offset_mapping"], np.int32).reshape(-1, 2) + start,
+                ]
             ),
         )
     if len(full.ids) == count:

@@ -36,7 +36,7 @@ def said(content: bytes) -> list[str]:
 
 def pictures(home: Home, task: str) -> list[Any]:
     """The pictures of a task's rows."""
-    from resprune_jax.experiments.benchmark.data import open_benchmark
+    from resprune_jax.experiments.benchmark.run.data import open_benchmark
 
     name = task.removeprefix("resprune_")
     opened = open_benchmark(name, str(home.tasks / f"{name}.parquet"))
@@ -65,7 +65,7 @@ def test_answers_are_those_of_the_model_asked_one_by_one(
 def test_scores_are_those_of_resprune_benchmark(
     task: str, home: Home, runs: str, model: Any
 ) -> None:
-    from resprune_jax.experiments.benchmark.answers import read_answers
+    from resprune_jax.experiments.benchmark.run.answers import read_answers
     from resprune_jax.experiments.cli import main
     from resprune_jax.experiments.harness.tasks.functions import FIGURES, plain
 
@@ -104,7 +104,9 @@ def test_the_response_cache_gives_old_answers_to_the_same_call_alone(home: Home,
 
 
 def test_a_run_that_was_killed_goes_on_and_gives_the_same_file(home: Home, runs: str) -> None:
-    config = configuration(home, "killed", more="keep=0.25,resume=finished", use_cache="killed-cache")
+    config = configuration(
+        home, "killed", more="keep=0.25,resume=finished", use_cache="killed-cache"
+    )
     log = home.folder / "killed.log"
     process = started(home, [config], log)
     journal = home.folder / "finished"
@@ -194,6 +196,7 @@ def test_until_ends_an_answer_and_batches_are_ragged(home: Home, model: Any) -> 
 
 def test_likelihoods_are_those_of_the_logits(home: Home, model: Any) -> None:
     import jax
+
     from resprune_jax.experiments.harness.likelihood import Continued, losses
     from resprune_jax.experiments.harness.requests import Content
     from resprune_jax.models.prompts.options import CallOptions

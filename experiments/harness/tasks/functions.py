@@ -71,7 +71,7 @@ def _pictures(
     Raises:
         RunError: the data are not those that the task file was written for.
     """
-    from resprune_jax.experiments.benchmark.data import open_benchmark
+    from resprune_jax.experiments.benchmark.run.data import open_benchmark
 
     opened = open_benchmark(
         name, data, images=None if images is None else Path(images), ocr_line=ocr_line
@@ -101,9 +101,7 @@ def _figure(name: str, figure: str, verdicts: Sequence[Mapping[str, Any]]) -> fl
 PARTS: dict[str, Part] = {"images": Part("images", _images)}
 """By the name that task files give."""
 for _name in NAMES:
-    PARTS[f"{plain(_name)}_judged"] = Part(
-        f"{_name} verdict", functools.partial(_judged, _name)
-    )
+    PARTS[f"{plain(_name)}_judged"] = Part(f"{_name} verdict", functools.partial(_judged, _name))
     for _one in FIGURES[_name]:
         PARTS[f"{plain(_name)}_{plain(_one)}"] = Part(
             f"{_name} {_one}", functools.partial(_figure, _name, _one)

@@ -77,7 +77,12 @@ def test_every_question_gets_its_own_answer_and_pictures_are_shared() -> None:
 
 def test_questions_that_are_drawn_otherwise_run_apart_and_by_seeds_of_their_own() -> None:
     lvlm = FakeLVLM()
-    asked = [ask(1, "a"), ask(1, "b", temperature=0.5), ask(1, "c"), ask(1, "b", 1, temperature=0.5)]
+    asked = [
+        ask(1, "a"),
+        ask(1, "b", temperature=0.5),
+        ask(1, "c"),
+        ask(1, "b", 1, temperature=0.5),
+    ]
     found = answers(lvlm, asked)
     assert [each.text for each in found] == ["1 a", "1 b", "1 c", "1 b"]
     (_, greedy, first), (_, drawn, second) = lvlm.calls
