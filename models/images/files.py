@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from resprune_jax.arguments import array_of
 from resprune_jax.errors import CallError, ResPruneError, RunError
@@ -50,7 +50,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Filters for warnings belong to the whole process: one thread at a time may change them.
+# Filters for warnings belong to the whole process, and so does how strict Pillow is: one thread at a
+# time may change them.
 _FILTERS = threading.Lock()
 
 
@@ -298,7 +299,7 @@ def _range(image: Image.Image, values: np.ndarray, name: str) -> tuple[float, fl
 def _reading(name: str) -> Iterator[None]:
     """Turn whatever Pillow raises into one line about `name`, and keep its warnings in."""
     try:
-        with _FILTERS, warnings.catch_warnings():
+        with _FILTERS, warnings.catch_warnings(), _strictly():
             warnings.simplefilter("ignore")
             yield
     except ResPruneError:
@@ -313,6 +314,19 @@ def _reading(name: str) -> Iterator[None]:
     except Exception as problem:  # decoders raise anything on broken bytes
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise RunError(f"{name} cannot be read, it may be corrupt: {reason}") from problem
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Let Pillow refuse what is cut short, whatever another library in this process told it.
+
+    lmms-eval tells it to fill with grey what is missing of a picture.
+    """
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _formats() -> list[str]:

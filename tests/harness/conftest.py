@@ -120,14 +120,14 @@ def configuration(home: Home, name: str, **given: Any) -> dict[str, Any]:
 def runs(home: Home) -> str:
     """Every run that needs no process of its own; returns what they printed.
 
-    "first" asks, "again" asks the same with the same response cache, "more" keeps more tokens;
-    "choice" and "rounds" are of lmms-eval's other kinds; "wrong" has an argument that there is not.
+    "first" asks, "again" asks the same with the same response cache, "more" keeps more tokens
+    (of POPE alone); "choice" and "rounds" are of lmms-eval's other kinds; "wrong" has an argument that there is not.
     """
     cache = {"use_cache": str(home.folder / "cache")}
     configs = [
         configuration(home, "first", **cache),
         configuration(home, "again", **cache),
-        configuration(home, "more", more="keep=0.5", **cache),
+        configuration(home, "more", more="keep=0.5", tasks="resprune_pope", **cache),
         configuration(home, "choice", tasks="pocket_choice", force_simple=True),
         configuration(home, "rounds", tasks="pocket_rounds"),
         configuration(home, "wrong", more="keap=0.5"),

@@ -95,6 +95,21 @@ def test_an_open_image_whose_file_is_truncated(tmp_path: Path) -> None:
         open_image(opened)
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_another_library_that_makes_pillow_lenient_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, share: float
+) -> None:
+    """lmms-eval does: what is missing would be grey."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    content = saved(LARGE, form)
+    path = tmp_path / "half"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(RunError, match="half'"):
+        open_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # theirs again
+
+
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path) -> None:
         raise PermissionError(13, "Permission denied")
