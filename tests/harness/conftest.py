@@ -121,7 +121,8 @@ def runs(home: Home) -> str:
     """Every run that needs no process of its own; returns what they printed.
 
     "first" asks, "again" asks the same with the same response cache, "more" keeps more tokens
-    (of POPE alone); "choice" and "rounds" are of lmms-eval's other kinds; "wrong" has an argument that there is not.
+    (of POPE alone); "choice" and "rounds" are of lmms-eval's other kinds; "wrong" has an argument
+    that there is not.
     """
     cache = {"use_cache": str(home.folder / "cache")}
     configs = [

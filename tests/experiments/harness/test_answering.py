@@ -145,6 +145,21 @@ def test_a_run_goes_on_where_it_was_and_in_the_same_batches(tmp_path: Path) -> N
     assert len(other.calls) == 3
 
 
+def test_a_batch_that_is_partly_answered_runs_whole_and_keeps_what_was_there(
+    tmp_path: Path,
+) -> None:
+    asked = [ask(n, f"q{n}") for n in range(6)]
+    answers(FakeLVLM(), asked[:2], journal=Journal(tmp_path, {}))
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text().replace("1 q1", "as before"))
+    lvlm = FakeLVLM()
+    found = answers(lvlm, asked, journal=Journal(tmp_path, {}))
+    texts = ["0 q0", "as before", "2 q2", "3 q3", "4 q4", "5 q5"]
+    assert [each.text for each in found] == texts
+    assert [len(own) for _, own, _ in lvlm.calls] == [4, 2]
+    assert len(path.read_text().splitlines()) == 7
+
+
 def test_what_was_answered_is_told_apart_by_all_that_decides_it(tmp_path: Path) -> None:
     base = ask(1, "q")
     answers(FakeLVLM(), [base], journal=Journal(tmp_path, {}))
