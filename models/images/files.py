@@ -50,8 +50,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Filters for warnings and how strict Pillow is belong to the whole process: one thread at a time may
-# change them.
+# Filters for warnings and how strict Pillow is belong to the whole process: one thread at a time
+# may change them.
 _FILTERS = threading.Lock()
 
 
