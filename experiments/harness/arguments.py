@@ -16,7 +16,15 @@ from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.experiments.common import DType, check_file, parse_keep
 from resprune_jax.experiments.words import OWN, version_of
-from resprune_jax.models.prompts.options import CallOptions, PromptOptions, PruneOptions
+from resprune_jax.models.prompts.options import (
+    CallOptions,
+    ImageAspect,
+    PromptOptions,
+    PruneOptions,
+)
+
+AUTO = "auto"
+"""How pictures are prepared where nothing is said: as `resprune benchmark` does."""
 
 LOADING = {
     "pretrained": "Checkpoint folder, Hub id, or pocket for the model that comes with this package."
@@ -65,12 +73,14 @@ class ModelArguments:
         pretrained: the checkpoint.
         loading: keywords of `load_model` that were given.
         options: of every call; a task adds how tokens are drawn.
+        aspect: how pictures are prepared; None as the model's authors do.
         resume: a folder for finished answers, or None.
     """
 
     pretrained: str
     loading: dict[str, Any]
     options: CallOptions
+    aspect: ImageAspect | None
     resume: Path | None
 
 
@@ -85,6 +95,10 @@ def known() -> dict[str, str]:
     calls["keep"] = (
         "Visual tokens to keep: a count, a ratio in (0, 1) of the image's own number, or full for"
         " every one. Default full."
+    )
+    calls["image_aspect"] = (
+        "How pictures are prepared: auto (as the model's authors do in their benchmarks, who pad"
+        " LLaVA-1.5's to a square), processor (as the checkpoint says) or pad. Default auto."
     )
     return {**LOADING, **calls, **RUNNING}
 
@@ -125,13 +139,21 @@ def read(given: Mapping[str, Any]) -> ModelArguments:
         values["keep"] = parse_keep(values["keep"], "keep")
     if "method_settings" in values:
         values["method_settings"] = _settings(values["method_settings"])
+    aspect = values.pop("image_aspect", AUTO)
+    one_of("image_aspect", aspect, (AUTO, *get_args(ImageAspect)))
     options = CallOptions(**values)
     if options.keeps_all and options.keep is not None:
         raise CallError(
             f"keep={options.keep} has no meaning with method=none, which keeps every token: drop"
             " one"
         )
-    return ModelArguments(pretrained, loading, options, None if resume is None else Path(resume))
+    return ModelArguments(
+        pretrained,
+        loading,
+        options,
+        None if aspect == AUTO else aspect,
+        None if resume is None else Path(resume),
+    )
 
 
 def _plain(name: str, value: Any) -> Any:

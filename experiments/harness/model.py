@@ -7,6 +7,7 @@ lmms-eval. This module is imported by lmms-eval alone.
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,13 +68,13 @@ class ResPrune(lmms):
         use_compilation_cache()
         _check_device(device)
         self.lvlm = self._load(self.arguments)
-        self.lvlm.method_of(self.arguments.options)  # a method that cannot run says so before data
+        aspect = self.arguments.aspect or self.lvlm.family.trained_aspect
+        self.options = replace(self.arguments.options, image_aspect=aspect)
+        self.lvlm.method_of(self.options)  # a method that cannot run says so before data
         journal = None
         if self.arguments.resume is not None:
             journal = Journal(self.arguments.resume, self._settings(size))
-        self._answering = Answering(
-            self.lvlm, self.arguments.options, batch_size=size, journal=journal
-        )
+        self._answering = Answering(self.lvlm, self.options, batch_size=size, journal=journal)
         self.batch_size = size
 
     def _load(self, arguments: ModelArguments) -> Any:
@@ -90,7 +91,7 @@ class ResPrune(lmms):
             "checkpoint": fingerprint(self.lvlm.path),
             **{name: value for name, value in own.loading.items() if name != "chat_template"},
             "template": None if template is None else Path(template).read_text(encoding="utf-8"),
-            "options": repr(own.options),
+            "options": repr(self.options),
             "batch_size": batch_size,
             "packages": {name: version_of(name) for name in PACKAGES},
         }

@@ -58,7 +58,7 @@ class ResPruneSimple(ResPrune):
         with progress("requests", len(requests)) as step, compiles(beside=True):
             for at in range(0, len(requests), self.batch_size):
                 rows = [self._continued(request) for request in requests[at : at + self.batch_size]]
-                found += losses(self.lvlm, self.arguments.options, rows)
+                found += losses(self.lvlm, self.options, rows)
                 step(len(rows))
         return [GenerationResult(_Pair(pair)) for pair in found]
 

@@ -74,7 +74,7 @@ def started(home: Home, configs: list[dict[str, Any]], log: Path) -> subprocess.
 
 def finished(process: subprocess.Popen[bytes], log: Path) -> str:
     """Wait for it; returns what it printed."""
-    status = process.wait(timeout=400)
+    status = process.wait(timeout=900)
     said = log.read_text(encoding="utf-8")
     assert status == 0, said
     return said

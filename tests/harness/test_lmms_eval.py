@@ -206,21 +206,20 @@ def test_likelihoods_are_those_of_the_logits(home: Home, model: Any) -> None:
     asked = [Content((images[n],), rows[n]["prompt"]) for n in picked]
     ends = [" yes", " red", " two circles", " 7"]
     got = losses(lvlm, CallOptions(), [Continued(*pair) for pair in zip(asked, ends, strict=True)])
-    for content, end, (loss, greedy) in zip(asked, ends, got, strict=True):
-        prompt = lvlm.encoder.encode(content.text)
-        logits, valid = lvlm.logits(content.images[0], prompt.text + end, chat_template=False)
-        ids = lvlm.encoder.encode(prompt.text + end, chat_template=False).ids
-        count = len(ids) - len(prompt.ids)
-        last = int(np.asarray(valid[0]).sum())
-        logs = np.asarray(jax.nn.log_softmax(logits[0, last - count - 1 : last - 1]))
+    prompts = [lvlm.encoder.encode(content.text) for content in asked]
+    texts = [prompt.text + end for prompt, end in zip(prompts, ends, strict=True)]
+    shown = [content.images[0] for content in asked]
+    logits, valid = lvlm.logits(shown, texts, chat_template=False)
+    for place, (loss, greedy) in enumerate(got):
+        ids = lvlm.encoder.encode(texts[place], chat_template=False).ids
+        count = len(ids) - len(prompts[place].ids)
+        last = int(np.asarray(valid[place]).sum())
+        logs = np.asarray(jax.nn.log_softmax(logits[place, last - count - 1 : last - 1]))
         want = -np.mean([logs[n, token] for n, token in enumerate(ids[-count:])])
         assert loss == pytest.approx(want, abs=1e-4)
         assert greedy == (logs.argmax(axis=-1) == ids[-count:]).all()
     # Pruned, what the model says is what it finds likeliest.
     options = CallOptions(keep=0.25, tagger="lexicon")
-    texts = [
-        lvlm.generate(content.images[0], content.text, options=options).texts[0]
-        for content in asked
-    ]
+    texts = lvlm.generate(shown, [content.text for content in asked], options=options).texts
     own = [Continued(content, f" {text}") for content, text in zip(asked, texts, strict=True)]
     assert all(greedy for _, greedy in losses(lvlm, options, own))

@@ -33,6 +33,16 @@ def test_budgets(keep: object, found: object) -> None:
     assert arguments.read({**BASE, "keep": keep}).options.keep == found
 
 
+@pytest.mark.parametrize(
+    "word, found", [("auto", None), ("pad", "pad"), ("processor", "processor")]
+)
+def test_pictures_are_prepared_as_the_authors_do_unless_it_is_said(
+    word: str, found: str | None
+) -> None:
+    assert arguments.read({**BASE, "image_aspect": word}).aspect == found
+    assert arguments.read(BASE).aspect is None
+
+
 def test_a_template_is_a_file(tmp_path: Path) -> None:
     path = tmp_path / "chat.jinja"
     path.write_text("{{ messages }}")
@@ -55,6 +65,7 @@ def test_a_template_is_a_file(tmp_path: Path) -> None:
         ({"precision": "fast"}, "unknown precision 'fast'"),
         ({"revision": 123}, "revision is a text, and lmms-eval read 123"),
         ({"template": "nowhere.jinja"}, "template nowhere.jinja does not exist"),
+        ({"image_aspect": "square"}, "unknown image_aspect 'square'"),
         ({"positions": "sideways"}, "unknown positions 'sideways'"),
         ({"alpha": -1}, "alpha must be finite and non-negative"),
         ({"alpha": "strong"}, "alpha must be finite"),
