@@ -7,7 +7,7 @@ import jax
 
 from resprune_jax.errors import CallError, one_of, say_once
 
-from . import blocked, feature, gram, kernels, lazy, mosaic_gpu, pallas_gpu, pallas_tpu
+from . import blocked, feature, gram, kernels, lazy, mosaic_gpu, pallas_gpu, pallas_tpu, schur
 from .loop import Outcome
 
 Engine = Callable[[Any, jax.Array, jax.Array, jax.Array, int], Outcome]
@@ -22,6 +22,7 @@ ENGINES: dict[str, Engine] = {
     "gram": gram.factor,
     "blocked": blocked.factor,
     "lazy": lazy.factor,
+    "schur": schur.factor,
     "pallas_tpu": pallas_tpu.factor,
     "pallas_gpu": pallas_gpu.factor,
     "mosaic_gpu": mosaic_gpu.factor,
@@ -163,5 +164,7 @@ def memory(engine: str, n: int, d: int, keep: int, *, prepared: bool = False) ->
         block = lazy.block_of(n, keep)
         rows = lazy.room_for(n, block) + 2 * keep + 2 * block + 32
         return 4 * (rows * n + redo), 0
+    if engine == "schur":  # in the place of the Gram matrix, where it is not to be kept
+        return 4 * (n * n + (schur.BLOCK + 32) * n), 4 * (0 if prepared else n * n) + 4 * redo
     # One image at a time: the tiles of its product, and the tokens.
     return 4 * (gram + 2 * keep * n + 32 * n), 4 * (2 * gram + redo)

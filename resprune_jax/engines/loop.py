@@ -130,12 +130,27 @@ def _tiers(
     wanted: jax.Array, score: jax.Array, gate: jax.Array, energy: jax.Array, norms: jax.Array
 ) -> jax.Array:
     """`scores` with this score inside the first tier, of the tokens that are wanted."""
-    alive = jnp.where(wanted, _GATED, _UNGATED)
-    tier = jnp.where(energy <= EXHAUSTED * norms, _EXHAUSTED, alive)
-    tier = jnp.where(energy < 0, _CLOSED, tier).astype(jnp.int32)
+    tier = _tier_of(wanted, energy, norms)
     top = jnp.max(tier)
     inside = jnp.where(top == _GATED, score, jnp.where(top == _UNGATED, energy, gate))
     return jnp.where((tier == top) & (tier > _CLOSED), inside, -1.0)
+
+
+def _tier_of(wanted: jax.Array, energy: jax.Array, norms: jax.Array) -> jax.Array:
+    """The tier of each token, int32."""
+    alive = jnp.where(wanted, _GATED, _UNGATED)
+    tier = jnp.where(energy <= EXHAUSTED * norms, _EXHAUSTED, alive)
+    return jnp.where(energy < 0, _CLOSED, tier).astype(jnp.int32)
+
+
+def tiers(gate: jax.Array, energy: jax.Array, norms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the tier of each token, 0 for those that may not be chosen; its score among its tier).
+
+    What `scores` makes of it takes the best tier first; who compares pairs needs no second pass.
+    """
+    tier = _tier_of(gate > 0, energy, norms)
+    score = jnp.where(tier == _GATED, gate * energy, jnp.where(tier == _UNGATED, energy, gate))
+    return tier, score
 
 
 def ruled(guide: Guide, energy: jax.Array, norms: jax.Array, step: jax.Array, memory: Any) -> Any:

@@ -65,12 +65,29 @@ def factor(
     The size must be one that `fits`.
     """
     n = gram.shape[0]
-    width = _up(n, LANES)
-    given = kernels.conditions(gram, gate, first, valid, width)
+    given = kernels.conditions(gram, gate, first, valid, _up(n, LANES))
+    picks, totals, drift = launch(gram, given, keep)
+    return kernels.outcome(
+        gram, valid, picks.reshape(-1)[:keep], totals.reshape(-1)[:keep], drift[0, :n]
+    )
+
+
+def launch(gram: jax.Array, given: jax.Array, keep: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The kernel and nothing around it.
+
+    Args:
+        gram: (N, N) float32.
+        given: (CONDITIONS, W) float32, W being N in whole registers.
+        keep: K.
+
+    Returns:
+        What it writes: picks and totals (R, 128), drift (1, W).
+    """
+    n, width = gram.shape[0], given.shape[1]
     picked = _up(-(-keep // LANES), 8)
     whole = partial(pl.BlockSpec, memory_space=pltpu.VMEM)
     kind = jax.typeof(given).manual_axis_type
-    picks, totals, drift = pl.pallas_call(
+    made: tuple[jax.Array, jax.Array, jax.Array] = pl.pallas_call(
         partial(_picks, keep=keep),
         out_shape=(
             jax.ShapeDtypeStruct((picked, LANES), jnp.int32, manual_axis_type=kind),
@@ -94,9 +111,7 @@ def factor(
         interpret=kernels.interpreted(),
         name="resprune_picks",
     )(gram, given)
-    return kernels.outcome(
-        gram, valid, picks.reshape(-1)[:keep], totals.reshape(-1)[:keep], drift[0, :n]
-    )
+    return made
 
 
 def _picks(

@@ -20,7 +20,9 @@ from tests.compiles import backend_compiles
 from tests.selection.batches import Batch, Shape, Tally, batch, options, run
 from tests.selection.problems import Problem, pad
 
-ENGINES = ("feature", "gram", "blocked", "lazy")
+ENGINES = (
+    "feature", "gram", "blocked", "lazy", pytest.param("schur", marks=pytest.mark.deep),
+)  # fmt: skip
 SMALL = Shape(16, 24, 6, 24)  # keeps everything: every tier is reached
 MEDIUM = Shape(8, 128, 160, 96)
 WIDE = Shape(4, 96, 512, 64)
@@ -107,7 +109,9 @@ def forced_pivots(rng_seed: int) -> Batch:
     return Batch(problems, given.tokens, options(problems, SMALL))
 
 
-@pytest.mark.parametrize("engine", ["gram", "blocked"])
+@pytest.mark.parametrize(
+    "engine", ["gram", "blocked", pytest.param("schur", marks=pytest.mark.deep)]
+)
 def test_an_engine_on_the_gram_matrix_knows_when_to_doubt_itself(engine: str):
     """Where the rounding of G is magnified, the feature engine takes over: no step is lost."""
 

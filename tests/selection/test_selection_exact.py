@@ -14,7 +14,7 @@ from tests.selection.problems import KINDS, RELEVANCES, draw
 
 pytestmark = pytest.mark.exact
 
-ENGINES = ("feature", "gram", "blocked", "lazy")
+ENGINES = ("feature", "gram", "blocked", "lazy", "schur")
 # Real shapes: (batches, shape); the last ones are LLaVA-1.5-7B's.
 SHAPES = [
     (60, Shape(8, 1, 1, 1)),
