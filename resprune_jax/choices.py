@@ -29,6 +29,9 @@ OcrLine = Literal["strip", "keep"]
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 """What products of float32 parameters are computed in: the operands as they are, or rounded."""
 
+TokenDType = Literal["float32", "bfloat16"]
+"""Number formats of the visual tokens that selections are measured and compiled with."""
+
 SMALLEST_TOLERANCE = 1e-5
 """Energies are exact to this fraction of their initial total; a finer stop would stop on noise."""
 

@@ -21,7 +21,7 @@ from .engines import lazy
 from .engines.guard import doubted, guarded, told
 from .engines.loop import Guide
 from .engines.product import Product, diagonal, gram_product, gram_products, scale, scaled_tokens
-from .engines.visits import alone_on_a_gpu, by_chunks
+from .engines.visits import by_chunks, goes_alone
 from .errors import CallError, shown
 from .prepared import Prepared, as_tokens
 from .relevance import gate
@@ -231,7 +231,7 @@ def _select(
     if one_image:
         image = _image(given, valid, engine)
         return by_chunks(lambda row: choose(image, *row), full, rows[0], chunk)
-    if chunk >= rows[0] and not alone_on_a_gpu(rows[0]):
+    if chunk >= rows[0] and not goes_alone(rows[0]):
         return jax.vmap(choose)(_image(given, valid, engine), *full)
     return by_chunks(
         lambda row: choose(_image(row[0], row[1], engine), *row[2]),
@@ -302,8 +302,8 @@ def select(
         rule: decides in place of the paper's rule (`rules.py`), on the engines "feature" and
             "gram".
         places: (N, 2) or (B, N, 2), (row, column) of each token, for rules that read them.
-        engine: "auto", "feature", "gram", "blocked", "lazy", "pallas_tpu", "pallas_gpu" or
-            "mosaic_gpu".
+        engine: "auto", "feature", "gram", "blocked", "lazy", "schur", "pallas_tpu",
+            "pallas_gpu" or "mosaic_gpu".
         max_bytes: rows of a batch that would together take more than this, beside arguments and
             result, are done in chunks. Where a single row would, "auto" takes an engine that holds
             less of the Gram matrix; an engine that was named always runs.

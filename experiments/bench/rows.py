@@ -3,8 +3,9 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
+from resprune_jax.choices import TokenDType
 from resprune_jax.errors import RunError
 from resprune_jax.experiments.bench import engines as bench_engines
 from resprune_jax.experiments.bench import foretell
@@ -28,8 +29,6 @@ from resprune_jax.experiments.bench.timing import (
     peak_growth,
     taken,
 )
-
-TokenDType = Literal["float32", "bfloat16"]
 
 ROW_SECONDS = 30.0
 """No round of a row begins after so many; one is always made."""

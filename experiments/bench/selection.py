@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+from resprune_jax.choices import TokenDType
 from resprune_jax.errors import CallError
 from resprune_jax.experiments import stopping
 from resprune_jax.experiments.bench import engines as bench_engines
@@ -22,7 +23,7 @@ from resprune_jax.experiments.bench.problems import (
     SIZES,
     parse_size,
 )
-from resprune_jax.experiments.bench.rows import Row, TokenDType, measure
+from resprune_jax.experiments.bench.rows import Row, measure
 from resprune_jax.experiments.bench.timing import leave_memory_to_torch, machine, note, speeds
 from resprune_jax.experiments.common import (
     check_number,

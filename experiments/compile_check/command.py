@@ -27,6 +27,8 @@ ModelName = Literal[
     "llava-1.5-7b", "qwen2.5-vl-7b", "qwen2-vl-7b", "llava-next-7b", "llava-onevision-7b"
 ]
 
+ProgramName = Literal["encode", "assemble", "prefill", "decode", "prune"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckOptions:
@@ -40,6 +42,9 @@ class CheckOptions:
     qwen2.5-vl-7b."""
     batch: Annotated[tuple[int, ...], shown("ROWS ...", "1")] = (1,)
     """Prompts in a batch, each about an image of its own."""
+    programs: Annotated[tuple[ProgramName, ...], shown("NAME ...", "all")] = ()
+    """Show these programs alone: encode, assemble, prefill, decode or prune. What they get from
+    others is compiled for them all the same."""
     selection: bool = False
     """Compile the selection engines in place of models, each for one device."""
     json: bool = False
@@ -67,7 +72,7 @@ def rows_of(options: CheckOptions, target: Target) -> Iterator[Row]:
         return
     for name in options.model:
         for batch in options.batch:
-            yield from case_rows(name, CASES[name], target, batch)
+            yield from case_rows(name, CASES[name], target, batch, options.programs)
 
 
 def carry_out(options: CheckOptions, targets: Mapping[str, Target], about: dict[str, Any]) -> int:

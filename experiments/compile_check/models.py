@@ -5,7 +5,7 @@ included, is what the next one is compiled for: the compiler's own choices are f
 image to the last token, as they would be on the chips.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -104,12 +104,16 @@ def make_workload(
     return Workload(family, pictures.inputs, pictures.batched, plan)
 
 
-def case_rows(name: str, case: Case, target: Target, batch: int) -> Iterator[Row]:
+def case_rows(
+    name: str, case: Case, target: Target, batch: int, programs: Sequence[str] = ()
+) -> Iterator[Row]:
     """`model_rows` of a published model in bfloat16."""
     from resprune_jax.models.families.registry import read_model_config
 
     config = read_model_config(case.hf)
-    yield from model_rows(name, config, target, size=case.size, keep=case.keep, batch=batch)
+    yield from model_rows(
+        name, config, target, size=case.size, keep=case.keep, batch=batch, programs=programs
+    )
 
 
 def model_rows(
@@ -123,6 +127,7 @@ def model_rows(
     dtype: Any = "bfloat16",
     text_tokens: int = TEXT_TOKENS,
     new_tokens: int = NEW_TOKENS,
+    programs: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Compile what an answer runs: the tower, the selection, prefill and decode, full and pruned.
 
@@ -136,6 +141,7 @@ def model_rows(
         dtype: of the parameters.
         text_tokens: of a prompt.
         new_tokens: of an answer, at most.
+        programs: those to show; none: all. What they get from others is compiled for them.
 
     Yields:
         A row a program, as soon as it is compiled.
@@ -149,13 +155,13 @@ def model_rows(
     from resprune_jax.models.checkpoint.sharding import batch_sharding, divide_mlps
     from resprune_jax.models.decoder.attention import paths_taken
     from resprune_jax.models.prompts import buckets
+    from resprune_jax.models.running import programs as running
     from resprune_jax.models.running.precision import resolve_precision
-    from resprune_jax.models.running.programs import programs
 
     dtype, mesh = jnp.dtype(dtype), target.mesh()
     config = divide_mlps(config, mesh)
     # The protocol of `Programs` has no `lower`.
-    run: Any = programs(config, dtype, resolve_precision(None, dtype))
+    run: Any = running.programs(config, dtype, resolve_precision(None, dtype))
     state = tuple(jax.tree.leaves(abstract_state(config, mesh, dtype)))
     parameters = bytes_per_device(state)
     works = [
@@ -204,7 +210,9 @@ def model_rows(
     images = jax.tree.map(put, works[0].images) if works[0].batched else works[0].images
     see = partial(run.encode.lower, needs=frozenset())  # as ResPrune and the full model do
     encoded = row("encode", works[0].plan, 0, see, images)
-    yield encoded
+    wanted = frozenset(programs) or frozenset({"encode", "assemble", "prefill", "decode", "prune"})
+    if "encode" in wanted:
+        yield encoded
     if (visual := encoded.compiled.result) is None:
         return
     for work in works:
@@ -218,22 +226,27 @@ def model_rows(
                 "prune", plan, 0, choose, visual, *map(put, of_prompts), np.float32(-1), method,
                 None, None,
             )  # fmt: skip
-            yield chosen
+            if "prune" in wanted:
+                yield chosen
             if chosen.compiled.result is None:
                 continue
             kept = chosen.compiled.result[1]
+        if not wanted & {"assemble", "prefill", "decode"}:
+            continue
         lay_out = partial(run.assemble.lower, length=plan.length, positions=family.positions)
         prompt = map(put, (plan.ids, plan.visual_index, plan.valid, plan.rows))
         rope = jax.tree.map(put, plan.rope)
         laid = row("assemble", plan, plan.length, lay_out, *prompt, visual.embeddings, kept, rope)
-        yield laid
-        if laid.compiled.result is None:
+        if "assemble" in wanted:
+            yield laid
+        if laid.compiled.result is None or not wanted & {"prefill", "decode"}:
             continue
         x, places, count, position = laid.compiled.result
         fill = partial(run.prefill.lower, slots=slots)
         filled = row("prefill", plan, plan.length, fill, x, places, count)
-        yield filled
-        if filled.compiled.result is None:
+        if "prefill" in wanted:
+            yield filled
+        if filled.compiled.result is None or "decode" not in wanted:
             continue
         logits, cache = filled.compiled.result
         answer = (

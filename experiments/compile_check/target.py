@@ -43,6 +43,8 @@ class Target(ABC):
         name: as users give it.
         count: how many devices a model is sharded over; None for all that are described.
         label: what a row says of it in JSON, where there may be several in one file.
+        batches: images that the selection engines are compiled for.
+        dtypes: of their tokens.
     """
 
     platform: ClassVar[str]
@@ -50,6 +52,8 @@ class Target(ABC):
     name: str
     count: int | None = None
     label: Mapping[str, str] = MappingProxyType({})
+    batches: tuple[int, ...] = (1, 8)
+    dtypes: tuple[str, ...] = ("bfloat16",)
 
     @property
     @abstractmethod
@@ -91,6 +95,19 @@ class Target(ABC):
             layers: of the decoder, or blocks of the vision tower, that it runs; 0: neither.
         """
         return Figures()
+
+    def selection_figures(
+        self, text: str, engine: str, size: tuple[int, int, int], batch: int
+    ) -> Figures:
+        """`figures` of a selection.
+
+        Args:
+            text: of the program.
+            engine: its name.
+            size: (N, d, K).
+            batch: images.
+        """
+        return self.figures(text)
 
     def mesh(self) -> "Mesh":
         """The devices that a model is sharded over, with axes "data" and "model".

@@ -58,22 +58,25 @@ class Crossings(NamedTuple):
             that it holds.
         lazy: the tokens from which on `lazy` is the fastest where at most half of them are kept;
             `None`: nowhere, since a matrix unit makes the whole product in less time.
-        blocked: the size of the factor, N K, from which on `blocked` is ahead of `gram`.
+        blocked: the size of the factor, N K, from which on `blocked` is ahead of `loop`; `None`:
+            nowhere.
+        loop: the loop of XLA's below that.
     """
 
     kernel: int | None = None
     lazy: int | None = None
-    blocked: int = blocked.BLOCKED_FROM
+    blocked: int | None = blocked.BLOCKED_FROM
+    loop: str = "gram"
 
 
 CROSSINGS = {
     # Measured on 2 cores (docs/performance.md).
     "cpu": Crossings(lazy=256),
-    # Between sizes measured on an H100 (docs/performance.md): the blocks' nested loops cost
-    # launches, which only the largest factors pay for in reads.
-    "gpu": Crossings(kernel=768, blocked=2**24),
-    # By the compiler's plans alone (docs/tpu.md).
-    "tpu": Crossings(),
+    # The kernel's end lies between sizes measured on an H100 (docs/performance.md). Beyond it by
+    # the launches that XLA's compiler plans, not measured on a card (docs/kernels.md).
+    "gpu": Crossings(kernel=768, blocked=None, loop="schur"),
+    # By the compiler's plans, not measured on a chip (docs/tpu.md): the kernel wherever it fits.
+    "tpu": Crossings(blocked=2**21),
 }
 """By backend; a backend that is not here is taken for the last."""
 
@@ -115,7 +118,7 @@ def resolve(
         return name if name != "auto" else "gram" if fits_in else "feature"
     here = jax.default_backend()
     at = CROSSINGS.get(here, CROSSINGS["tpu"])
-    by_size = "blocked" if n * keep >= at.blocked else "gram"
+    by_size = "blocked" if at.blocked is not None and n * keep >= at.blocked else at.loop
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
             ahead = kernel not in BY_NAME and (at.kernel is None or n <= at.kernel)
@@ -164,7 +167,7 @@ def memory(engine: str, n: int, d: int, keep: int, *, prepared: bool = False) ->
         block = lazy.block_of(n, keep)
         rows = lazy.room_for(n, block) + 2 * keep + 2 * block + 32
         return 4 * (rows * n + redo), 0
-    if engine == "schur":  # in the place of the Gram matrix, where it is not to be kept
-        return 4 * (n * n + (schur.BLOCK + 32) * n), 4 * (0 if prepared else n * n) + 4 * redo
     # One image at a time: the tiles of its product, and the tokens.
-    return 4 * (gram + 2 * keep * n + 32 * n), 4 * (2 * gram + redo)
+    # `schur` works in the place of the Gram matrix, or in that of a copy where it is to be kept.
+    rows = n * n - gram + schur.BLOCK * n if engine == "schur" else 2 * keep * n
+    return 4 * (gram + rows + 32 * n), 4 * (2 * gram + redo)

@@ -65,11 +65,16 @@ def factor(
     The size must be one that `fits`.
     """
     n = gram.shape[0]
-    given = kernels.conditions(gram, gate, first, valid, _up(n, LANES))
+    given = kernels.conditions(gram, gate, first, valid, given_shape(n)[1])
     picks, totals, drift = launch(gram, given, keep)
     return kernels.outcome(
         gram, valid, picks.reshape(-1)[:keep], totals.reshape(-1)[:keep], drift[0, :n]
     )
+
+
+def given_shape(n: int) -> tuple[int, int]:
+    """Of what a kernel is given beside the Gram matrix: (CONDITIONS, N in whole registers)."""
+    return CONDITIONS, _up(n, LANES)
 
 
 def launch(gram: jax.Array, given: jax.Array, keep: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -77,7 +82,7 @@ def launch(gram: jax.Array, given: jax.Array, keep: int) -> tuple[jax.Array, jax
 
     Args:
         gram: (N, N) float32.
-        given: (CONDITIONS, W) float32, W being N in whole registers.
+        given: of `given_shape`, float32.
         keep: K.
 
     Returns:
@@ -112,6 +117,11 @@ def launch(gram: jax.Array, given: jax.Array, keep: int) -> tuple[jax.Array, jax
         name="resprune_picks",
     )(gram, given)
     return made
+
+
+def chunks_before(k: jax.Array) -> jax.Array:
+    """How many chunks hold the rows before step k, () int32."""
+    return lax.div(k + CHUNK - 1, CHUNK)
 
 
 def _picks(
@@ -166,7 +176,7 @@ def _picks(
             return known + jnp.sum(explained, axis=0)
 
         zeros = jnp.zeros((8, width), jnp.float32)
-        known = lax.fori_loop(0, lax.div(k + CHUNK - 1, CHUNK), explain, zeros)  # [8, W]
+        known = lax.fori_loop(0, chunks_before(k), explain, zeros)  # [8, W]
         new, state, total = kernels.advance(
             State(energy[...], score[...], drift[...]),
             tuple(given[pl.ds(i, 1), :] for i in (SQUARES, SHARES, GATE)),

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .gram import Norms, largest_growth, norms_of
-from .loop import CLOSED, EXHAUSTED, Outcome, inverse, row, tiers
+from .loop import CLOSED, Outcome, inverse, row, tiers
 
 BLOCK = 16
 """Picks between two changes of S: each reads and writes all of it; but a pick's row costs a product

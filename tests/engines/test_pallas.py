@@ -171,7 +171,7 @@ def test_the_choice_by_backend_and_size(monkeypatch: pytest.MonkeyPatch) -> None
             with jax.sharding.use_abstract_mesh(mesh):
                 assert engines.resolve("auto", 576, 128) not in KERNELS
     assert chosen["tpu"] == ["pallas_tpu"] * 4 + ["blocked"]
-    assert chosen["gpu"] == ["pallas_gpu"] + ["gram"] * 3 + ["blocked"]
+    assert chosen["gpu"] == ["pallas_gpu"] + ["schur"] * 4
     assert chosen["cpu"] == ["lazy"] * 5
 
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resprune_jax.experiments.compile_check.gpu.hlo import Instruction, Program, read_program
+from resprune_jax.experiments.compile_check.hlo import Instruction, Program, read_program
 from resprune_jax.experiments.compile_check.target import Figures
 
 FREE = frozenset(

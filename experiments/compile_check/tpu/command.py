@@ -7,6 +7,7 @@ selection engines for one of its chips.
 import dataclasses
 from typing import Annotated
 
+from resprune_jax.choices import TokenDType
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.common import check_number, shown
 from resprune_jax.experiments.compile_check import command
@@ -24,6 +25,10 @@ class TpuCheckOptions(CheckOptions):
     """How many chips of the topology."""
     batch: Annotated[tuple[int, ...], shown("ROWS ...", "1 8")] = (1, 8)
     """Prompts in a batch, each about an image of its own."""
+    dtype: Annotated[tuple[TokenDType, ...], shown("{bfloat16,float32} ...", "bfloat16")] = (
+        "bfloat16",
+    )
+    """Number formats of the tokens that --selection is compiled for."""
 
 
 def run(options: TpuCheckOptions) -> int:
@@ -39,10 +44,12 @@ def run(options: TpuCheckOptions) -> int:
         CallError: an option that cannot work, or no libtpu.
         RunError: libtpu cannot start.
     """
-    target = TpuTarget(options.topology, options.chips)
+    target = TpuTarget(options.topology, options.chips, options.dtype)
     command.check(options)
     if options.chips is not None:
         check_number("--chips", options.chips, 1)
+    if not options.dtype:
+        raise CallError("give at least one --dtype")
     if options.selection and options.chips is not None:
         raise CallError("--selection compiles for one chip: leave out --chips")
     require_libtpu()

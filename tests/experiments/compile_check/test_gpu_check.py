@@ -67,7 +67,7 @@ def test_every_engine_that_a_card_takes_is_compiled(name: str) -> None:
     )
     made = list(cases(target))
     assert {engine for engine, *_ in made} == set(target.engines)
-    for engine, (count, _, keep), _ in made:
+    for engine, (count, _, keep), *_ in made:
         assert engine not in KERNELS or KERNELS[engine][1](count, keep)
 
 

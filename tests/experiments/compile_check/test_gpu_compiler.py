@@ -22,8 +22,8 @@ from resprune_jax.engines import exchange, mosaic_gpu
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.compile_check.cases import CASES
 from resprune_jax.experiments.compile_check.gpu import launches
-from resprune_jax.experiments.compile_check.gpu.hlo import read_program
 from resprune_jax.experiments.compile_check.gpu.target import GpuTarget
+from resprune_jax.experiments.compile_check.hlo import read_program
 from resprune_jax.experiments.compile_check.models import case_rows
 from resprune_jax.experiments.compile_check.rows import Row
 from resprune_jax.experiments.compile_check.selection import selection_row

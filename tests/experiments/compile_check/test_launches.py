@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resprune_jax.experiments.compile_check.gpu.hlo import read_program
 from resprune_jax.experiments.compile_check.gpu.launches import (
     Block,
     count,
     read_launches,
     structure,
 )
+from resprune_jax.experiments.compile_check.hlo import read_program
 
 FUSED = """
 %fused_add (x.1: f32[8]) -> f32[8] {

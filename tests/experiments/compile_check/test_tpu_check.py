@@ -288,6 +288,8 @@ def test_without_libtpu(
         (["--chips", "0"], "--chips"),
         (["--selection", "--chips", "1"], "leave out --chips"),
         (["--model", "llava-13b"], "llava-13b"),
+        (["--programs", "encod"], "encod"),
+        (["--selection", "--dtype", "float16"], "float16"),
     ],
 )
 def test_wrong_calls(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,12 +314,16 @@ def test_options_reach_the_models(
     monkeypatch.setattr(TpuTarget, "devices", lambda self: jax.devices()[:1] * 4)
     asked = []
 
-    def case_rows(name: str, case: Case, target: TpuTarget, batch: int) -> list[Row]:
+    def case_rows(
+        name: str, case: Case, target: TpuTarget, batch: int, programs: tuple[str, ...]
+    ) -> list[Row]:
+        assert programs == ("encode", "prune")
         asked.append((name, case, target.name, target.count, batch))
         return rows()[:1]
 
     monkeypatch.setattr(command, "case_rows", case_rows)
     words = ["--model", "qwen2.5-vl-7b", "--batch", "1", "4", "--topology", "v6e:1x1"]
+    words += ["--programs", "encode", "prune"]
     assert cli.main(["tpu-check", *words, "--chips", "1"]) == 0
     assert asked == [
         ("qwen2.5-vl-7b", CASES["qwen2.5-vl-7b"], "v6e:1x1", 1, batch) for batch in (1, 4)

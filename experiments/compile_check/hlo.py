@@ -18,6 +18,7 @@ class Instruction:
         opcode: what it does.
         operands: names of the instructions that it reads.
         rest: its attributes, as text.
+        value: of a constant, as it is written.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     rest: str
+    value: str = ""
 
     def attribute(self, key: str) -> str:
         """The computation, or the word, that an attribute names; "" if it is not there."""
@@ -116,7 +118,8 @@ def _instruction(name: str, text: str) -> Instruction:
     start = text.index("(")
     stop = _closing(text, start)
     operands = tuple(_NAMES.findall(text[start:stop]))
-    return Instruction(name, shape, text[:start], operands, text[stop + 1 :])
+    value = text[start + 1 : stop] if text[:start] == "constant" else ""
+    return Instruction(name, shape, text[:start], operands, text[stop + 1 :], value)
 
 
 def _closing(text: str, start: int) -> int:
