@@ -10,8 +10,8 @@ few picks since then explain, and has the new row of the factor: numbers side by
 one reduction of a pick says which token is next, and how much energy is left. Every `BLOCK` picks
 their rows are taken off S, in place.
 
-Every number of S, and of a row, loses the same products in the same order, whenever that is done:
-blocks change no bit.
+Every number of S, and of a row, loses the same products in the same order, whenever that is done,
+and but for the total no sum runs over tokens: batches, budgets and blocks do not reorder any.
 """
 
 from typing import NamedTuple
@@ -82,7 +82,9 @@ def blocks_of(
         return start + block, state._replace(remainder=_without(state.remainder, rows))
 
     begun = (jnp.zeros_like(first), state)
-    _, state = lax.while_loop(lambda at: at[0] < keep, one_block, begun)
+    # A multiple of the step: a loop from 0 below 1 by steps of more XLA leaves out altogether.
+    stop = -(-keep // block) * block
+    _, state = lax.while_loop(lambda at: at[0] < stop, one_block, begun)
     # The same numbers summed in another order could seem to rise.
     totals = lax.cummin(jnp.concatenate([state.totals[:keep], state.next.total[None]]))
     return Outcome(state.picks[:keep], totals, largest_growth(state.drift, valid))

@@ -6,7 +6,8 @@ operation of a process, and ends the process at one that it cannot profile (a ga
 the kernel is compiled by itself, in a process of its own.
 
 The profile takes the loop over the earlier rows for empty, since how many there are depends on the
-pick. It is taken with one chunk of rows at every pick and with two; the difference is a chunk's.
+pick. What the loop and each chunk of rows take is found by kernels of a few picks, with no chunk at
+every pick, with two and with three. (With one XLA does without the loop.)
 """
 
 import functools
@@ -19,6 +20,9 @@ from pathlib import Path
 from unittest import mock
 
 from resprune_jax.errors import RunError
+
+FEW = 16
+"""Picks of the kernels that tell what a chunk takes: the profile of a long loop takes minutes."""
 
 _FOUND = re.compile(r"estimated_cycles: (\d+)")
 
@@ -50,13 +54,14 @@ def kernel_cycles(topology: str, n: int, keep: int) -> int:
     if run.returncode:
         lines = [line for line in run.stderr.splitlines() if "failed" in line or "Error" in line]
         raise RunError(f"libtpu does not profile the kernel: {lines[-1] if lines else run.stderr}")
-    one, two = map(int, run.stdout.split())
+    whole, none, two, three = map(int, run.stdout.split())
     chunks = sum(-(-k // CHUNK) for k in range(keep))
-    return one + (two - one) * (chunks - keep) // keep
+    entry = two - none - 2 * (three - two)
+    return whole + (entry * keep + (three - two) * chunks) // FEW
 
 
 def main(topology: str, n: int, keep: int, folder: Path) -> None:
-    """Print the cycles with one chunk at every pick, and with two."""
+    """Print the cycles without earlier rows, and of a few picks with none, two and three chunks."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
@@ -68,10 +73,10 @@ def main(topology: str, n: int, keep: int, folder: Path) -> None:
     where = SingleDeviceSharding(TpuTarget(topology).devices()[0])
     gram = jax.ShapeDtypeStruct((n, n), jnp.float32, sharding=where)
     given = jax.ShapeDtypeStruct(pallas_tpu.given_shape(n), jnp.float32, sharding=where)
-    for chunks in (1, 2):
+    for picks, chunks in ((keep, 0), (FEW, 0), (FEW, 2), (FEW, 3)):
         for old in folder.iterdir():
             old.unlink()
-        alone = functools.partial(pallas_tpu.launch, keep=keep)
+        alone = functools.partial(pallas_tpu.launch, keep=picks)
         fixed = functools.partial(jnp.full_like, fill_value=chunks)
         with traced_for("tpu"), mock.patch.object(pallas_tpu, "chunks_before", fixed):
             jax.jit(alone).lower(gram, given).compile()
