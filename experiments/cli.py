@@ -31,6 +31,7 @@ from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
 from resprune_jax.experiments.harness import command as lmms_eval_tasks
+from resprune_jax.experiments.explore import command as explore
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
@@ -44,6 +45,7 @@ from resprune_jax.experiments.warm_up import command as warm_up
 COMMANDS: dict[str, Command] = {
     "answer": Command(answer.AnswerOptions, answer.run),
     "info": Command(info.InfoOptions, info.run),
+    "explore": Command(explore.ExploreOptions, explore.run),
     "compare": Command(compare.CompareOptions, compare.run),
     "methods": Command(methods.MethodsOptions, methods.run),
     "sweep": Command(sweep.SweepOptions, functools.partial(sweep.run, report=report.of_folder)),

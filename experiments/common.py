@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import tyro
 
+from resprune_jax.arguments import settings_by_name
 from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError, ResPruneError, printable
 from resprune_jax.experiments import stopping
@@ -194,6 +195,18 @@ def parse_keep(value: object, where: str = "--keep") -> Keep:
     if value > 1.0:
         raise CallError(f"{where} {value} is neither a count nor a ratio below 1: {way_out}")
     return value
+
+
+def method_and_settings(written: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and settings, of NAME, NAME:SETTING=VALUE,..., or FILE.py:NAME.
+
+    Raises:
+        CallError: settings that cannot be read.
+    """
+    head, _, told = written.rpartition(":")
+    if head and "=" in told:
+        return head, settings_by_name(re.split(r",(?=\w+=)", told))  # layers=2,8,16 is one
+    return written, {}
 
 
 def check_number(

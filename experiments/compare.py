@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from resprune_jax.arguments import settings_by_name
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.answer.options import PICTURES
@@ -19,6 +17,7 @@ from resprune_jax.experiments.common import (
     check_number,
     check_target,
     console,
+    method_and_settings,
     parse_keep,
     shown,
     use_compilation_cache,
@@ -57,18 +56,6 @@ class CompareOptions(ModelOptions):
     """Print JSON in place of a table."""
 
 
-def named(written: str) -> tuple[str, dict[str, Any]]:
-    """A method's name and settings, of NAME, NAME:SETTING=VALUE,..., or FILE.py:NAME.
-
-    Raises:
-        CallError: settings that cannot be read.
-    """
-    head, _, told = written.rpartition(":")
-    if head and "=" in told:
-        return head, settings_by_name(re.split(r",(?=\w+=)", told))  # layers=2,8,16 is one
-    return written, {}
-
-
 def chosen(options: CompareOptions) -> dict[str, "Method"]:
     """The methods by name as they were written.
 
@@ -78,7 +65,7 @@ def chosen(options: CompareOptions) -> dict[str, "Method"]:
     from resprune_jax.methods import get_method, method_class
 
     if options.method:
-        return {each: get_method(*named(each)) for each in options.method}
+        return {each: get_method(*method_and_settings(each)) for each in options.method}
     missing = dataclasses.MISSING
     return {
         name: get_method(name)
