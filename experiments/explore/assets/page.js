@@ -9,7 +9,7 @@ const MODES = ["kept", "order", "relevance"];
 // Colours by place on a scale: viridis for turns, magma for relevance (both read without hue).
 const VIRIDIS = [[253, 231, 37], [94, 201, 98], [33, 145, 140], [59, 82, 139], [68, 1, 84]];
 const MAGMA = [[8, 6, 30], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]];
-const ONLY = ["#3b82f6", "#f97316"];  // what the first or the second alone keeps
+const ONLY = ["#3b82f6", "#ea6a12"];  // what the first or the second alone keeps
 
 const card = () => data.cards[state.card];
 const shown = () => [state.first, state.second].filter((i) => i >= 0).map((i) => card().runs[i]);
@@ -29,7 +29,7 @@ const told = (text) => el("bdi", { dir: "auto" }, text === "" ? "(empty)" : text
 const mix = (ramp, share) => {
   const at = Math.min(Math.max(share, 0), 1) * (ramp.length - 1), low = Math.floor(at);
   const next = ramp[Math.min(low + 1, ramp.length - 1)];
-  return ramp[low].map((value, i) => Math.round(value + (at - low) * (next[i] - value)));
+  return ramp[low].map((value, i) => Math.round(value + (at - low) * (next[i] - value))).join(" ");
 };
 
 // --- What a budget keeps -------------------------------------------------------------------------
@@ -66,11 +66,12 @@ function nearest(keep) {
   if (!list) return Math.min(Math.max(Math.round(keep), 1), card().tokens);
   return list.reduce((a, b) => (Math.abs(b - keep) < Math.abs(a - keep) ? b : a));
 }
-function label(run) {
-  const same = (name) => card().runs.every((other) => other[name] === run[name]);
+function label(run, runs = card().runs) {
+  const same = (name) => runs.every((other) => other[name] === run[name]);
   if (same("prompt")) return run.method;
   return same("method") ? run.prompt : `${run.prompt} · ${run.method}`;
 }
+const key = (which) => (shown().length > 1 ? [el("i", { class: `key only${which}` })] : []);
 
 // --- State in the address ------------------------------------------------------------------------
 
@@ -150,6 +151,7 @@ function draw() {
 }
 function paint({ box, canvas, view, run, other, which }) {
   const picture = card().pictures[view.picture], image = imageOf(picture);
+  box.style.maxWidth = `calc(76vh * ${picture.width / picture.height})`;
   const wide = box.clientWidth, tall = Math.round((wide * picture.height) / picture.width);
   const unit = window.devicePixelRatio || 1;
   const width = Math.round(wide * unit), height = Math.round(tall * unit);
@@ -249,7 +251,7 @@ function panels() {
   const made = runs.map((run, which) => {
     const figure = el("figure", { class: "panel" });
     if (runs.length > 1) {
-      figure.append(el("figcaption", {}, el("i", { class: `key only${which}` }), told(label(run))));
+      figure.append(el("figcaption", {}, ...key(which), told(label(run, runs))));
     }
     for (const view of card().views) {
       const canvas = el("canvas", { "aria-hidden": "true" });
@@ -312,7 +314,7 @@ function point(token) {
 function tokenLine() {
   const line = $("token"), { token } = state;
   if (token < 0) {
-    line.replaceChildren("Point at a token, or move to it with the arrow keys, to read what it is.");
+    line.replaceChildren(el("span", { class: "hint" }, "Point at a token, or move to it with the arrow keys, to read what it is."));
     return;
   }
   const view = card().views.find((each) => each.tokens.includes(token));
@@ -332,7 +334,7 @@ function tokenLine() {
       said.push(`takes ${percent(gain, 2)} of the energy away`);
     }
     if (run.relevance) said.push(`relevance ${plain(run.relevance[token])}`);
-    parts.push(el("span", {}, ...(shown().length > 1 ? [el("i", { class: `key only${which}` })] : []), said.join(", ")));
+    parts.push(el("span", {}, ...key(which), said.join(", ")));
   });
   const items = parts.map((part) => el("span", { class: "part" }, part));
   line.replaceChildren(el("b", {}, `Token ${token}`), ...items);
@@ -362,7 +364,7 @@ function legend() {
   } else if (runs.length > 1) {
     const [one, two] = runs.map((run) => new Set(kept(run, state.keep)));
     const both = [...one].filter((token) => two.has(token)).length;
-    const keys = [["both", `${both} in common`], ["only0", `${one.size - both} only left`], ["only1", `${two.size - both} only right`]];
+    const keys = [["both", `${both} in common`], ["only0", `${one.size - both} left only`], ["only1", `${two.size - both} right only`]];
     box.replaceChildren(...keys.map(([name, text]) => el("span", { class: "item" }, el("i", { class: `key ${name}` }), text)));
   } else {
     box.replaceChildren(...[["both", "kept"], ["away", "dropped"]].map(([name, text]) =>
@@ -379,7 +381,7 @@ const THUMB = 20;  // of the slider, in pixels: the axis runs from the middle of
 function curve() {
   const box = $("curve"), wide = box.clientWidth, tall = box.clientHeight;
   if (!wide) return;
-  const top = 8, bottom = tall - 4;
+  const top = 8, bottom = tall - 4, list = stops();
   const x = (keep) => THUMB / 2 + place(keep) * (wide - THUMB);
   const y = (share) => bottom - share * (bottom - top);
   box.setAttribute("viewBox", `0 0 ${wide} ${tall}`);
@@ -390,8 +392,9 @@ function curve() {
   made.push(svg("line", { x1: x(state.keep), x2: x(state.keep), y1: top, y2: tall, class: "mark" }));
   shown().forEach((run, which) => {
     const name = shown().length > 1 ? `only${which}` : "";
+    const least = list ? list[0] : 1;
     const points = run.nested
-      ? run.energy.map((energy, keep) => [Math.max(keep, 1), keep ? energy / run.energy[0] : left(run, 1)])
+      ? run.energy.map((energy, keep) => [keep, energy / run.energy[0]]).filter(([keep]) => keep >= least)
       : run.answers.map((answer) => [answer.keep, left(run, answer.keep)]);
     const text = points.map(([keep, share]) => `${x(keep).toFixed(1)},${y(share).toFixed(1)}`).join(" ");
     made.push(svg("polyline", { points: text, class: `line ${name}` }));
@@ -404,8 +407,9 @@ function curve() {
   }
   box.replaceChildren(...made);
   const parts = shown().map((run) => percent(left(run, state.keep)));
-  $("curve-text").replaceChildren(`Energy left out: ${parts.join(" and ")}. The curve is the share of the`
-    + " visual tokens’ energy outside the span of those kept; dots are the budgets asked, bars where the answer turns.");
+  $("curve-text").replaceChildren(el("b", {}, `${parts.join(" and ")} of the energy left out`),
+    ": what lies outside the span of the tokens kept. Dots: budgets that were asked",
+    shown().some((run) => run.turns.length) ? "; bars: the answer turns." : ".");
   $("stops").replaceChildren(...shown().map((run) => {
     const strip = el("div", { class: "strip" });
     for (const [low, high] of run.turns) {
@@ -439,9 +443,9 @@ function answers() {
     const row = el("tr", { "data-keep": keep, "aria-current": keep === state.keep ? "true" : null }, el("th", { scope: "row" }, go), ...cells);
     return row;
   });
-  const heads = runs.map((run, which) => runs.length > 1
-    ? el("th", { scope: "col" }, el("i", { class: `key only${which}` }), told(label(run)))
-    : el("th", { scope: "col" }, "Answer"));
+  const methods = new Set(runs.map((run) => run.method)).size > 1;
+  const heads = runs.map((run, which) => el("th", { scope: "col" }, ...key(which),
+    runs.length < 2 ? "Answer" : methods ? told(run.method) : ["Left", "Right"][which]));
   $("answers").replaceChildren(el("table", {},
     el("caption", { class: "unseen" }, "Answers by budget; turns marks one that differs from the one above"),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Tokens"), ...heads)), el("tbody", {}, ...rows)));
@@ -478,7 +482,7 @@ function budget() {  // what follows the budget
   $("count").textContent = state.keep;
   $("of").textContent = `of ${card().tokens} tokens, ${percent(state.keep / card().tokens)}`;
   $("said").replaceChildren(...texts.map((own, which) =>
-    el("p", {}, ...(runs.length > 1 ? [el("i", { class: `key only${which}` })] : []), ...own)));
+    el("p", {}, ...key(which), ...own)));
   for (const row of $("answers").querySelectorAll("tbody tr")) {
     if (Number(row.dataset.keep) === state.keep) row.setAttribute("aria-current", "true");
     else row.removeAttribute("aria-current");
@@ -498,7 +502,9 @@ function everything() {  // what follows the card and its runs
   const runs = shown(), { name } = card();
   $("model").textContent = data.model;
   $("name").textContent = name;
-  $("question").replaceChildren(...[...new Set(runs.map((run) => run.prompt))].map((text) => el("bdi", { dir: "auto" }, text)));
+  const prompts = [...new Set(runs.map((run) => run.prompt))];
+  $("question").replaceChildren(prompts.length > 1 ? "Two questions about one picture" : told(prompts[0]));
+  document.body.classList.toggle("questions", prompts.length > 1);
   $("choose").hidden = card().runs.length < 2;
   const options = (none) => [...(none ? [el("option", { value: -1 }, "nothing")] : []),
     ...card().runs.map((run, i) => el("option", { value: i, dir: "auto" }, label(run)))];
@@ -509,7 +515,7 @@ function everything() {  // what follows the card and its runs
   for (const input of document.querySelectorAll("#modes input")) input.checked = input.value === state.mode;
   const nouns = [...new Set(runs.flatMap((run) => run.nouns))];
   $("nouns").replaceChildren(...(nouns.length
-    ? ["Nouns that guide the choice: ", ...nouns.map((noun) => el("mark", {}, told(noun))), ` (${runs[0].noun_backend})`]
+    ? ["Nouns that guide the choice: ", ...nouns.map((noun) => el("mark", {}, told(noun))), ` found by ${runs[0].noun_backend}.`]
     : ["No nouns guide this choice."]));
   const notes = [...new Set(runs.map((run) => run.note))];
   if (runs.some((run) => !run.nested)) notes.push("Choices of this method are not nested: the slider steps between the budgets asked, each with its own choice.");
@@ -544,6 +550,7 @@ for (const name of ["first", "second"]) {
 }
 $("modes").addEventListener("change", (event) => { state.mode = event.target.value; budget(); });
 $("list").addEventListener("toggle", table);
+document.addEventListener("pointerdown", (event) => { if (!event.target.closest(".grid")) point(-1); });
 window.addEventListener("hashchange", () => { read(); everything(); });
 new ResizeObserver(() => { curve(); draw(); }).observe(document.querySelector("main"));
 $("made").textContent = `Made by ${data.made_by}. The data of this page: resprune_jax.experiments.explore.load(file).`;
