@@ -22,6 +22,9 @@ from resprune_jax.models.running.encoded import Encoded
 DEPENDENT = 1e-6
 """A token adds nothing to a span that all of it but this share of its length lies in."""
 
+BLOCK = 64
+"""Tokens that are joined to the span together."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -122,13 +125,15 @@ def _note(lvlm: LVLM, method: Method, name: str, counts: list[int]) -> str:
     if not isinstance(method, DecoderMethod):
         return ""
     layers = lvlm.config.text.num_layers
-    drops = [method.drops(counts[0], keep, layers) for keep in counts[1:]]
-    if any(len(own) != 1 for own in drops):
-        raise CallError(
-            f"--method {name} cannot be shown on one picture: it drops tokens several times on"
-            " their way through the model"
-        )
-    before = drops[0][0].before if drops else 0
+    before = 0
+    for keep in counts[1:]:
+        drops = method.drops(counts[0], keep, layers)
+        if len(drops) != 1:
+            raise CallError(
+                f"--method {name} cannot be shown on one picture: it drops tokens {len(drops)}"
+                " times on their way through the model"
+            )
+        before = drops[0].before
     return f"{name} drops tokens inside the model: its first {before} layers work on all of them."
 
 
@@ -268,18 +273,24 @@ def residual_energy(tokens: ArrayLike, order: ArrayLike) -> NDArray[np.float64]:
     every = np.asarray(tokens, np.float64)
     picks = np.asarray(order, np.int64)
     total = float(np.square(every).sum())
-    columns = every[picks]  # [K, d]
-    norms = np.linalg.norm(columns, axis=1)
-    adds = np.flatnonzero(norms > 0)
-    columns = columns[adds] / norms[adds, None]
-    while True:
-        # A column inside the span of those before it leaves rounding in the basis: without it.
-        basis, upper = np.linalg.qr(columns.T)
-        lengths = np.zeros(len(columns))
-        lengths[: len(upper)] = np.abs(np.diagonal(upper))
-        if (lengths > DEPENDENT).all():
-            break
-        columns, adds = columns[lengths > DEPENDENT], adds[lengths > DEPENDENT]
+    norms = np.linalg.norm(every[picks], axis=1)
+    basis = np.zeros((every.shape[1], 0))  # of the span, [d, rank]
     taken = np.zeros(len(picks))
-    taken[adds] = np.square(every @ basis).sum(axis=0)
+    for start in range(0, len(picks), BLOCK):
+        here = np.arange(start, min(start + BLOCK, len(picks)))
+        here = here[norms[here] > 0]
+        block = (every[picks[here]] / norms[here, None]).T
+        for _ in range(2):  # once more for what rounding has left
+            block -= basis @ (basis.T @ block)
+        new = np.zeros((len(block), 0))
+        adds = []
+        for place, column in zip(here, block.T, strict=True):
+            for _ in range(2):
+                column = column - new @ (new.T @ column)
+            length = np.linalg.norm(column)
+            if length > DEPENDENT:
+                new = np.column_stack([new, column / length])
+                adds.append(place)
+        taken[adds] = np.square(every @ new).sum(axis=0)
+        basis = np.concatenate([basis, new], axis=1)
     return np.maximum(total - np.concatenate([[0.0], np.cumsum(taken)]), 0.0)

@@ -107,11 +107,16 @@ def check(options: ExploreOptions) -> list[Keep]:
     check_number("--max-new-tokens", options.max_new_tokens, 1)
     check_number("--batch-size", options.batch_size, 1)
     check_target(options.out, "--out", (".html", ".htm"))
-    for path, name in ((options.image, "--image"), (options.rows, "--rows")):
-        there = path is not None and options.out.exists() and path.exists()
-        if there and options.out.samefile(path):
-            raise CallError(f"--out {options.out} is the {name} itself: give another file")
+    inputs = {"--image": options.image, "--rows": options.rows}
+    for name, path in inputs.items():
+        if path is not None and path.exists() and options.out.exists():
+            _check_apart(options.out, path, name)
     return [parse_keep(written) for written in options.keep] or list(RATIOS)
+
+
+def _check_apart(out: Path, path: Path, name: str) -> None:
+    if out.samefile(path):
+        raise CallError(f"--out {out} is the {name} itself: give another file")
 
 
 def run(options: ExploreOptions, *, load: Callable[[ExploreOptions], Any] | None = None) -> int:

@@ -276,4 +276,5 @@ def load(path: str | Path) -> Page:
 
 def escaped(text: str) -> str:
     """Text for HTML, in an isolate of its own direction: its marks turn nothing around it."""
-    return html.escape(f"\u2068{text}\u2069")
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return html.escape(f"\u2068{whole}\u2069")

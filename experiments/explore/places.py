@@ -19,8 +19,10 @@ from resprune_jax.models.images.files import open_image
 SIDES = (896, 768, 640, 512, 384, 256, 160)
 """Longest sides that pictures are drawn with, in pixels: the first that fits its share."""
 
-QUALITY = 86
-"""Of JPEG; drawn scenes are smaller, and sharper, as PNG."""
+QUALITY = 86  # of JPEG
+
+DRAWN = 4096
+"""Colours up to which a picture is a drawing: as PNG it is smaller, and sharp."""
 
 
 def views_of(
@@ -71,7 +73,7 @@ def views_of(
 
 
 def embedded(image: Image.Image, most_bytes: int) -> Picture:
-    """A picture as a data URI: JPEG or PNG, whichever is smaller, small enough for its share.
+    """A picture as a data URI, small enough for its share: JPEG, or PNG where it is a drawing.
 
     Args:
         image: RGB.
@@ -81,8 +83,9 @@ def embedded(image: Image.Image, most_bytes: int) -> Picture:
         scale = min(1.0, side / max(image.size))
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         small = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
-        kinds = {"png": _bytes(small, "PNG", optimize=True)}
-        kinds["jpeg"] = _bytes(small, "JPEG", quality=QUALITY, optimize=True)
+        kinds = {"jpeg": _bytes(small, "JPEG", quality=QUALITY, optimize=True)}
+        if small.getcolors(DRAWN) is not None:
+            kinds["png"] = _bytes(small, "PNG", optimize=True)
         kind, content = min(kinds.items(), key=lambda own: len(own[1]))
         src = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         if len(src) <= most_bytes:
