@@ -21,12 +21,15 @@ CORE_TESTS = tests/core tests/models/checkpoint/test_hub.py tests/models/prompts
 	$(KERNELS)::test_questions_about_one_image_share_its_gram_matrix
 TRITON = triton==3.5.0
 LMMS_EVAL = lmms-eval==0.7.3
+# What drives the system's Chromium, and what looks for faults of access in it.
+BROWSER = playwright==1.65.2 axe-playwright-python==0.1.8
 UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-serve test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint format clean
 	test-tpu test-gpu-compile gpu-check-all test-triton test-harness test-gpu test-attacks lock lint format clean
+	test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks test-explore lock lint format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -44,6 +47,7 @@ help:
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
 	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
 	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
+	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
 	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
 	@echo "make lint         ruff and mypy, as CI runs them"
@@ -95,6 +99,10 @@ $(VENV)-harness/.harness: pyproject.toml locks/harness.txt .ci/torch.py Makefile
 	$(VENV)-harness/bin/python -c "import torch" || { echo "lmms-eval needs torch" >&2; exit 1; }
 	$(call from_lock,$(VENV)-harness,locks/harness.txt)
 	$(VENV)-harness/bin/python -m pip install --quiet --no-deps $(LMMS_EVAL)
+# Likewise of its own: what is installed beside a lock stays out of the environment of the others.
+$(VENV)-explore/.browser: pyproject.toml locks/test.txt Makefile
+	$(call from_lock,$(VENV)-explore,locks/test.txt)
+	$(VENV)-explore/bin/python -m pip install --quiet $(BROWSER)
 	@touch $@
 
 $(VENV)-oldest/.core: pyproject.toml locks/oldest.txt
@@ -115,6 +123,7 @@ demo: setup
 
 test: setup-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(ELSEWHERE))"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu and not gpucompile and not browser"
 
 # What repeats a test of the above for one more family or engine, or goes further.
 test-deep: setup-test
@@ -169,6 +178,10 @@ test-harness: $(VENV)-harness/.harness
 test-gpu: setup-test
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
+test-explore: $(VENV)-explore/.browser
+	.ci/chromium
+	JAX_PLATFORMS=cpu $(VENV)-explore/bin/python -m pytest -m browser -s tests/experiments/explore
+
 test-attacks: setup-test
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m tests.attacks $(ARGS)
 
@@ -198,4 +211,5 @@ format: setup-test
 
 clean:
 	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-explore $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ HOSTILE = [
     '</script><script>alert(1)</script>',
     '"><img src=x onerror="alert(1)">',
     "<!--<script>", "]]>", "&lt;&amp;", "\\u003c\\", "'\"`${1}`", "%%data%%", "%%script%%",
-    "\u202e gpj.tfel" \u05d0\u05d1 \u2069\u2069", "a\u2028b\u2029c",
+    "\u202e gpj.tfel", "\u2067 \u05d0\u05d1 \u2069\u2069", "a\u2028b\u2029c",
     "tab\t nul\x00 line\n",
     "\ud800 half", "", " ", "𝔘𝔫𝔦🙂",
 ]  # fmt: skip
