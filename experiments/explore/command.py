@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from resprune_jax.errors import CallError, RunError, printable
+from resprune_jax.errors import CallError, ResPruneError, printable
 from resprune_jax.experiments.answer.rows import Row, read_rows
 from resprune_jax.experiments.common import (
     ChatOptions,
@@ -43,7 +43,7 @@ class ExploreOptions(ChatOptions):
     image: Annotated[Path | None, shown("FILE")] = None
     """The image."""
     prompt: Annotated[tuple[str, ...], shown("TEXT [TEXT ...]")] = ()
-    """The question, or several about the same image; with --rows, those of rows that have none."""
+    """The question, or several about the same image; with --rows, that of rows that have none."""
     rows: Annotated[
         Path | None,
         shown(
@@ -90,6 +90,8 @@ def check(options: ExploreOptions) -> list[Keep]:
         check_file(options.image, "--image")
         if not options.prompt:
             raise CallError("no question was given: add --prompt TEXT")
+    elif len(options.prompt) > 1:
+        raise CallError("--prompt with --rows is the question of rows that have none: give one")
     for prompt in options.prompt:
         if not prompt.strip():
             raise CallError("--prompt is empty: write a question")
@@ -101,9 +103,11 @@ def check(options: ExploreOptions) -> list[Keep]:
     if not options.method:
         raise CallError("--method is empty: name one, such as resprune")
     for written in options.method:
-        method_and_settings(written)
-        if written == "none":
+        name, settings = method_and_settings(written)
+        if name == "none":
             raise CallError("--method none keeps every token: that is every page's largest budget")
+        if written != "resprune":  # the usual call imports JAX only once it is known to be right
+            _check_method(written, name, settings)
     check_number("--max-new-tokens", options.max_new_tokens, 1)
     check_number("--batch-size", options.batch_size, 1)
     check_target(options.out, "--out", (".html", ".htm"))
@@ -112,6 +116,13 @@ def check(options: ExploreOptions) -> list[Keep]:
         if path is not None and path.exists() and options.out.exists():
             _check_apart(options.out, path, name)
     return [parse_keep(written) for written in options.keep] or list(RATIOS)
+
+
+def _check_method(written: str, name: str, settings: dict[str, Any]) -> None:
+    from resprune_jax.experiments.explore.build import check_shown
+    from resprune_jax.methods import get_method
+
+    check_shown(get_method(name, settings), written)
 
 
 def _check_apart(out: Path, path: Path, name: str) -> None:
@@ -155,6 +166,7 @@ def run(options: ExploreOptions, *, load: Callable[[ExploreOptions], Any] | None
         for prompts in [list(dict.fromkeys(row.prompt for row in own if row.prompt is not None))]
     ]  # fmt: skip
     cards, failed = [], [f"row {row.index}: {row.error}" for row in rows if row.error]
+    first: ResPruneError | None = None
     most_bytes = page.FOR_PICTURES // max(1, sum(len(one.images) for one in asked))
     with (
         progress("pictures", len(asked), 0, quiet=options.quiet) as step,
@@ -167,11 +179,13 @@ def run(options: ExploreOptions, *, load: Callable[[ExploreOptions], Any] | None
                         lvlm, one, methods, batch_size=options.batch_size, most_bytes=most_bytes
                     )
                 )
-            except RunError as error:
+            except ResPruneError as error:
+                first = first or error
                 failed.append(f"{one.name}: {reason(error)}")
             step()
     if not cards:
-        raise RunError(failed[0] if failed else "there is nothing to show")
+        assert first is not None  # `_rows` gives one that can be asked
+        raise first
     made = Page(_short(options.model), f"{OWN} {version_of(OWN)}", tuple(cards))
     size = page.write(made, options.out)
     seconds = time.perf_counter() - begin

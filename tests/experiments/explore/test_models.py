@@ -1,5 +1,7 @@
 """Pages of real models in a browser: what they show is what `LVLM.select` and `generate` give."""
 
+import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.explore import Page, load
@@ -84,7 +87,7 @@ def check_answers(sight: Sight, lvlm: Any, asked: Asked, prompt: str, options: C
         assert sight.count() == keep and sight.said() == " ".join(made.texts[0].split()), keep
     plain = {keep: " ".join(text.lower().split()).rstrip(".") for keep, text in texts.items()}
     want = [
-        (low, high) for high, low in zip(keeps[:-1], keeps[1:], strict=True)
+        (low, high) for high, low in itertools.pairwise(keeps)
         if plain[low] != plain[high]
     ]  # fmt: skip
     assert sight.turns() == want
@@ -140,8 +143,6 @@ def test_a_photograph(name: str, browser: Any, tmp_path: Path) -> None:
 
 def test_the_command(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A gallery from rows, one of them broken, by a picture of a hostile name."""
-    from PIL import Image
-
     name = '"><img src=x onerror=alert(1)>.png'
     scene = render(frozen_set(scenes=1)[0][0])
     Image.fromarray(scene).save(tmp_path / name)
@@ -151,8 +152,6 @@ def test_the_command(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture
         {"image": name, "prompt": "How many circles?"},
         {"image": "missing.png", "prompt": "What is it?"},
     ]
-    import json
-
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = tmp_path / "page.html"
     words = ["explore", "--model", "pocket", "--rows", str(tmp_path / "rows.jsonl"), "--quiet"]
