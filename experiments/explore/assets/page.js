@@ -164,6 +164,8 @@ function paint({ box, canvas, view, run, other, which }) {
   const inside = new Map();  // cell -> token, of those kept
   view.tokens.forEach((token, i) => { if (rank.has(token)) inside.set(view.cells[i], token); });
   const { rows, columns } = view;
+  const cellWidth = width / columns, cellHeight = height / rows;
+  const thin = Math.min(1, Math.max(0.45, Math.min(cellWidth, cellHeight) / (13 * unit)));
   const x = (column) => Math.round((column * width) / columns);
   const y = (row) => Math.round((row * height) / rows);
   const rect = (cell) => {
@@ -175,7 +177,8 @@ function paint({ box, canvas, view, run, other, which }) {
   if (state.mode === "relevance" && run.relevance) {
     const most = Math.max(...run.relevance) || 1;
     view.tokens.forEach((token, i) => {
-      context.fillStyle = `rgb(${mix(MAGMA, run.relevance[token] / most)} / 0.8)`;
+      const share = run.relevance[token] / most;
+      context.fillStyle = `rgb(${mix(MAGMA, share)} / ${0.55 + 0.3 * share})`;
       context.fillRect(...rect(view.cells[i]));
     });
   } else {
@@ -186,17 +189,17 @@ function paint({ box, canvas, view, run, other, which }) {
         context.fillStyle = `rgb(${mix(VIRIDIS, rank.get(token) / Math.max(1, own.length - 1))} / 0.78)`;
         context.fillRect(...at);
       } else if (theirs && !theirs.has(token)) {
-        context.globalAlpha = 0.34;
+        context.globalAlpha = thin > 0.6 ? 0.34 : 0.5;
         context.fillStyle = ONLY[which];
         context.fillRect(...at);
         context.globalAlpha = 1;
         context.strokeStyle = ONLY[which];
-        context.lineWidth = 2 * unit;
-        context.strokeRect(at[0] + 2 * unit, at[1] + 2 * unit, at[2] - 4 * unit, at[3] - 4 * unit);
+        const edge = 2 * unit * thin;
+        context.lineWidth = edge;
+        if (thin > 0.6) context.strokeRect(at[0] + edge, at[1] + edge, at[2] - 2 * edge, at[3] - 2 * edge);
       }
     }
   }
-  const cellWidth = width / columns, cellHeight = height / rows;
   const lines = new Path2D(), bound = new Path2D();
   for (let column = 1; column < columns; column++) { lines.moveTo(x(column), 0); lines.lineTo(x(column), height); }
   for (let row = 1; row < rows; row++) { lines.moveTo(0, y(row)); lines.lineTo(width, y(row)); }
@@ -219,7 +222,7 @@ function paint({ box, canvas, view, run, other, which }) {
   }
   for (const [style, thick] of [["rgb(10 12 16 / 0.75)", 3], ["#fff", 1.3]]) {
     context.strokeStyle = style;
-    context.lineWidth = thick * unit;
+    context.lineWidth = thick * unit * thin;
     context.stroke(bound);
   }
   if (state.mode === "order" && Math.min(cellWidth, cellHeight) >= 19 * unit) {
@@ -350,7 +353,7 @@ function said(run) {  // what is known of the answer at this budget
   if (!run.turns.some(([a, b]) => a === low.keep && b === high.keep)) {
     return [told(high.text), ` at ${low.keep} and at ${high.keep}`];
   }
-  return [told(low.text), ` at ${low.keep}, `, told(high.text), ` at ${high.keep}: it turns between`];
+  return [`turns between ${low.keep} and ${high.keep}: `, told(low.text), ", then ", told(high.text)];
 }
 
 function legend() {
@@ -358,7 +361,9 @@ function legend() {
   if (state.mode === "order") box.replaceChildren("first", bar("viridis"), "last of those kept");
   else if (state.mode === "relevance") {
     const without = runs.filter((run) => !run.relevance).map((run) => run.method);
-    const parts = ["none", bar("magma"), "most relevant; outlined: kept"];
+    const some = runs.some((run) => run.relevance && Math.max(...run.relevance) > 0);
+    const parts = some ? ["none", bar("magma"), "most relevant; outlined: kept"]
+      : ["No token is relevant to these nouns; outlined: kept"];
     if (without.length) parts.push(el("span", {}, `. ${[...new Set(without)].join(", ")} has no relevance`));
     box.replaceChildren(...parts);
   } else if (runs.length > 1) {
@@ -377,16 +382,18 @@ const svg = (tag, given) => {
   for (const [name, value] of Object.entries(given)) made.setAttribute(name, value);
   return made;
 };
+const LEAST = 0.001;  // the share at the foot of the curve, whose axis is logarithmic
 const THUMB = 20;  // of the slider, in pixels: the axis runs from the middle of one end to the other
 function curve() {
   const box = $("curve"), wide = box.clientWidth, tall = box.clientHeight;
   if (!wide) return;
   const top = 8, bottom = tall - 4, list = stops();
   const x = (keep) => THUMB / 2 + place(keep) * (wide - THUMB);
-  const y = (share) => bottom - share * (bottom - top);
+  const y = (share) => bottom - (bottom - top) * Math.max(0, 1 - Math.log(share) / Math.log(LEAST));
   box.setAttribute("viewBox", `0 0 ${wide} ${tall}`);
   const made = [];
-  for (const share of [0, 0.5, 1]) {
+  const shares = [1, 0.1, 0.01, LEAST];
+  for (const share of shares) {
     made.push(svg("line", { x1: THUMB / 2, x2: wide - THUMB / 2, y1: y(share), y2: y(share), class: "rule" }));
   }
   made.push(svg("line", { x1: x(state.keep), x2: x(state.keep), y1: top, y2: tall, class: "mark" }));
@@ -400,9 +407,9 @@ function curve() {
     made.push(svg("polyline", { points: text, class: `line ${name}` }));
     made.push(svg("circle", { cx: x(state.keep), cy: y(left(run, state.keep)), r: 4.5, class: `dot ${name}` }));
   });
-  for (const share of [0, 1]) {
-    const text = svg("text", { x: wide - THUMB / 2, y: y(share) + (share ? 12 : -4), "text-anchor": "end" });
-    text.append(`${100 * share} %`);
+  for (const share of shares) {
+    const text = svg("text", { x: wide - THUMB / 2, y: y(share) + (share === LEAST ? -3 : 11), "text-anchor": "end" });
+    text.append(share === LEAST ? `${plain(100 * share)} % or less` : `${plain(100 * share)} %`);
     made.push(text);
   }
   box.replaceChildren(...made);

@@ -124,7 +124,7 @@ def test_the_answer_and_where_it_turns(look: Look) -> None:
     one.press("Home")
     assert one.said() == "red at 2, the smallest budget asked"
     one.press("ArrowRight", "ArrowRight", "ArrowRight")
-    assert one.said() == "red at 2, blue at 6: it turns between"
+    assert one.said() == "turns between 2 and 6: red, then blue"
     one.press(*["ArrowRight"] * 4)
     assert one.count() == 8 and one.said() == "blue at 6 and at 12"
 
