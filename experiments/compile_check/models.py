@@ -164,10 +164,11 @@ def model_rows(
     run: Any = running.programs(config, dtype, resolve_precision(None, dtype))
     state = tuple(jax.tree.leaves(abstract_state(config, mesh, dtype)))
     parameters = bytes_per_device(state)
-    works = [
-        make_workload(config, size, batch, text_tokens, keep=budget, new_tokens=new_tokens)
-        for budget in (None, keep)
-    ]
+    with traced_for(target.platform, mesh.size):  # what is laid out depends on the backend, too
+        works = [
+            make_workload(config, size, batch, text_tokens, keep=budget, new_tokens=new_tokens)
+            for budget in (None, keep)
+        ]
     family = works[0].family
     slots = buckets.new_token_bucket(new_tokens)
     layers = {

@@ -13,7 +13,7 @@ frames of a video, windows, and the padding behind them.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -21,9 +21,11 @@ import jax.numpy as jnp
 
 from resprune_jax.errors import CallError, say_once
 from resprune_jax.models.decoder import gpu
+from resprune_jax.models.decoder.gpu import parts
+from resprune_jax.models.decoder.masks import Slots, disjoint, locate, mask_of
 from resprune_jax.models.decoder.softmax import MASKED, exponentials, masked, softmax, weights_of
 
-Path = Literal["xla", "blockwise", "cudnn"]
+Path = Literal["xla", "blockwise", "parts", "cudnn"]
 Engine = Literal["auto", Path]
 
 _taken: ContextVar[set[Path] | None] = ContextVar("_taken", default=None)
@@ -33,23 +35,6 @@ BLOCKWISE_ABOVE = 1024 * 1024
 
 BLOCK = 512
 """Queries and keys of one block of the blockwise engine."""
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """Where queries or keys sit: what the mask needs to know of them.
-
-    Attributes:
-        slot: (n,) int32, slots.
-        rank: (B or 1, n) int32, how many real tokens come before; `None` without a window.
-        valid: (B, n) bool, for keys; `None`: all real.
-        segment: (B, n) int32; `None`: all are one sequence.
-    """
-
-    slot: jax.Array
-    rank: jax.Array | None = None
-    valid: jax.Array | None = None
-    segment: jax.Array | None = None
 
 
 @contextmanager
@@ -64,7 +49,7 @@ def paths_taken() -> Iterator[set[Path]]:
 
 
 def path_of(engine: Engine, queries: int, keys: int, heads: int) -> Path:
-    """The engine that does it: "auto" takes blocks where there are many scores.
+    """The engine that does it: "auto" takes blocks, or a GPU's parts, where scores are many.
 
     Args:
         engine: what was asked for.
@@ -75,7 +60,7 @@ def path_of(engine: Engine, queries: int, keys: int, heads: int) -> Path:
     if engine != "auto":
         return engine
     if gpu.in_use():
-        return "blockwise" if 4 * queries * keys * heads > gpu.BLOCKWISE_ABOVE else "xla"
+        return "parts" if 4 * queries * keys * heads > gpu.HELD else "xla"
     return "blockwise" if queries * keys > BLOCKWISE_ABOVE else "xla"
 
 
@@ -89,6 +74,7 @@ def attend(
     offset: int | jax.Array = 0,
     window: int | None = None,
     segments: jax.Array | None = None,
+    lengths: jax.Array | None = None,
     padded_behind: bool = False,
     engine: Engine = "auto",
 ) -> jax.Array:
@@ -105,14 +91,17 @@ def attend(
         segments: (B, T) int32, the segment of every slot: a query sees only keys of the segment of
             its own slot. Where ids ascend along a row, the blockwise engine does not read the
             blocks that lie wholly in other segments.
+        lengths: (B,) int32, in place of `valid` where tokens attend to themselves: so many of a row
+            are real, the first ones. What those behind them get is finite and means nothing.
         padded_behind: the padding of each row lies behind its real tokens. Of a causal attention of
             all tokens to themselves `valid` is then not read: real queries never see padding, and
             what padding gets means nothing.
         engine: "xla" holds all S x T scores; "blockwise" goes through blocks of `BLOCK` queries and
-            keys with an online softmax; "cudnn" is the GPU's library, for bfloat16 and float16
-            where nothing but `causal` and `window` hides keys. "auto" takes cudnn on a GPU where it
-            can, else blockwise when S * T > `BLOCKWISE_ABOVE` (on a GPU when all scores take more
-            than `gpu.BLOCKWISE_ABOVE` bytes), else xla.
+            keys with an online softmax; "parts" holds as many scores as `gpu.HELD` bytes take;
+            "cudnn" is the GPU's library, for bfloat16 and float16 where nothing but `causal`,
+            `window` and `lengths` hides keys. "auto" takes on a GPU cudnn where it can, else xla
+            where it holds no more than that many bytes, else parts; elsewhere blockwise when
+            S * T > `BLOCKWISE_ABOVE`, else xla.
 
     Returns:
         (B, S, H, hd) in q's dtype; scores and softmax are float32. A query that sees no key gets
@@ -128,10 +117,11 @@ def attend(
     if engine == "cudnn" or (engine == "auto" and gpu.in_use()):
         hidden = valid is not None or segments is not None or not from_start
         why = gpu.refusal(q, masked=hidden)
-        lacks = "" if why else gpu.missing(q.shape, k.shape, q.dtype, causal, window)
+        shapes = q.shape, k.shape, q.dtype, causal, window, lengths is not None
+        lacks = "" if why else gpu.missing(*shapes)
         if not (why or lacks):
             _note("cudnn")
-            return gpu.attend_by_cudnn(q, k, v, causal=causal, window=window)
+            return gpu.attend_by_cudnn(q, k, v, causal=causal, window=window, lengths=lengths)
         if engine == "cudnn":
             raise CallError(f"cuDNN does not do this attention: {why or lacks}")
         if lacks:
@@ -139,20 +129,29 @@ def attend(
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)  # [B, S, KV, G, hd]
+    if lengths is not None:
+        valid = _first(lengths, keys)
 
-    query_slots, key_slots = _locate(queries, keys, valid, offset, window, segments)
+    query_slots, key_slots = locate(queries, keys, valid, offset, window, segments)
     path = path_of(engine, queries, keys, batch * heads)
     _note(path)
     if path == "xla":
-        mask = _mask(query_slots, key_slots, causal, window)
+        mask = mask_of(query_slots, key_slots, causal, window)
         if gpu.in_use():
             return gpu.attend_by_heads(grouped, k, v, mask).reshape(q.shape)
         # Dividing what is mixed costs head_dim divisions a query instead of one for every key.
         weights, total = exponentials(_scores(grouped, k), mask)
         mixed = _mix(weights, v) / jnp.transpose(total, (0, 3, 1, 2))[..., None]
+    elif path == "parts":
+        mixed = parts.attend(grouped, k, v, query_slots, key_slots, causal, window)
     else:
         mixed = _blockwise(grouped, k, v, query_slots, key_slots, causal, window)
     return mixed.reshape(q.shape).astype(q.dtype)
+
+
+def _first(lengths: jax.Array, size: int) -> jax.Array:
+    """The first slots of each row, as a mask: (B,) to (B, size)."""
+    return jnp.arange(size, dtype=jnp.int32) < lengths[:, None]
 
 
 def _note(path: Path) -> None:
@@ -180,7 +179,12 @@ def attention_rows(q: jax.Array, k: jax.Array, *, valid: jax.Array | None = None
 
 
 def attention_columns(
-    q: jax.Array, k: jax.Array, *, segments: jax.Array | None = None, engine: Engine = "auto"
+    q: jax.Array,
+    k: jax.Array,
+    *,
+    segments: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    engine: Engine = "auto",
 ) -> jax.Array:
     """The attention that each token receives, beside an engine that never shows it.
 
@@ -188,6 +192,7 @@ def attention_columns(
         q: (B, S, H, hd), the queries of all tokens.
         k: (B, S, KV, hd), their keys.
         segments: see `attend`.
+        lengths: likewise; what tokens behind them give to real ones is left out.
         engine: likewise; "blockwise" goes through the keys twice for each block of queries, since a
             probability needs its whole row.
 
@@ -198,10 +203,15 @@ def attention_columns(
     batch, size, heads, width = q.shape
     kv_heads = k.shape[2]
     grouped = q.reshape(batch, size, kv_heads, heads // kv_heads, width)
-    query_slots, key_slots = _locate(size, size, None, 0, None, segments)
-    if path_of(engine, size, size, batch * heads) == "xla":
-        shares = softmax(_scores(grouped, k), _mask(query_slots, key_slots, False, None))
+    if lengths is not None:  # a segment of its own for the rest
+        segments = _first(lengths, size).astype(jnp.int32)
+    query_slots, key_slots = locate(size, size, None, 0, None, segments)
+    path = path_of(engine, size, size, batch * heads)
+    if path == "xla":
+        shares = softmax(_scores(grouped, k), mask_of(query_slots, key_slots, False, None))
         return jnp.sum(shares, axis=(1, 2, 3)) / heads
+    if path == "parts":
+        return parts.columns(grouped, k, query_slots, key_slots) / heads
     return _blockwise_columns(grouped, k, query_slots, key_slots) / heads
 
 
@@ -224,46 +234,6 @@ def seen_by(slots: jax.Array, valid: jax.Array, window: int | None = None) -> ja
     rank = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
     own = jnp.take_along_axis(rank, jnp.minimum(slots, valid.shape[1] - 1), axis=1)
     return mask & (rank[:, None] > own[..., None] - window)
-
-
-def _locate(
-    queries: int,
-    keys: int,
-    valid: jax.Array | None,
-    offset: int | jax.Array,
-    window: int | None,
-    segments: jax.Array | None,
-) -> tuple[_Slots, _Slots]:
-    """Slots of queries and keys; ranks only where a window counts them."""
-    query_slot = jnp.arange(queries, dtype=jnp.int32) + offset
-    key_slot = jnp.arange(keys, dtype=jnp.int32)
-    q, k = _Slots(query_slot), _Slots(key_slot, valid=valid)
-    if window is not None:
-        rank = key_slot[None] if valid is None else jnp.cumsum(valid, axis=1, dtype=jnp.int32)
-        q, k = replace(q, rank=rank[:, query_slot]), replace(k, rank=rank)
-    if segments is not None:
-        q, k = replace(q, segment=segments[:, query_slot]), replace(k, segment=segments)
-    return q, k
-
-
-def _mask(q: _Slots, k: _Slots, causal: bool, window: int | None) -> jax.Array | None:
-    """Which key each query sees: (B or 1, S, T) bool, `None` when all see all."""
-    mask = None if k.valid is None else k.valid[:, None, :]
-    if causal:
-        before = (k.slot[None, :] <= q.slot[:, None])[None]
-        mask = before if mask is None else mask & before
-    if window is not None and q.rank is not None and k.rank is not None:
-        near = k.rank[:, None, :] > q.rank[:, :, None] - window
-        mask = near if mask is None else mask & near
-    if q.segment is not None and k.segment is not None:
-        same = q.segment[:, :, None] == k.segment[:, None, :]
-        mask = same if mask is None else mask & same
-    return mask
-
-
-def _disjoint(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Whether no query and key of a row can share a segment, by the ranges of their ids (B, n)."""
-    return jnp.all((k.min(axis=1) > q.max(axis=1)) | (k.max(axis=1) < q.min(axis=1)))
 
 
 def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -294,8 +264,8 @@ def _blockwise(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    query_slots: _Slots,
-    key_slots: _Slots,
+    query_slots: Slots,
+    key_slots: Slots,
     causal: bool,
     window: int | None,
 ) -> jax.Array:
@@ -311,12 +281,12 @@ def _blockwise(
 
     def one_query_block(xs: tuple) -> jax.Array:
         block_q, (q_slot, q_rank, _, q_segment) = xs
-        here = _Slots(q_slot, q_rank, segment=q_segment)
+        here = Slots(q_slot, q_rank, segment=q_segment)
 
         def see(carry: tuple, block: tuple) -> tuple:
             peak, total, mixed = carry
             block_k, block_v, parts = block
-            mask = _mask(here, _Slots(*parts), causal, window)
+            mask = mask_of(here, Slots(*parts), causal, window)
             peak, total, weights, fade = _online(peak, total, _scores(block_q, block_k), mask)
             shrunk = mixed * jnp.transpose(fade, (0, 3, 1, 2))[..., None]
             return peak, total, shrunk + _mix(weights, block_v)
@@ -328,7 +298,7 @@ def _blockwise(
             # Key blocks wholly behind the last query, or in other segments, are not read.
             hidden = k_slot[0] > q_slot[-1] if causal else jnp.array(False)
             if q_segment is not None:
-                hidden |= _disjoint(q_segment, k_segment)
+                hidden |= disjoint(q_segment, k_segment)
             return jax.lax.cond(hidden, lambda c, _: c, see, carry, block), None
 
         rows = (batch, kv_heads, groups, BLOCK)
@@ -361,7 +331,7 @@ def _online(
 
 
 def _blockwise_columns(
-    q: jax.Array, k: jax.Array, query_slots: _Slots, key_slots: _Slots
+    q: jax.Array, k: jax.Array, query_slots: Slots, key_slots: Slots
 ) -> jax.Array:
     """Sums over heads and queries, (B, S): each row's peak and total first, then its shares."""
     batch, size, kv_heads, groups, _ = q.shape
@@ -373,15 +343,15 @@ def _blockwise_columns(
 
     def add(columns: jax.Array, xs: tuple) -> tuple[jax.Array, None]:
         block_q, (q_slot, _, _, q_segment) = xs
-        here = _Slots(q_slot, segment=q_segment)
+        here = Slots(q_slot, segment=q_segment)
 
         def seen(block: tuple) -> tuple[jax.Array, jax.Array | None]:
             block_k, parts = block
-            return _scores(block_q, block_k), _mask(here, _Slots(*parts), False, None)
+            return _scores(block_q, block_k), mask_of(here, Slots(*parts), False, None)
 
         def reads(block: tuple) -> jax.Array:
             segment = block[1][3]
-            return jnp.array(True) if q_segment is None else ~_disjoint(q_segment, segment)
+            return jnp.array(True) if q_segment is None else ~disjoint(q_segment, segment)
 
         def grown(carry: tuple, block: tuple) -> tuple[jax.Array, jax.Array]:
             peak, total, _, _ = _online(carry[0], carry[1], *seen(block))
@@ -421,7 +391,7 @@ def _blocks(x: jax.Array, axis: int, count: int, fill: str = "constant") -> jax.
     return jnp.moveaxis(x, axis, 0)
 
 
-def _slot_blocks(slots: _Slots, count: int) -> tuple:
+def _slot_blocks(slots: Slots, count: int) -> tuple:
     """(slot, rank, valid, segment) in blocks; an absent part stays `None`."""
     filled = slots.slot[0] + jnp.arange(count * BLOCK, dtype=jnp.int32)
     rank = None if slots.rank is None else _blocks(slots.rank, 1, count)

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 from resprune_jax.errors import CallError
+from resprune_jax.models.decoder import gpu
 from resprune_jax.models.towers.qwen_vision.config import QwenVisionConfig
+from resprune_jax.models.towers.qwen_vision.rows import Rows, frame_rows, pack
 
 PATCH_BUCKETS = (
     *(64, 128, 192, 320, 512, 1024, 2048, 3328, 5376, 8704),
@@ -46,6 +48,7 @@ class VisionTables:
         window_slot: (P,) int32, the slot (row * L + column) of each patch; W * L for padding.
         tokens: (B, N) int32, which merged cell is each visual token; P / merge_unit for padding.
         token_coords: (B, N, 2) float32, (row, column) of each token in its frame, in merged cells.
+        frames: the frames as rows, for a GPU; `None` for other backends, which read `segments`.
     """
 
     coords: np.ndarray | jax.Array
@@ -55,6 +58,15 @@ class VisionTables:
     window_slot: np.ndarray | jax.Array
     tokens: np.ndarray | jax.Array
     token_coords: np.ndarray | jax.Array
+    frames: Rows | None = None
+
+    def rows(self, *, windowed: bool) -> Rows:
+        """What patches attend inside of: windows, or whole frames."""
+        if windowed:  # small enough for all scores of a head, on every backend
+            return Rows(self.windows, self.window_slot, self.window_segments, engine="xla")
+        if self.frames is not None:
+            return self.frames
+        return Rows(segments=self.segments[None])  # [1, P]
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def make_tables(
     checked = _check_grids(grids, config)
     frames = [_frame(h, w, config) for t, h, w in checked for _ in range(t)]
     sizes = np.concatenate([frame.sizes for frame in frames])
-    place, used = _pack(sizes, config.window_patches)
+    place, used = pack(sizes, config.window_patches)
     real = sum(len(frame.coords) for frame in frames)
     least = patch_bucket(real, used, config)
     size = least if patches is None else patches
@@ -126,6 +138,10 @@ def make_tables(
     segments = np.full(size, len(frames), np.int32)
     segments[:real] = np.repeat(np.arange(len(frames)), [len(frame.coords) for frame in frames])
     index, token_coords = _token_rows(checked, config, rows, size, tokens, batch)
+    framed = None
+    if gpu.in_use():
+        counts = [len(frame.coords) for frame in frames]
+        framed = frame_rows(counts, size, patch_bucket(max(counts), 1, config))
     return VisionTables(
         coords=coords,
         segments=segments,
@@ -134,6 +150,7 @@ def make_tables(
         window_slot=slot,
         tokens=index,
         token_coords=token_coords,
+        frames=framed,
     )
 
 
@@ -215,34 +232,6 @@ def _frame(height: int, width: int, config: QwenVisionConfig) -> _Frame:
     in_rows, in_columns = (coords // (side * cells)).T
     window = in_rows * across + in_columns
     return _Frame(coords, window, np.bincount(window))
-
-
-def _pack(sizes: np.ndarray, slots: int) -> tuple[np.ndarray, int]:
-    """Put windows into rows of `slots`, first-fit decreasing.
-
-    Whole windows fill a row each; those that an edge cuts share rows, which is what keeps the
-    number of rows near patches / slots for long, thin images too.
-
-    Returns:
-        (the first slot of each window, counted through the rows; rows used).
-    """
-    place = np.empty(len(sizes), np.int64)
-    full = np.flatnonzero(sizes == slots)
-    place[full] = np.arange(len(full)) * slots
-    rows = len(full)
-    waiting = {
-        int(size): list(np.flatnonzero(sizes == size)[::-1])
-        for size in np.unique(sizes)[::-1]
-        if size != slots
-    }
-    while any(waiting.values()):
-        free = slots
-        for size, own in waiting.items():  # largest first
-            while own and size <= free:
-                place[own.pop()] = (rows + 1) * slots - free
-                free -= size
-        rows += 1
-    return place, rows
 
 
 def _token_rows(

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from resprune_jax.errors import CallError
+from resprune_jax.models.decoder import gpu
 from resprune_jax.models.decoder.attention import attend, attention_columns
 from resprune_jax.models.decoder.layers import ACTIVATIONS, JoinedLinear, LayerNorm, RMSNorm, gated
 from resprune_jax.models.decoder.rope import apply_rope, axial_tables
@@ -68,38 +69,22 @@ class QwenVisionAttention(nnx.Module):
         """
         size = x.shape[0]
         qkv = self.qkv(x).reshape(1, size, 3, self.num_heads, -1)  # [1, P, 3, H, hd]
-        q, k, v = apply_rope(qkv[:, :, 0], *rope), apply_rope(qkv[:, :, 1], *rope), qkv[:, :, 2]
         columns = None
-        if windowed:
-            mixed, columns = self._in_windows(q[0], k[0], v[0], tables, shown=shown)
+        rows = tables.rows(windowed=windowed)
+        if gpu.in_use():
+            flat = qkv.reshape(1, size, 1, 3 * self.num_heads, -1)
+            turned = gpu.turn_joined(flat, *rope, values=self.num_heads).reshape(qkv.shape)
+            joined = rows.gather(turned[0])  # [R, L, 3, H, hd]
+            q, k, v = (joined[:, :, at] for at in range(3))
         else:
-            segments = jnp.asarray(tables.segments)[None]  # [1, P]
-            mixed = attend(q, k, v, segments=segments)[0]
-            if shown:
-                columns = attention_columns(q, k, segments=segments)[0]
-        return self.proj(mixed.reshape(x.shape)), columns
-
-    @staticmethod
-    def _in_windows(
-        q: jax.Array, k: jax.Array, v: jax.Array, tables: VisionTables, *, shown: bool
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """(P, H, hd) each to (P, H, hd): gathered to windows, attended to there, gathered back."""
-        rows = jnp.stack([q, k, v], axis=1)  # [P, 3, H, hd]
-        rows = jnp.take(rows, tables.windows, axis=0, mode="fill", fill_value=0)
-        segments = jnp.asarray(tables.window_segments)  # [W, L]
-        mixed = attend(
-            rows[:, :, 0], rows[:, :, 1], rows[:, :, 2], segments=segments, engine="xla"
-        )  # [W, L, H, hd]
-
-        def back(values: jax.Array) -> jax.Array:
-            # Padding sits in no window; nothing is added to it.
-            flat = values.reshape(-1, *values.shape[2:])
-            return jnp.take(flat, tables.window_slot, axis=0, mode="fill", fill_value=0)
-
-        if not shown:
-            return back(mixed), None
-        columns = attention_columns(rows[:, :, 0], rows[:, :, 1], segments=segments, engine="xla")
-        return back(mixed), back(columns)
+            q, k, v = apply_rope(qkv[:, :, 0], *rope), apply_rope(qkv[:, :, 1], *rope), qkv[:, :, 2]
+            if rows.index is not None:
+                joined = rows.gather(jnp.stack([q[0], k[0], v[0]], axis=1))
+                q, k, v = joined[:, :, 0], joined[:, :, 1], joined[:, :, 2]  # [R, L, H, hd]
+        mixed = attend(q, k, v, **rows.options())
+        if shown:
+            columns = rows.back(attention_columns(q, k, **rows.options()))
+        return self.proj(rows.back(mixed).reshape(x.shape)), columns
 
 
 class QwenVisionMlp(nnx.Module):

@@ -126,18 +126,18 @@ def test_a_model_answers_the_same(text: str, monkeypatch: pytest.MonkeyPatch) ->
     assert np.abs(run()[1] - want[1]).max() > 1e-2  # it is read
 
 
-def test_blocks_where_all_scores_would_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_where_all_scores_would_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention.path_of("auto", 1024, 1025, 1) == "blockwise"  # elsewhere, a head decides
     monkeypatch.setattr(gpu, "in_use", lambda: True)
     cases = (
         (5476, 5476, 16, "xla"),
         (832, 832, 32 * 28, "xla"),
-        (2240, 2240, 32 * 28, "blockwise"),
+        (2240, 2240, 32 * 28, "parts"),
     )
     for queries, keys, heads, path in cases:
         assert attention.path_of("auto", queries, keys, heads) == path
-        assert (4 * queries * keys * heads > 4 * 2**30) == (path == "blockwise")
-        for asked in ("xla", "blockwise"):
+        assert (4 * queries * keys * heads > 4 * 2**30) == (path == "parts")
+        for asked in ("xla", "blockwise", "parts"):
             assert attention.path_of(asked, queries, keys, heads) == asked
 
 

@@ -17,11 +17,8 @@ from jax.typing import DTypeLike
 from resprune_jax.engines.kernels import undivided
 from resprune_jax.models.decoder.softmax import softmax
 
-BLOCKWISE_ABOVE = 2**32
-"""Bytes of float32 scores above which attention goes through blocks.
-
-A GPU asks the host whether a block is to be skipped, and launches a dozen kernels for one that is
-not: that pays only where blocks are large."""
+HELD = 2**32
+"""Bytes of float32 scores that are held at once; with more, attention goes in parts (`parts`)."""
 
 
 def in_use() -> bool:
@@ -29,7 +26,7 @@ def in_use() -> bool:
     return jax.default_backend() == "gpu"
 
 
-def turn_joined(joined: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def turn_joined(joined: jax.Array, cos: jax.Array, sin: jax.Array, *, values: int = 1) -> jax.Array:
     """Rotate queries and keys where their product wrote them, beside the values.
 
     One expression for all three, of which XLA writes queries, keys, values and what goes to the
@@ -37,9 +34,11 @@ def turn_joined(joined: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     another kind of kernel, which is not merged with others.
 
     Args:
-        joined: (B, S, KV, G + 2, hd): queries, a key and a value of each group.
+        joined: (B, S, KV, n, hd): of each group queries and keys, and values behind them; in the
+            decoder n is G + 2.
         cos: (B, S, hd / 2) float32, from `rope_tables`.
         sin: the same.
+        values: how many of the n are values.
 
     Returns:
         The array with all but the values rotated, as `apply_rope` does.
@@ -50,7 +49,7 @@ def turn_joined(joined: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     sign = jnp.array([[-1.0], [1.0]])
     turned = halves * cos + jnp.flip(halves, axis=-2) * (sign * sin)
     rows = joined.shape[3]
-    turned = jnp.where((jnp.arange(rows) < rows - 1)[:, None, None], turned, halves)
+    turned = jnp.where((jnp.arange(rows) < rows - values)[:, None, None], turned, halves)
     return turned.astype(joined.dtype).reshape(joined.shape)
 
 
@@ -92,17 +91,31 @@ def attend_by_heads(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | 
 
 
 def attend_by_cudnn(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, window: int | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    window: int | None,
+    lengths: jax.Array | None = None,
 ) -> jax.Array:
     """cuDNN's flash attention; arguments as `attention.attend`, where nothing is missing.
 
     Returns:
-        (B, S, H, hd) in q's dtype.
+        (B, S, H, hd) in q's dtype; zeros behind `lengths`.
     """
     local = None if window is None else (window - 1, 0)
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=causal, local_window_size=local, implementation="cudnn"
-    )
+    # A row without any token attends to its first one, which nobody reads.
+    sizes = None if lengths is None else jnp.maximum(lengths, 1)
+    mixed = jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, local_window_size=local, query_seq_lengths=sizes,
+        key_value_seq_lengths=sizes, implementation="cudnn",
+    )  # fmt: skip
+    if lengths is None:
+        return mixed
+    # What the library leaves there is not said anywhere.
+    there = jnp.arange(q.shape[1], dtype=jnp.int32) < lengths[:, None]
+    return jnp.where(there[:, :, None, None], mixed, jnp.zeros((), mixed.dtype))
 
 
 def refusal(q: jax.Array, *, masked: bool) -> str:
@@ -110,7 +123,7 @@ def refusal(q: jax.Array, *, masked: bool) -> str:
 
     Args:
         q: (B, S, H, hd).
-        masked: keys are hidden by more than `causal` and `window`.
+        masked: keys are hidden by more than `causal`, `window` and `lengths`.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 and float16, not {q.dtype}"
@@ -128,6 +141,7 @@ def missing(
     dtype: DTypeLike,
     causal: bool,
     window: int | None,
+    with_lengths: bool = False,
 ) -> str:
     """What JAX says where cuDNN is missing, or does not take these shapes; "" if all is there.
 
@@ -137,12 +151,17 @@ def missing(
         dtype: of both.
         causal: see `attention.attend`.
         window: likewise.
+        with_lengths: whether rows have them.
     """
     q, k = jax.ShapeDtypeStruct(queries, dtype), jax.ShapeDtypeStruct(keys, dtype)
+    lengths = jax.ShapeDtypeStruct(queries[:1], jnp.int32) if with_lengths else None
     try:
         jax.eval_shape(
-            lambda q, k, v: attend_by_cudnn(q, k, v, causal=causal, window=window), q, k, k
-        )
+            lambda q, k, lengths: attend_by_cudnn(
+                q, k, k, causal=causal, window=window, lengths=lengths
+            ),
+            q, k, lengths,
+        )  # fmt: skip
     except (RuntimeError, ValueError, NotImplementedError) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return ""
