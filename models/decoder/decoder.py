@@ -13,7 +13,7 @@ from resprune_jax.models.decoder import gpu
 from resprune_jax.models.decoder.attention import attend
 from resprune_jax.models.decoder.cache import KVCache
 from resprune_jax.models.decoder.config import DecoderConfig
-from resprune_jax.models.decoder.layers import JoinedLinear, RMSNorm, gated
+from resprune_jax.models.decoder.layers import JoinedLinear, Normed, RMSNorm, gated
 from resprune_jax.models.decoder.rope import apply_rope, rope_tables
 
 
@@ -35,7 +35,7 @@ class DecoderAttention(nnx.Module):
         )  # fmt: skip
 
     def heads(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], *, whole: bool = False
+        self, x: jax.Array | Normed, rope: tuple[jax.Array, jax.Array], *, whole: bool = False
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries and keys, rotated, and values.
 
@@ -48,12 +48,12 @@ class DecoderAttention(nnx.Module):
             (B, S, H, hd), (B, S, KV, hd) twice.
         """
         joined = self.qkv_proj(x)  # [B, S, KV, G + 2, hd]
-        if whole:
+        if whole and not isinstance(x, Normed):  # which does so by itself
             joined = jax.lax.optimization_barrier(joined)
         at_once = gpu.in_use()
         if at_once:
             joined = gpu.turn_joined(joined, *rope)
-        q = joined[:, :, :, :-2].reshape(*x.shape[:2], -1, self.head_dim)
+        q = joined[:, :, :, :-2].reshape(*joined.shape[:2], -1, self.head_dim)
         k, v = joined[:, :, :, -2], joined[:, :, :, -1]
         return (q, k, v) if at_once else (apply_rope(q, *rope), apply_rope(k, *rope), v)
 
@@ -67,7 +67,7 @@ class DecoderAttention(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: jax.Array | Normed,
         rope: tuple[jax.Array, jax.Array],
         valid: jax.Array | None,
         cache: KVCache | None,
@@ -96,13 +96,13 @@ class DecoderAttention(nnx.Module):
             cache = cache.write(layer, slot, k, v)
             # A slot known before compiling bounds what can be seen: prefill does not read the
             # slots kept free for the answer.
-            seen = slot + x.shape[1] if isinstance(slot, int) else cache.length
+            seen = slot + q.shape[1] if isinstance(slot, int) else cache.length
             k, v, valid = cache.read(layer, seen)
         mixed = attend(
             q, k, v, valid=valid, causal=True, offset=slot, window=self.window,
             padded_behind=padded_behind,
         )  # fmt: skip
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), cache
+        return self.o_proj(mixed.reshape(*q.shape[:2], -1)), cache
 
 
 class DecoderMlp(nnx.Module):
@@ -117,10 +117,10 @@ class DecoderMlp(nnx.Module):
         )
         self.down_proj = nnx.Linear(inner, width, use_bias=False, param_dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:
         """(B, S, d) to the same shape."""
         joined = self.gate_up_proj(x)  # [B, S, groups, 2, inner / groups]
-        return self.down_proj(gated(joined).reshape(*x.shape[:-1], -1))
+        return self.down_proj(gated(joined).reshape(*joined.shape[:-3], -1))
 
 
 class DecoderLayer(nnx.Module):
@@ -145,11 +145,10 @@ class DecoderLayer(nnx.Module):
         padded_behind: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Run the layer; arguments and results as in `DecoderAttention`, x not normalised."""
-        mixed, cache = self.self_attn(
-            self.input_layernorm(x), rope, valid, cache, layer, slot, padded_behind
-        )
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
+        x, y = self.input_layernorm.of_a_step(x)
+        mixed, cache = self.self_attn(y, rope, valid, cache, layer, slot, padded_behind)
+        x, y = self.post_attention_layernorm.of_a_step(x + mixed)
+        return x + self.mlp(y), cache
 
 
 class Decoder(nnx.Module):

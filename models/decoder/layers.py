@@ -7,11 +7,14 @@ the fifth digit.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+
+from resprune_jax.models.decoder import gpu
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -75,6 +78,53 @@ class RMSNorm(nnx.Module):
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
         return y.astype(x.dtype) * self.scale[...]
 
+    def of_a_step(self, x: jax.Array) -> "tuple[jax.Array, jax.Array | Normed]":
+        """The norm of a step of decode, in the form that the backend is best at.
+
+        Args:
+            x: (B, S, width).
+
+        Returns:
+            x, and for a `JoinedLinear` the normalised x, or its two halves where a GPU makes a
+            token.
+        """
+        if not gpu.halves_norms(x):
+            return x, self(x)
+        y = x.astype(jnp.float32).reshape(*x.shape[:-1], gpu.PIECES, -1)
+        squares = jnp.sum(y * y, axis=-1)
+        # All three are written, by one kernel: XLA would make x several times, and one sum of the
+        # two sums, which is a kernel of its own.
+        x, scaled, squares = jax.lax.optimization_barrier((x, x * self.scale[...], squares))
+        return x, Normed(scaled, squares, self.epsilon)
+
+
+class Normed(NamedTuple):
+    """An RMS norm that is not finished: the row's factor is left to what a product gives.
+
+    A norm reads a row twice, its sum of squares and then each number, which of a single row are two
+    kernels of a GPU. A number that all of a row is multiplied by may as well come behind a linear
+    layer: so the sum in front of the norm, the product with the scale and the squares of pieces are
+    one kernel, and what reads the layer's outputs adds the pieces up and multiplies.
+
+    Attributes:
+        scaled: (..., width), times the norm's scale.
+        squares: (..., pieces) float32, sums of squares of what is normed.
+        epsilon: of the norm.
+    """
+
+    scaled: jax.Array
+    squares: jax.Array
+    epsilon: float
+
+    def finish(self, y: jax.Array) -> jax.Array:
+        """The outputs (..., n) float32 of a linear layer without bias, as of the finished norm."""
+        pieces = self.squares
+        while (count := pieces.shape[-1]) > 1:  # written out: a sum is a kernel of its own
+            pieces = pieces[..., : count // 2] + pieces[..., count // 2 :]
+        factor = jax.lax.rsqrt(pieces / self.scaled.shape[-1] + self.epsilon)
+        # Inside of the product the factor would have to be there before it, by one more kernel.
+        return jax.lax.optimization_barrier(y) * factor
+
 
 class JoinedLinear(nnx.Module):
     """Linear layers of one input as one product: a GPU launches one kernel, not one for each.
@@ -117,7 +167,7 @@ class JoinedLinear(nnx.Module):
         self.weight = nnx.Param(jnp.concatenate(kernels, axis=1))
         self.bias = nnx.data(nnx.Param(jnp.concatenate(biases, axis=1)) if use_bias else None)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Normed) -> jax.Array:
         """All outputs: x (..., inputs) to (..., groups, sum(parts), width)."""
         return self._outputs(x, slice(None))
 
@@ -127,10 +177,15 @@ class JoinedLinear(nnx.Module):
         y = self._outputs(x, slice(start, start + self.parts[index]))
         return y.reshape(*x.shape[:-1], -1)
 
-    def _outputs(self, x: jax.Array, rows: slice) -> jax.Array:
+    def _outputs(self, x: jax.Array | Normed, rows: slice) -> jax.Array:
         weight = self.weight[:, rows]
         # One axis of outputs: XLA turns weights with several around in every call.
-        y = jnp.einsum("...i,oi->...o", x, weight.reshape(-1, weight.shape[-1]))
+        flat = weight.reshape(-1, weight.shape[-1])
+        if isinstance(x, Normed):
+            y = jnp.einsum("...i,oi->...o", x.scaled, flat, preferred_element_type=jnp.float32)
+            y = x.finish(y).astype(x.scaled.dtype)
+        else:
+            y = jnp.einsum("...i,oi->...o", x, flat)
         if self.bias is not None:
             y = y + self.bias[:, rows].reshape(-1)
-        return y.reshape(*x.shape[:-1], *weight.shape[:-1])
+        return y.reshape(*y.shape[:-1], *weight.shape[:-1])

@@ -21,9 +21,27 @@ HELD = 2**32
 """Bytes of float32 scores that are held at once; with more, attention goes in parts (`parts`)."""
 
 
+PIECES = 32
+"""Of a row, whose squares are summed apart, see `halves_norms`; a power of two. With 16, and so few
+blocks of threads, XLA leaves the sum in front of them a kernel of its own."""
+
+
 def in_use() -> bool:
     """Whether the program that is traced is for a GPU."""
     return jax.default_backend() == "gpu"
+
+
+def halves_norms(x: jax.Array) -> bool:
+    """Whether a norm is left unfinished in front of a product, see `layers.Normed`.
+
+    It saves kernels of a single row, on one device: of several, a norm is one kernel. float16 might
+    not hold what is not normed yet.
+
+    Args:
+        x: (B, S, d), to be normed.
+    """
+    whole = x.shape[-1] % PIECES == 0 and x.dtype != jnp.float16
+    return in_use() and x.size == x.shape[-1] and whole and undivided()
 
 
 def turn_joined(joined: jax.Array, cos: jax.Array, sin: jax.Array, *, values: int = 1) -> jax.Array:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from resprune_jax.errors import CallError
 from resprune_jax.models.decoder import attention, gpu
 from resprune_jax.models.decoder.attention import attend
+from resprune_jax.models.decoder.layers import JoinedLinear, Normed, RMSNorm
 from resprune_jax.models.decoder.rope import apply_rope, rope_tables
 from resprune_jax.models.families.llava.config import LlavaConfig
 from resprune_jax.models.families.llava.module import Llava
@@ -208,3 +209,73 @@ def test_what_cudnn_does_not_do_is_said() -> None:
     for given_arrays, options, why in cases:
         with pytest.raises(CallError, match=f"cuDNN does not do this attention.*{why}"):
             attend(*given_arrays, engine="cudnn", **options)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    width=st.sampled_from([32, 224]),
+    size=st.floats(-3, 3),
+    bias=st.booleans(),
+    rng_seed=st.integers(0, 2**31),
+)
+def test_an_unfinished_norm_is_the_norm(width: int, size: float, bias: bool, rng_seed: int) -> None:
+    """Behind the layer as in front of it, and nearer to exact numbers in bfloat16."""
+    rng = np.random.default_rng(rng_seed)
+    norm = RMSNorm(width, 1e-5, dtype=jnp.float32)
+    norm.scale[...] = jnp.asarray(rng.normal(1, 0.3, width), jnp.float32)
+    layer = JoinedLinear(width, 2, (2, 1), 4, use_bias=bias, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    x = jnp.asarray(rng.normal(size=(1, 1, width)) * 10.0**size, jnp.float32)
+    x = x.astype(jnp.bfloat16).astype(jnp.float32)
+
+    def exact() -> np.ndarray:
+        y = np.asarray(x, np.float64)
+        y = y / np.sqrt((y * y).mean() + 1e-5) * np.asarray(norm.scale[...], np.float64)
+        made = y @ np.asarray(layer.weight[...], np.float64).reshape(-1, width).T
+        if layer.bias is not None:
+            made = made + np.asarray(layer.bias[...], np.float64).reshape(-1)
+        return made.reshape(1, 1, 2, 3, 4)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "in_use", lambda: True)
+        patch.setattr(gpu, "undivided", lambda: True)
+        same, halves = norm.of_a_step(x)
+        assert isinstance(halves, Normed) and halves.squares.shape == (1, 1, gpu.PIECES)
+        # Rows that are not alone, or not whole pieces, or that float16 might not hold.
+        for other in (jnp.tile(x, (2, 1, 1)), jnp.tile(x, (1, 2, 1)), x.astype(jnp.float16)):
+            assert not isinstance(norm.of_a_step(other)[1], Normed)
+        assert not gpu.halves_norms(x[..., :-1])
+    assert not isinstance(norm.of_a_step(x)[1], Normed)
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_allclose(layer(halves), exact(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(layer(norm(x)), exact(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_of_a_single_row_answers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = {**TEXTS["qwen2, biases"], "hidden_size": 64, "num_attention_heads": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    vision |= {"num_hidden_layers": 3, "image_size": 28, "patch_size": 7}
+    model = Llava(
+        LlavaConfig.from_hf({"text_config": text, "vision_config": vision}), rngs=nnx.Rngs(0)
+    )
+    x = jax.random.normal(jax.random.key(2), (1, 9, 64))
+    places = jnp.arange(9, dtype=jnp.int32)[None]
+    halved: list[bool] = []
+
+    def run() -> np.ndarray:
+        @jax.jit  # afresh: the forms are chosen while it is traced
+        def program(x: jax.Array) -> jax.Array:
+            _, cache = model.prefill(x, places, jnp.ones((1, 9), bool), 12)
+            more, cache = model.decode_step(x[:, :1], jnp.array([[9]]), jnp.int32(9), cache)
+            return model.decode_step(more, jnp.array([[10]]), jnp.int32(10), cache)[0]
+
+        return np.asarray(program(x))
+
+    want = run()
+    monkeypatch.setattr(gpu, "in_use", lambda: True)
+    monkeypatch.setattr(gpu, "undivided", lambda: True)
+    finish = Normed.finish
+    monkeypatch.setattr(Normed, "finish", lambda *a: halved.append(True) or finish(*a))
+    np.testing.assert_allclose(run(), want, atol=1e-5)
+    assert len(halved) == 2 * 2 * 2  # steps, layers, norms of each
+    monkeypatch.setattr(Normed, "finish", lambda self, y: y)
+    assert np.abs(run() - want).max() > 1e-3
