@@ -62,8 +62,8 @@ def divide(batch: int, queries: int, keys: int, heads: int) -> Division:
             even = -(-queries // parts)
             return Division(rows, parts, min(most, -(-even // WHOLE) * WHOLE, queries))
         if rows == 1:  # a loop, of parts that nothing has to fill if there are such
-            even = (n for n in range(parts, 2 * parts + 1) if queries % n == 0)
-            parts = next(even, parts)
+            whole = [n for n in range(parts, 2 * parts + 1) if queries % n == 0]
+            parts = min(whole, default=parts)
             return Division(rows, parts, -(-queries // parts))
     raise AssertionError("a batch has at least one row")
 
@@ -114,8 +114,8 @@ def attend(
                     )
                 )  # fmt: skip
             return jnp.concatenate(made, axis=1)
-        made = _looped(lambda q, slots: part(q, k, v, slots, key_slots), q, query_slots, plan)
-        return jnp.moveaxis(made, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :size]
+        looped = _looped(lambda q, slots: part(q, k, v, slots, key_slots), q, query_slots, plan)
+        return jnp.moveaxis(looped, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :size]
 
     plan = divide(q.shape[0], q.shape[1], k.shape[1], q.shape[2] * q.shape[3])
     from_start = k.shape[1] == q.shape[1]
