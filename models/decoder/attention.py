@@ -112,7 +112,8 @@ def attend(
     """
     causal = causal or window is not None
     from_start = isinstance(offset, int) and offset == 0
-    if padded_behind and causal and from_start and k.shape[1] == q.shape[1]:
+    to_themselves = from_start and k.shape[1] == q.shape[1]
+    if padded_behind and causal and to_themselves:
         valid = None
     if engine == "cudnn" or (engine == "auto" and gpu.in_use()):
         hidden = valid is not None or segments is not None or not from_start
@@ -143,7 +144,9 @@ def attend(
         weights, total = exponentials(_scores(grouped, k), mask)
         mixed = _mix(weights, v) / jnp.transpose(total, (0, 3, 1, 2))[..., None]
     elif path == "parts":
-        mixed = parts.attend(grouped, k, v, query_slots, key_slots, causal, window)
+        mixed = parts.attend(
+            grouped, k, v, query_slots, key_slots, causal, window, from_start=to_themselves
+        )
     else:
         mixed = _blockwise(grouped, k, v, query_slots, key_slots, causal, window)
     return mixed.reshape(q.shape).astype(q.dtype)

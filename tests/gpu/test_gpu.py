@@ -72,6 +72,7 @@ ATTENTIONS = {
     "grouped queries": ((2, 640, 28, 4, 128), {"causal": True}),
     "a window": ((2, 256, 8, 8, 64), {"causal": True, "window": 100}),
     "vision tower": ((2, 577, 16, 16, 64), {}),
+    "frames of several lengths": ((3, 1024, 16, 16, 80), {"lengths": [1024, 512, 512]}),
 }
 
 
@@ -84,7 +85,9 @@ def test_cudnn_s_attention_is_xla_s(name: str) -> None:
         for key, count in zip(keys, (heads, kv_heads, kv_heads), strict=True)
     )
     real = np.arange(length) < np.array([length, *[length // 2] * (rows - 1)])[:, None]
-    padding: dict[str, Any] = {"valid": real, "padded_behind": True} if options else {}
+    padding: dict[str, Any] = {"valid": real, "padded_behind": True} if "causal" in options else {}
+    if "lengths" in options:
+        options = {"lengths": np.asarray(options["lengths"], np.int32)}
 
     def attended(engine: attention.Engine, **more: Any) -> np.ndarray:
         with attention.paths_taken() as paths:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from resprune_jax.models.decoder import attention, gpu
-from resprune_jax.models.decoder.gpu import parts
 from resprune_jax.models.towers.qwen_vision import rows as layout
 from tests.parity import test_qwen as packed
 from tests.parity import test_received_attention as received
@@ -37,7 +36,6 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_packed_pictures_and_films(room: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "ROOM", room)
     monkeypatch.setattr(gpu, "HELD", held)
-    monkeypatch.setattr(parts, "HELD", held)
     with attention.paths_taken() as paths:
         packed.test_tower_and_merger_of_a_packed_batch()
     assert paths == ({"xla"} if held == 2**32 else {"xla", "parts"})

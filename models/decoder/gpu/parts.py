@@ -2,9 +2,9 @@
 
 Blocks of 512 with an online softmax, as other backends have them, are thousands of launches there
 and a question to the host for each. Here a part is some rows and some of their queries with all the
-keys that these see, as many as `HELD` bytes of scores allow: a plain softmax, three kernels. Few
-parts are written out one after the other, and of a causal attention the later keys are left out;
-more are the trips of a loop whose number is known, so that the host is asked nothing.
+keys that these see, as many as `gpu.HELD` bytes of scores allow: a plain softmax, three kernels.
+Few parts are written out one after the other, and of a causal attention the later keys are left
+out; more are the trips of a loop whose number is known, so that the host is asked nothing.
 
 Shapes: B rows, S queries, T keys, H query heads, KV key/value heads, G = H / KV, hd head width.
 """
@@ -19,9 +19,6 @@ import jax.numpy as jnp
 from resprune_jax.models.decoder import gpu
 from resprune_jax.models.decoder.masks import Slots, mask_of
 from resprune_jax.models.decoder.softmax import softmax
-
-HELD = gpu.HELD
-"""Bytes of float32 scores that a part may take."""
 
 WHOLE = 64
 """Parts have a multiple of so many queries, as the tiles of a product do."""
@@ -45,7 +42,7 @@ class Division(NamedTuple):
 
 
 def divide(batch: int, queries: int, keys: int, heads: int) -> Division:
-    """As many rows as few enough parts allow, and as few parts as `HELD` allows.
+    """As many rows as few enough parts allow, and as few parts as `gpu.HELD` allows.
 
     Args:
         batch: B.
@@ -54,7 +51,7 @@ def divide(batch: int, queries: int, keys: int, heads: int) -> Division:
         heads: of one row, H.
     """
     for rows in (rows for rows in range(batch, 0, -1) if batch % rows == 0):
-        most = max(1, HELD // (4 * rows * keys * heads))  # queries at a time
+        most = max(1, gpu.HELD // (4 * rows * keys * heads))  # queries at a time
         if most > WHOLE:
             most -= most % WHOLE
         parts = -(-queries // most)
@@ -76,6 +73,7 @@ def attend(
     key_slots: Slots,
     causal: bool,
     window: int | None,
+    from_start: bool = False,
 ) -> jax.Array:
     """`gpu.attend_by_heads` in parts.
 
@@ -87,6 +85,7 @@ def attend(
         key_slots: where the keys do.
         causal: see `attention.attend`.
         window: likewise.
+        from_start: queries stand where the keys stand, slot by slot.
 
     Returns:
         (B, S, KV, G, hd) in q's dtype.
@@ -105,7 +104,7 @@ def attend(
             made = []
             for start in range(0, size, plan.size):
                 stop = min(start + plan.size, size)
-                # Queries that stand where the keys stand see none behind the last of them.
+                # Keys behind the last query are not read.
                 seen = stop if causal and from_start else k.shape[1]
                 made.append(
                     part(
@@ -118,7 +117,6 @@ def attend(
         return jnp.moveaxis(looped, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :size]
 
     plan = divide(q.shape[0], q.shape[1], k.shape[1], q.shape[2] * q.shape[3])
-    from_start = k.shape[1] == q.shape[1]
     return _by_rows(rows, plan.rows, q, k, v, query_slots, key_slots)
 
 

@@ -28,10 +28,10 @@ BOUNDS = {
     ("encode", 576): Bound(launches=291, in_layers=281),
     ("assemble", 576): Bound(launches=8),
     ("prefill", 576): Bound(launches=453, in_layers=448),
-    ("decode", 576): Bound(launches=8, a_trip=495, in_layers=481, reads=1, reads_a_trip=1),
+    ("decode", 576): Bound(launches=8, a_trip=399, in_layers=385, reads=1, reads_a_trip=1),
     ("prune", 128): Bound(launches=14),
     ("assemble", 128): Bound(launches=8),
     ("prefill", 128): Bound(launches=392, in_layers=387),
-    ("decode", 128): Bound(launches=8, a_trip=495, in_layers=481, reads=1, reads_a_trip=1),
+    ("decode", 128): Bound(launches=8, a_trip=399, in_layers=385, reads=1, reads_a_trip=1),
 }
 """By program and visual tokens that enter the language model."""

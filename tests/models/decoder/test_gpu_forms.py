@@ -279,3 +279,28 @@ def test_a_step_of_a_single_row_answers_the_same(monkeypatch: pytest.MonkeyPatch
     assert len(halved) == 2 * 2 * 2  # steps, layers, norms of each
     monkeypatch.setattr(Normed, "finish", lambda self, y: y)
     assert np.abs(run() - want).max() > 1e-3
+
+
+def test_an_unfinished_norm_rounds_less_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rounding of each number in front of the product, where the norm itself has two."""
+    rng = np.random.default_rng(0)
+    width, outputs = 512, 2048
+    norm = RMSNorm(width, 1e-5, dtype=jnp.bfloat16)
+    norm.scale[...] = jnp.asarray(rng.normal(1, 0.3, width), jnp.bfloat16)
+    layer = JoinedLinear(
+        width, 1, (1,), outputs, use_bias=False, rngs=nnx.Rngs(0), dtype=jnp.bfloat16
+    )
+    x = jnp.asarray(30 * rng.normal(size=(1, 1, width)), jnp.bfloat16)
+    monkeypatch.setattr(gpu, "in_use", lambda: True)
+    monkeypatch.setattr(gpu, "undivided", lambda: True)
+    wide = [np.asarray(part, np.float64) for part in (x, norm.scale[...], layer.weight[...])]
+    normed = wide[0] / np.sqrt((wide[0] ** 2).mean() + 1e-5) * wide[1]
+    exact = (normed @ wide[2].reshape(outputs, width).T).reshape(-1)
+    error = {}
+    for name, row in (("plain", norm(x)), ("halves", norm.of_a_step(x)[1])):
+        made = layer(row)
+        assert made.dtype == jnp.bfloat16
+        apart = np.asarray(made, np.float64).reshape(-1) - exact
+        error[name] = float(np.sqrt((apart**2).mean()) / exact.std())
+    print(error)
+    assert error["halves"] < error["plain"] < 0.01

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resprune_jax.models.decoder import attention
+from resprune_jax.models.decoder import attention, gpu
 from resprune_jax.models.decoder.attention import attend, attention_columns
 from resprune_jax.models.decoder.gpu import parts
 from resprune_jax.models.decoder.gpu.parts import Division, divide
@@ -33,12 +33,12 @@ def test_parts_hold_few_scores_and_every_query(
     plan = divide(batch, queries, keys, heads)
     assert batch % plan.rows == 0
     assert (plan.parts - 1) * plan.size < queries <= plan.parts * plan.size
-    assert 4 * plan.rows * plan.size * keys * heads <= parts.HELD or (plan.rows, plan.size) == (
+    assert 4 * plan.rows * plan.size * keys * heads <= gpu.HELD or (plan.rows, plan.size) == (
         1,
         1,
     )
     assert plan.parts <= parts.WRITTEN_OUT or plan.rows == 1
-    least = -(-4 * batch * queries * keys * heads // parts.HELD)
+    least = -(-4 * batch * queries * keys * heads // gpu.HELD)
     assert batch // plan.rows * plan.parts <= 4 * max(least, batch)
 
 

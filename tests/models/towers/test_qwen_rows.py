@@ -116,7 +116,6 @@ def test_rows_of_frames_show_the_same(
     request.getfixturevalue("on_a_gpu")
     monkeypatch.setattr(layout, "ROOM", room)
     monkeypatch.setattr(gpu, "HELD", held)
-    monkeypatch.setattr("resprune_jax.models.decoder.gpu.parts.HELD", held)
     tables = make_tables(grids, CONFIG, patches=192)
     assert tables.frames is not None and is_so(tables.frames)
     with attention.paths_taken() as paths:
