@@ -27,9 +27,8 @@ UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
-	test-serve test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint format clean
-	test-tpu test-gpu-compile gpu-check-all test-triton test-harness test-gpu test-attacks lock lint format clean
-	test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks test-explore lock lint format clean
+	test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
+	format clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -40,14 +39,14 @@ help:
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
+	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
+	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
 	@echo "make gpu-check-all  every model and selection engine for H100, H200 and A100, as JSON in gpu-check/ (long)"
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
-	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
 	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
-	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
 	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
 	@echo "make lint         ruff and mypy, as CI runs them"
@@ -99,6 +98,8 @@ $(VENV)-harness/.harness: pyproject.toml locks/harness.txt .ci/torch.py Makefile
 	$(VENV)-harness/bin/python -c "import torch" || { echo "lmms-eval needs torch" >&2; exit 1; }
 	$(call from_lock,$(VENV)-harness,locks/harness.txt)
 	$(VENV)-harness/bin/python -m pip install --quiet --no-deps $(LMMS_EVAL)
+	@touch $@
+
 # Likewise of its own: what is installed beside a lock stays out of the environment of the others.
 $(VENV)-explore/.browser: pyproject.toml locks/test.txt Makefile
 	$(call from_lock,$(VENV)-explore,locks/test.txt)
@@ -123,7 +124,6 @@ demo: setup
 
 test: setup-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ($(ELSEWHERE))"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not deep and not exact and not tpu and not triton and not gpu and not gpucompile and not browser"
 
 # What repeats a test of the above for one more family or engine, or goes further.
 test-deep: setup-test
@@ -210,6 +210,5 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-explore $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist *.egg-info demo \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-explore $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist \
+		*.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
