@@ -30,8 +30,8 @@ from resprune_jax.experiments.benchmark.run import command as benchmark
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
-from resprune_jax.experiments.harness import command as lmms_eval_tasks
 from resprune_jax.experiments.explore import command as explore
+from resprune_jax.experiments.harness import command as lmms_eval_tasks
 from resprune_jax.experiments.pocket import commands as pocket
 from resprune_jax.experiments.pocket.evaluation import command as evaluate
 from resprune_jax.experiments.pocket.training import command as train
