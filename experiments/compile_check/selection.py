@@ -85,7 +85,9 @@ def selection_row(
             options=target.options,
             instead=target.instead,
         )
-    setting = {"tokens": count, "width": width, "keep": keep, "batch": batch, "dtype": dtype}
+    setting: dict[str, int | str] = {
+        "tokens": count, "width": width, "keep": keep, "batch": batch, "dtype": dtype,
+    }  # fmt: skip
     figures = target.selection_figures(made.text, engine, size, batch) if made.text else Figures()
     return Row(
         "selection", engine, setting, dataclasses.replace(made, text=""), target.limit,
