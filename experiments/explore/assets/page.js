@@ -118,8 +118,8 @@ function imageOf(picture) {
   return images.get(picture.src);
 }
 const layers = new Map();  // a picture at a size, in colour and as what is dropped looks
-function layersOf(picture, width, height, unit) {
-  const key = `${picture.src.length} ${picture.src.slice(-64)} ${width} ${height}`;
+function layersOf(number, width, height, unit) {
+  const picture = card().pictures[number], key = `${state.card} ${number} ${width} ${height}`;
   if (layers.has(key)) return layers.get(key);
   const make = () => Object.assign(document.createElement("canvas"), { width, height });
   const colour = make(), dropped = make();
@@ -172,7 +172,7 @@ function paint({ box, canvas, view, run, other, which }) {
     const row = Math.floor(cell / columns), column = cell % columns;
     return [x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row)];
   };
-  const { colour, dropped } = layersOf(picture, width, height, unit);
+  const { colour, dropped } = layersOf(view.picture, width, height, unit);
   context.drawImage(dropped, 0, 0);
   if (state.mode === "relevance" && run.relevance) {
     const most = Math.max(...run.relevance) || 1;
