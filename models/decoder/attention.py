@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from resprune_jax.errors import CallError, say_once
-from resprune_jax.models.decoder import gpu
-from resprune_jax.models.decoder.gpu import parts
+from resprune_jax.models.decoder import gpu, parts
 from resprune_jax.models.decoder.masks import Slots, disjoint, locate, mask_of
 from resprune_jax.models.decoder.softmax import MASKED, exponentials, masked, softmax, weights_of
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resprune_jax.models.decoder import attention, gpu
+from resprune_jax.models.decoder import attention, gpu, parts
 from resprune_jax.models.decoder.attention import attend, attention_columns
-from resprune_jax.models.decoder.gpu import parts
-from resprune_jax.models.decoder.gpu.parts import Division, divide
+from resprune_jax.models.decoder.parts import Division, divide
 
 
 @pytest.fixture(autouse=True)
