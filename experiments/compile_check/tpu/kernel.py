@@ -41,11 +41,28 @@ def kernel_cycles(topology: str, n: int, keep: int) -> int:
     """
     from resprune_jax.engines.pallas_tpu import CHUNK
 
+    said = profiled(__name__, topology, str(n), str(keep))
+    whole, none, two, three = map(int, said.split())
+    chunks = sum(-(-k // CHUNK) for k in range(keep))
+    entry = two - none - 2 * (three - two)
+    return whole + (entry * keep + (three - two) * chunks) // FEW
+
+
+def profiled(module: str, *words: str) -> str:
+    """What a module prints that is run with libtpu's profiles on.
+
+    Args:
+        module: its name.
+        *words: its arguments; the folder that the profiles come into is added.
+
+    Raises:
+        RunError: libtpu could not profile one of its operations, or the module failed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         flag = f"--xla_jf_dump_static_llo_profile_to={folder}"
         before = os.environ.get("LIBTPU_INIT_ARGS", "")
         run = subprocess.run(
-            [sys.executable, "-m", __name__, topology, str(n), str(keep), folder],
+            [sys.executable, "-m", module, *words, folder],
             env={**os.environ, "JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": f"{before} {flag}"},
             capture_output=True,
             text=True,
@@ -54,10 +71,16 @@ def kernel_cycles(topology: str, n: int, keep: int) -> int:
     if run.returncode:
         lines = [line for line in run.stderr.splitlines() if "failed" in line or "Error" in line]
         raise RunError(f"libtpu does not profile the kernel: {lines[-1] if lines else run.stderr}")
-    whole, none, two, three = map(int, run.stdout.split())
-    chunks = sum(-(-k // CHUNK) for k in range(keep))
-    entry = two - none - 2 * (three - two)
-    return whole + (entry * keep + (three - two) * chunks) // FEW
+    return run.stdout
+
+
+def cycles_of(folder: Path, kernel: str) -> int:
+    """The cycles in a kernel's profile; all profiles are removed."""
+    (profile,) = folder.glob(f"*{kernel}*")
+    found = int(_FOUND.findall(profile.read_text())[0])
+    for old in folder.iterdir():
+        old.unlink()
+    return found
 
 
 def main(topology: str, n: int, keep: int, folder: Path) -> None:
@@ -74,14 +97,11 @@ def main(topology: str, n: int, keep: int, folder: Path) -> None:
     gram = jax.ShapeDtypeStruct((n, n), jnp.float32, sharding=where)
     given = jax.ShapeDtypeStruct(pallas_tpu.given_shape(n), jnp.float32, sharding=where)
     for picks, chunks in ((keep, 0), (FEW, 0), (FEW, 2), (FEW, 3)):
-        for old in folder.iterdir():
-            old.unlink()
         alone = functools.partial(pallas_tpu.launch, keep=picks)
         fixed = functools.partial(jnp.full_like, fill_value=chunks)
         with traced_for("tpu"), mock.patch.object(pallas_tpu, "chunks_before", fixed):
             jax.jit(alone).lower(gram, given).compile()
-        (profile,) = folder.glob("*resprune_picks*")
-        print(int(_FOUND.findall(profile.read_text())[0]))
+        print(cycles_of(folder, "resprune_picks"))
 
 
 if __name__ == "__main__":
