@@ -95,7 +95,7 @@ $(VENV)-gpu/.gpu: pyproject.toml locks/gpu.txt
 $(VENV)-harness/.harness: pyproject.toml locks/harness.txt .ci/torch.py Makefile
 	test -x $(VENV)-harness/bin/python || $(PYTHON) -m venv $(VENV)-harness
 	$(VENV)-harness/bin/python .ci/torch.py $(TORCH)
-	$(VENV)-harness/bin/python -c "import torch" || { echo "lmms-eval needs torch" >&2; exit 1; }
+	$(VENV)-harness/bin/python -m pip show --quiet torch || { echo "lmms-eval needs torch" >&2; exit 1; }
 	$(call from_lock,$(VENV)-harness,locks/harness.txt)
 	$(VENV)-harness/bin/python -m pip install --quiet --no-deps $(LMMS_EVAL)
 	@touch $@
