@@ -97,8 +97,16 @@ class ServeOptions(CallOptions, ServerOptions):
     """How the kept tokens are chosen; requests may name any method but no file."""
     method_settings: Annotated[tuple[str, ...], shown("NAME=VALUE [NAME=VALUE ...]")] = ()
     """Settings of that method."""
-    chat_template: Annotated[bool, tyro.conf.Suppress] = True
-    rng_seed: Annotated[int, tyro.conf.Suppress] = 0
+    chat_template: Annotated[
+        bool,
+        tyro.conf.FlagCreatePairsOff,
+        tyro.conf.arg(
+            help="A request's text is the whole prompt with its image placeholders; conversations"
+            " are refused."
+        ),
+    ] = True
+    rng_seed: Annotated[int | None, shown("N", "another for each request")] = None  # type: ignore[assignment]
+    """Seed of requests that draw and give none."""
     dtype: WeightsDType = None
     precision: ProductPrecision = None
     clip: ClipCheckpoint = None
@@ -119,7 +127,7 @@ class ServeOptions(CallOptions, ServerOptions):
         keep = parse_keep(self.keep)
         if self.method == "none" and keep is not None:
             raise CallError("--keep has no meaning with --method none, which keeps every token")
-        return CallOptions(**{**own, "keep": keep})
+        return CallOptions(**{**own, "keep": keep, "rng_seed": self.rng_seed or 0})
 
 
 _NUMBERS = (
@@ -146,6 +154,8 @@ def check(options: ServeOptions) -> tuple[str, ...]:
         )
     for name, low, high in _NUMBERS:
         check_number(f"--{name.replace('_', '-')}", getattr(options, name), low, high)
+    if options.rng_seed is not None:
+        check_number("--rng-seed", options.rng_seed, 0, 2**32 - 1)
     for size in options.warm_up:
         check_number("--warm-up", size, 1, options.max_batch)
     if options.template is not None:

@@ -76,6 +76,7 @@ class Service:
         self._admission = admission = Admission(
             lvlm, name, call, sources, self._cache,
             most_images=options.max_images, most_pixels=options.max_pixels,
+            seed=options.rng_seed,
         )  # fmt: skip
         limits = Limits(megabytes(options.max_body_mb), options.body_timeout, options.timeout)
         chat = Chat(admission, self._worker, self._metrics, self._room, limits, self._pool)

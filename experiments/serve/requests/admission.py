@@ -80,6 +80,7 @@ class Admission:
         cache: of encoded pictures.
         most_images: of a request.
         most_pixels: of a picture.
+        seed: of requests that give none; None: another one for each.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Admission:
         *,
         most_images: int,
         most_pixels: int,
+        seed: int | None = None,
     ) -> None:
         self.lvlm = lvlm
         self.name = name
@@ -100,6 +102,7 @@ class Admission:
         self.cache = cache
         self.most_images = most_images
         self.most_pixels = most_pixels
+        self.seed = seed
 
     def admit(self, body: bytes, hold: Hold) -> tuple[Hashable, Work]:
         """Judge a request.
@@ -162,7 +165,9 @@ class Admission:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not number:
                 raise CallError(f"{name} is a number, got {shown(value)}")
-        drawn = asked.seed if asked.seed is not None else secrets.randbelow(2**32)
+        drawn = self.seed if asked.seed is None else asked.seed
+        if drawn is None:
+            drawn = secrets.randbelow(2**32)
         return dataclasses.replace(base, **given, rng_seed=drawn)
 
     def _pictures(self, work: Work, urls: Sequence[str], hold: Hold) -> tuple[ImageLayout, ...]:
@@ -207,7 +212,8 @@ class Admission:
                 f" {context} tokens holds"
             )
         media = tuple(image.media for image in layout)
-        prompt = lvlm.encoder.encode(work.question, media)
+        template = work.options.chat_template
+        prompt = lvlm.encoder.encode(work.question, media, chat_template=template)
         prompts = Prompts([prompt], [[]], "none", (0,))
         budget: list[Keep] = work.options.budgets(1) if layout else [None]
         if isinstance(method, DecoderMethod):

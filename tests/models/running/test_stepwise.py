@@ -40,6 +40,7 @@ def test_stops_change_no_answer(lvlm: LVLM, photographs: list[Any], name: str) -
             assert one.done == full
 
 
+@pytest.mark.deep
 def test_a_grain_pads_less_and_changes_no_answer(lvlm: LVLM, photographs: list[Any]) -> None:
     call = {"keep": [6, 3, None], "max_new_tokens": 4}
     whole = lvlm.generate(photographs[:3], QUESTIONS, **call)
