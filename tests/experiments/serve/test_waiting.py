@@ -95,3 +95,13 @@ def test_the_oldest_key_goes_first_unless_another_is_full() -> None:
     assert queue.take(0.5) == others  # full, and nobody of a has waited long enough
     assert queue.take(0.9) == [] and queue.due(0.9) == pytest.approx(0.1)
     assert queue.take(1.0) == [first]
+
+
+def test_of_two_full_keys_the_older_goes_first() -> None:
+    queue: Waiting[Request] = Waiting(2, 9.0, 10)
+    waiting = [Request(key, at) for at, key in enumerate("abccbd")]
+    for one in waiting:
+        queue.add(one)
+    assert queue.take(6.0) == [waiting[1], waiting[4]]
+    assert queue.take(6.0) == waiting[2:4]
+    assert queue.take(6.0) == []
