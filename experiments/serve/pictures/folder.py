@@ -39,10 +39,11 @@ class Folder:
             handle = self._open(relative)
         except (OSError, ValueError, RuntimeError):  # RuntimeError: a loop of links
             raise missing from None
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):  # a folder, a device, a pipe
+            os.close(handle)
+            raise missing
         with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise missing
             if status.st_size > most:
                 raise too_large(f"{where}: {said!r} is larger than {most} bytes")
             content = file.read(most + 1)

@@ -125,8 +125,10 @@ def test_files_that_are_none_or_too_large(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "large").write_bytes(bytes(11))
     folder = Folder(tmp_path)
-    with pytest.raises(RequestError, match="no image file"):
-        folder.read("pipe", "it", 10)  # and it does not wait for a writer
+    (tmp_path / "deep").mkdir()
+    for name in ("pipe", "deep", ".", ""):  # nobody waits for a writer of the pipe
+        with pytest.raises(RequestError, match="no image file"):
+            folder.read(name, "it", 10)
     with pytest.raises(RequestError) as caught:
         folder.read("large", "it", 10)
     assert caught.value.status == 413
