@@ -92,12 +92,14 @@ $(VENV)-gpu/.gpu: pyproject.toml locks/gpu.txt
 	@touch $@
 
 # torch first, as below .test; lmms-eval without what other models need (locks/harness.in says more).
+# --no-deps also for the lock: pip finds no hash for typepy[datetime], which is the typepy of the lock.
 $(VENV)-harness/.harness: pyproject.toml locks/harness.txt .ci/torch.py Makefile
 	test -x $(VENV)-harness/bin/python || $(PYTHON) -m venv $(VENV)-harness
 	$(VENV)-harness/bin/python .ci/torch.py $(TORCH)
 	$(VENV)-harness/bin/python -m pip show --quiet torch || { echo "lmms-eval needs torch" >&2; exit 1; }
-	$(call from_lock,$(VENV)-harness,locks/harness.txt)
+	$(VENV)-harness/bin/python -m pip install --quiet --no-deps --require-hashes -r locks/harness.txt
 	$(VENV)-harness/bin/python -m pip install --quiet --no-deps $(LMMS_EVAL)
+	$(VENV)-harness/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Likewise of its own: what is installed beside a lock stays out of the environment of the others.
