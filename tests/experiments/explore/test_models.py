@@ -39,11 +39,11 @@ def browser() -> Iterator[Any]:
 
 
 def built(
-    lvlm: Any, asked: list[Asked], methods: dict[str, CallOptions], path: Path
+    model: Any, asked: list[Asked], methods: dict[str, CallOptions], path: Path
 ) -> tuple[Page, list[Asked]]:
     """Make a page and say how long it took, the compiles of its first picture included."""
     begin, spent = time.perf_counter(), time.process_time()
-    cards = [make_card(lvlm, one, methods, most_bytes=500_000) for one in asked]
+    cards = [make_card(model, one, methods, most_bytes=500_000) for one in asked]
     made = Page(path.stem, "resprune-jax", tuple(cards))
     size = pages.write(made, path)
     wall, cpu = time.perf_counter() - begin, time.process_time() - spent
@@ -52,10 +52,10 @@ def built(
     return made, asked
 
 
-def compare(sight: Sight, lvlm: Any, asked: Asked, prompt: str, options: CallOptions) -> None:
+def compare(sight: Sight, model: Any, asked: Asked, prompt: str, options: CallOptions) -> None:
     """Ten budgets by mouse and keys against the prefixes of one selection."""
     total = sight.tab.evaluate("Number(document.querySelector('#budget').max)")
-    chosen = lvlm.select(asked.images[0], prompt, options=replace(options, keep=total))
+    chosen = model.select(asked.images[0], prompt, options=replace(options, keep=total))
     whole = chosen.selections
     seen = []
 
@@ -75,7 +75,7 @@ def compare(sight: Sight, lvlm: Any, asked: Asked, prompt: str, options: CallOpt
 
 
 def check_answers(
-    sight: Sight, lvlm: Any, asked: Asked, prompt: str, options: CallOptions, *, alone: bool
+    sight: Sight, model: Any, asked: Asked, prompt: str, options: CallOptions, *, alone: bool
 ) -> None:
     """The answer at each budget and the marks where it turns, from answers that are asked anew.
 
@@ -88,7 +88,7 @@ def check_answers(
     found: list[str] = []
     for part in parts:
         again = replace(options, keep=part)
-        found += lvlm.generate(asked.images[0], [prompt] * len(part), options=again).texts
+        found += model.generate(asked.images[0], [prompt] * len(part), options=again).texts
     texts = dict(zip(keeps, found if alone else found[::-1], strict=True))
     for number, keep in enumerate(keeps):
         rows.nth(number).locator("button").click()
@@ -103,22 +103,22 @@ def check_answers(
 
 
 def test_the_questions_of_the_demo(browser: Any, tmp_path: Path) -> None:
-    lvlm = load_model("pocket", dtype="float32")
+    model = load_model("pocket", dtype="float32")
     asked = [
         Asked(f"scene {n}", (render(scene),), tuple(one.prompt for one in questions), RATIOS)
         for n, (scene, questions) in enumerate(frozen_set(scenes=3), start=1)
     ]
     options = CallOptions(keep=1, max_new_tokens=8)
     path = tmp_path / "demo.html"
-    made, _ = built(lvlm, asked, {"resprune": options}, path)
+    made, _ = built(model, asked, {"resprune": options}, path)
     assert [len(card.runs) for card in made.cards] == [5, 5, 5]
     for number, one in enumerate(asked):
         for question in (number, 4):
             fragment = f"#card={number}&first={question}&second=-1"
             sight = Sight(browser, path, fragment)
-            compare(sight, lvlm, one, one.prompts[question], options)
+            compare(sight, model, one, one.prompts[question], options)
             check_answers(
-                sight, lvlm, one, one.prompts[question], options, alone=question == number
+                sight, model, one, one.prompts[question], options, alone=question == number
             )
             sight.close()
     sight = Sight(browser, path)
@@ -130,20 +130,20 @@ def test_the_questions_of_the_demo(browser: Any, tmp_path: Path) -> None:
 def test_a_photograph(name: str, browser: Any, tmp_path: Path) -> None:
     """By the pocket model, and by one of random weights in the shape of LLaVA-1.5."""
     folder = "pocket" if name == "pocket" else write_checkpoint(tmp_path / "random")
-    lvlm = load_model(folder, dtype="float32")
+    model = load_model(folder, dtype="float32")
     asked = Asked(PHOTOGRAPH.name, (PHOTOGRAPH,), QUESTIONS, RATIOS)
     options = CallOptions(keep=1, max_new_tokens=8)
     methods = {"resprune": options, "random": replace(options, method="random")}
     path = tmp_path / f"{name}.html"
-    made, _ = built(lvlm, [asked], methods, path)
+    made, _ = built(model, [asked], methods, path)
     assert made.cards[0].tokens == (144 if name == "pocket" else 576)
     for first, (prompt, method) in enumerate(
         (prompt, method) for prompt in QUESTIONS for method in methods
     ):
         sight = Sight(browser, path, f"#first={first}&second=-1")
-        compare(sight, lvlm, asked, prompt, methods[method])
+        compare(sight, model, asked, prompt, methods[method])
         if first in (0, 3):
-            check_answers(sight, lvlm, asked, prompt, methods[method], alone=name == "pocket")
+            check_answers(sight, model, asked, prompt, methods[method], alone=name == "pocket")
         sight.close()
     for scheme in ("light", "dark"):
         sight = Sight(browser, path, color_scheme=scheme)
