@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from resprune_jax.errors import shown
-from resprune_jax.experiments.data.columns import RowError
+from resprune_jax.experiments.data.columns import RowError, whole
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -123,6 +123,7 @@ def optional(row: Row, column: str) -> str:
     text = str(value) if isinstance(value, int | float) else value
     if not isinstance(text, str):
         raise RowError(f'"{column}" is {shown(value, 40)}: write it as text')
+    whole(column, text)
     return "" if text.strip() in ("", "nan") else text
 
 
@@ -138,4 +139,4 @@ def _texts(row: Row, column: str) -> list[str]:
     value = row.get(column)
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
         raise RowError(f'the column "{column}" is {shown(value, 40)}: it is a list of texts')
-    return [*value]
+    return [whole(column, each) for each in value]

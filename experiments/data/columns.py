@@ -142,6 +142,15 @@ def _named(column: str, value: Any) -> str:
 def _text(column: str, value: Any) -> str:
     if not isinstance(value, str):
         raise RowError(f'"{column}" is {shown(value, 40)}: write it as text')
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    return whole(column, value)
+
+
+def whole(column: str, text: str) -> str:
+    """A column's text as it is.
+
+    Raises:
+        RowError: it holds what is no character, which JSON can write and Parquet cannot.
+    """
+    if any("\ud800" <= char <= "\udfff" for char in text):
         raise RowError(f'"{column}" holds half of a surrogate pair, which is no character')
-    return value
+    return text

@@ -1,5 +1,6 @@
 """What was answered: the rows of a finished run, by configuration and example."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,17 @@ def read_answers(folder: Path) -> Rows:
                 f" ({error})"
             ) from None
     return found
+
+
+def check_all(rows: Rows, keys: Collection[str], folder: Path) -> None:
+    """Refuse a run whose blocks are there, and not every row in them.
+
+    Raises:
+        RunError: rows are missing.
+    """
+    missing = sum(key not in own for own in rows.values() for key in keys)
+    if missing:
+        raise RunError(
+            f"{folder / 'rows'} lacks {missing} rows of this run: files there are of another one;"
+            " remove them and start again"
+        )

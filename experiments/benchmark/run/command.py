@@ -151,7 +151,11 @@ def finish(
     Returns:
         None where blocks of other processes are missing.
     """
-    from resprune_jax.experiments.benchmark.run.answers import missing_blocks, read_answers
+    from resprune_jax.experiments.benchmark.run.answers import (
+        check_all,
+        missing_blocks,
+        read_answers,
+    )
     from resprune_jax.experiments.benchmark.run.scores import backbone_of, score
     from resprune_jax.experiments.benchmark.run.submissions import write
     from resprune_jax.experiments.sweep.shards import read_manifest, replace
@@ -164,6 +168,7 @@ def finish(
         )
         return None
     run, rows = read_manifest(options.output), read_answers(options.output)
+    check_all(rows, bench.rows.keys(), options.output)
     backbone = backbone_of(options.model) if options.paper == "auto" else options.paper
     made = score(
         bench, rows, run["configurations"], backbone=None if backbone == "none" else backbone,

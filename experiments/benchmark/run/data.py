@@ -13,7 +13,7 @@ from resprune_jax.experiments.benchmark.prompts import PROMPTS, optional, textvq
 from resprune_jax.experiments.benchmark.run.catalogue import Facts, facts_of
 from resprune_jax.experiments.benchmark.scoring import Verdict, judge, truth_of
 from resprune_jax.experiments.common import check_file, status_of
-from resprune_jax.experiments.data import columns
+from resprune_jax.experiments.data import columns, vqa
 from resprune_jax.experiments.data.columns import RowError
 from resprune_jax.experiments.data.examples import Dataset, Example, fingerprint
 from resprune_jax.experiments.data.pictures import FilePicture, Picture
@@ -108,6 +108,13 @@ def open_benchmark(
             f"{path}: {bare} of {bare + len(examples)} rows have no picture and are left out, as"
             " ScienceQA-IMG does",
         )
+    few = sum(0 < len(row.get("answers") or ()) < vqa.FEWEST for row in rows.values())
+    if few:
+        say_once(
+            f"annotators {path}",
+            f"{path}: {few} of {len(rows)} rows have fewer than {vqa.FEWEST} answers: VQA accuracy"
+            " counts annotators, of whom three others must agree, and nothing scores 1 there",
+        )
     first: dict[Any, int] = {}
     examples.sort(key=lambda example: first.setdefault(example.images, len(first)))
     where = str(path.resolve()) + (f":{split}" if split else "")
@@ -129,10 +136,10 @@ def _check_pairs(rows: Mapping[str, Mapping[str, Any]], path: Path, limit: int |
     found = Counter((row["category"], row["question_id"]) for row in rows.values())
     torn = [f"{picture} of {category}" for (category, picture), n in found.items() if n != 2]
     if torn:
+        count = f"{len(torn)} pictures do" if len(torn) > 1 else "1 picture does"
         hint = f"--examples {limit} parts a pair" if limit == len(rows) else "mend the file"
         raise CallError(
-            f"{path}: {len(torn)} pictures do not have two questions, such as {torn[0]}: MME scores"
-            f" pairs, {hint}"
+            f"{path}: {count} not have two questions, such as {torn[0]}: MME scores pairs, {hint}"
         )
 
 
@@ -170,8 +177,13 @@ def _example(
     """
     prompt = PROMPTS[name](values) if name != "textvqa" else textvqa(values, ocr_line=ocr_line)
     verdict = judge(name, values, None)  # what is accepted is checked here
-    if album is not None and row.values.get("image") is None:
-        images, cluster = album.find(str(values["imageId"]), row.where, seen)
+    for column in ("image_id", "split"):  # no scorer reads these, submissions do
+        optional(values, column)
+    if name == "gqa" and album is not None and row.values.get("image") is None:
+        named = columns.name_of(values, "imageId")
+        if named is None:
+            raise RowError('no "imageId": --images is looked through by it')
+        images, cluster = album.find(named, row.where, seen)
     else:
         if album is not None and album.folder is not None:
             row = dataclasses.replace(row, folder=album.folder)
@@ -212,7 +224,7 @@ class _Album:
         """
         if name not in self.known and self.folder is not None:
             paths = [self.folder / f"{name}{ending}" for ending in _ENDINGS]
-            path = next((each for each in paths if each.is_file()), paths[0])
+            path = next((each for each in paths if _trouble(each, where) is None), paths[0])
             if path not in seen.files:
                 seen.files[path] = _trouble(path, where)
             if why := seen.files[path]:
@@ -245,7 +257,11 @@ def _album(name: str, images: Path | None) -> _Album | None:
         return _Album(images, {})
     if name != "gqa":
         raise CallError(f"--images {images} is no folder of picture files, which {name} takes")
-    return _Album(None, dict(_stored(images)))
+    known: dict[str, tuple[tuple[Picture, ...], str]] = {}
+    for key, found in _stored(images):
+        if known.setdefault(key, found) != found:
+            raise CallError(f"--images {images} has two pictures {shown(key)}: take one out")
+    return _Album(None, known)
 
 
 def _stored(images: Path) -> Iterator[tuple[str, tuple[tuple[Picture, ...], str]]]:

@@ -130,7 +130,9 @@ def _lines(bench: Benchmark, answers: Answers, model: str, about: Mapping[str, A
             _json(
                 {
                     # LLaVA's script for TextVQA knows a question by its picture and its words.
-                    "question_id": row.get("image_id") or _name(bench, key),
+                    "question_id": row["image_id"]
+                    if optional(row, "image_id")
+                    else _name(bench, key),
                     "prompt": prompts[key],
                     "text": answers[key],
                     # Drawn at random there; here the same run writes the same file.
@@ -153,10 +155,7 @@ def _vqav2(bench: Benchmark, answers: Answers, ids: Sequence[str] | None) -> byt
 
 def _textvqa(bench: Benchmark, answers: Answers, _: Any) -> bytes:
     return _json(
-        [
-            {"question_id": _name(bench, key), "answer": processed(answers[key])}
-            for key in bench.rows
-        ]
+        [{"question_id": _number(key), "answer": processed(answers[key])} for key in bench.rows]
     )
 
 

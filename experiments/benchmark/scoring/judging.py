@@ -14,7 +14,7 @@ from resprune_jax.experiments.benchmark.prompts import (
 )
 from resprune_jax.experiments.benchmark.scoring import reading
 from resprune_jax.experiments.data import vqa
-from resprune_jax.experiments.data.columns import RowError
+from resprune_jax.experiments.data.columns import RowError, whole
 from resprune_jax.experiments.data.metrics import gqa as same_word
 from resprune_jax.experiments.data.metrics import pope_word
 
@@ -103,7 +103,7 @@ def _annotated(row: Row) -> tuple[str, ...]:
         text = each.get("answer") if isinstance(each, Mapping) else each
         if not isinstance(text, str):
             raise RowError(f'"answers" holds {shown(text, 40)}: it is a list of texts')
-        texts.append(text)
+        texts.append(whole("answers", text))
     return tuple(texts)
 
 

@@ -103,6 +103,22 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_files(
     assert files(again) == made
 
 
+def test_blocks_of_another_run_are_told(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = [tmp_path / "own", tmp_path / "other"]
+    for out, split in zip(outs, ("random", "popular"), strict=True):
+        rows = [row for row in ROWS["pope"] if row["category"] == split]
+        call = words("pope", parquet(tmp_path / f"{split}.parquet", rows), out, quick)
+        assert cli.main(call) == 0
+    block = Path("rows") / "00000.parquet"
+    (outs[1] / block).write_bytes((outs[0] / block).read_bytes())
+    capsys.readouterr()
+    assert cli.main(call) == 1
+    captured = capsys.readouterr()
+    assert "lacks 8 rows of this run" in captured.err and "Traceback" not in captured.err
+
+
 def test_a_picture_that_cannot_be_read_costs_its_rows(
     quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

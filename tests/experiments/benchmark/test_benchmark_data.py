@@ -108,6 +108,42 @@ def test_pictures_of_gqa_lie_in_a_folder_as_well(tmp_path: Path) -> None:
         open_benchmark("gqa", str(data), images=few)
 
 
+def test_a_picture_that_a_row_does_not_name_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "n1.jpg")
+    for change in ({"image": None}, {"image": None, "imageId": "n1"}):
+        rows = [{**ROWS["pope"][0], **change}]
+        with pytest.raises(CallError, match=r'row 0 .*no picture in the column "image"'):
+            open_benchmark("pope", str(lines(tmp_path, rows)), images=folder)
+    for name, said in (
+        ("n" * 400, "File name too long"), ("a\0b", "is no path"), (None, 'no "imageId"'),
+        (["n1"], '"imageId" is'), ("../n2", "does not exist"),
+    ):  # fmt: skip
+        rows = [{**ROWS["gqa"][0], "imageId": name}]
+        with pytest.raises(CallError) as caught:
+            open_benchmark("gqa", str(lines(tmp_path, rows)), images=folder)
+        assert said in str(caught.value) and "row 0" in str(caught.value)
+
+
+def test_two_pictures_of_one_id_are_refused(tmp_path: Path) -> None:
+    data = parquet(tmp_path / "rows.parquet", ROWS["gqa"])
+    own = [{"id": name, "image": picture(n)} for n, name in enumerate(("n1", "n2", "n1"))]
+    with pytest.raises(CallError, match="has two pictures 'n1'"):
+        open_benchmark("gqa", str(data), images=parquet(tmp_path / "two.parquet", own))
+    own[2]["image"] = own[0]["image"]
+    images = parquet(tmp_path / "same.parquet", own)
+    assert len(open_benchmark("gqa", str(data), images=images).examples) == 3
+
+
+def test_few_annotators_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{**ROWS["vizwiz"][0], "answers": ["yes"] * 3}, *ROWS["vizwiz"][1:]]
+    open_benchmark("vizwiz", str(parquet(tmp_path / "rows.parquet", rows)))
+    assert "1 of 2 rows have fewer than 4 answers" in caplog.text
+    open_benchmark("vizwiz", str(parquet(tmp_path / "all.parquet", ROWS["vizwiz"])))
+    assert "all.parquet" not in caplog.text
+
+
 def test_rows_of_science_questions_without_a_picture_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,6 +197,40 @@ def test_a_row_that_cannot_be_used_is_named(
         open_benchmark(name, str(path))
     text = str(caught.value)
     assert said in text and str(path) in text and "\n" not in text
+
+
+def lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as JSON lines, which hold more than Parquet, with their pictures beside them."""
+    made = []
+    for row in rows:
+        image = row.get("image")
+        if image is not None:
+            (folder / image["path"]).write_bytes(image["bytes"])
+        made.append(json.dumps({**row, "image": image and image["path"]}) + "\n")
+    path = folder / "rows.jsonl"
+    path.write_text("".join(made))
+    return path
+
+
+ODD: list[tuple[str, dict[str, Any], str]] = [
+    ("textvqa", {"image_id": ["x"]}, "\"image_id\" is ['x']: write it as text"),
+    ("mmbench-en", {"split": ["dev"]}, "\"split\" is ['dev']: write it as text"),
+    ("pope", {"category": "random\ud800"}, '"category" holds half of a surrogate pair'),
+    ("pope", {"question": "Is there a \udc00?"}, '"question" holds half of a surrogate pair'),
+    ("textvqa", {"ocr_tokens": ["a", "\ud800"]}, '"ocr_tokens" holds half of a surrogate pair'),
+    ("vizwiz", {"answers": ["\ud800"] * 10}, '"answers" holds half of a surrogate pair'),
+]
+"""What JSON lines can hold and a table cannot."""
+
+
+@pytest.mark.parametrize(("name", "change", "said"), ODD)
+def test_what_no_table_holds_is_refused_before_anything_is_asked(
+    name: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = lines(tmp_path, [{**ROWS[name][0], **change}, *ROWS[name][1:]])
+    with pytest.raises(CallError) as caught:
+        open_benchmark(name, str(path))
+    assert f"{path}, row 0 (line 1): " in str(caught.value) and said in str(caught.value)
 
 
 def test_a_pair_that_a_limit_parts_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,16 @@ def handed_in(name: str, folder: Path, *answers: str, **more: list[str]) -> Path
     return folder / "out"
 
 
+def test_ids_are_written_as_the_servers_have_them(tmp_path: Path) -> None:
+    rows = [
+        {**row, "question_id": str(row["question_id"]), "image_id": None} for row in ROWS["textvqa"]
+    ]
+    bench = open_benchmark("textvqa", str(parquet(tmp_path / "rows.parquet", rows)))
+    write(tmp_path / "out", bench, dict.fromkeys(bench.rows, "x"), "pocket", {})
+    made = json.loads((tmp_path / "out" / "textvqa.json").read_text())
+    assert [one["question_id"] for one in made] == [34602, 34603]
+
+
 FORMS = {
     "vqav2": (
         ["Yes, it is.", ""],
