@@ -96,6 +96,14 @@ def known() -> dict[str, str]:
         "Visual tokens to keep: a count, a ratio in (0, 1) of the image's own number, or full for"
         " every one. Default full."
     )
+    calls["method"] = (
+        "How the kept tokens are chosen: a name (resprune methods lists them), or a class of your"
+        " own as FILE.py:NAME; none keeps every token. Default resprune."
+    )
+    calls["method_settings"] = (
+        "Settings of the method by name, such as combine=add (resprune methods lists them). Default"
+        " none."
+    )
     calls["image_aspect"] = (
         "How pictures are prepared: auto (as the model's authors do in their benchmarks, who pad"
         " LLaVA-1.5's to a square), processor (as the checkpoint says) or pad. Default auto."

@@ -109,13 +109,12 @@ class Journal:
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
                 row = json.loads(line)
-            except ValueError:
+                found = {row.pop("key"): Answer(**row)} if "key" in row else {}
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 row = None
             if not line.endswith(b"\n") or not isinstance(row, dict):
                 logger.warning("%s: what stands behind byte %d is dropped", self.path, whole)
                 break
             whole += len(line)
-            if "key" in row:
-                key = row.pop("key")
-                self._known[key] = Answer(**row)
+            self._known.update(found)
         return whole

@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts
@@ -16,9 +15,10 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from resprune_jax.errors import CallError, shown
-from resprune_jax.experiments.common import model_name, use_compilation_cache
+from resprune_jax.experiments.common import use_compilation_cache
 from resprune_jax.experiments.harness.answering import Answering
 from resprune_jax.experiments.harness.arguments import ModelArguments, read
+from resprune_jax.experiments.harness.identity import settings_of
 from resprune_jax.experiments.harness.journal import Answer, Journal
 from resprune_jax.experiments.harness.requests import (
     Asked,
@@ -27,11 +27,6 @@ from resprune_jax.experiments.harness.requests import (
     from_messages,
 )
 from resprune_jax.experiments.progress import compiles, progress
-from resprune_jax.experiments.sweep.identity import fingerprint
-from resprune_jax.experiments.words import OWN, version_of
-
-PACKAGES = (OWN, "jax", "flax", "transformers", "spacy", "en-core-web-sm", "textblob")
-"""Packages that have a say in an answer."""
 
 
 class ResPrune(lmms):
@@ -73,7 +68,8 @@ class ResPrune(lmms):
         self.lvlm.method_of(self.options)  # a method that cannot run says so before data
         journal = None
         if self.arguments.resume is not None:
-            journal = Journal(self.arguments.resume, self._settings(size))
+            told = settings_of(self.arguments, self.lvlm, self.options, size)
+            journal = Journal(self.arguments.resume, told)
         self._answering = Answering(self.lvlm, self.options, batch_size=size, journal=journal)
         self.batch_size = size
 
@@ -81,20 +77,6 @@ class ResPrune(lmms):
         from resprune_jax.models.load import load_model
 
         return load_model(arguments.pretrained, **arguments.loading)
-
-    def _settings(self, batch_size: int) -> dict[str, Any]:
-        """Everything that decides an answer beside the question."""
-        own = self.arguments
-        template = own.loading.get("chat_template")
-        return {
-            "model": model_name(own.pretrained),
-            "checkpoint": fingerprint(self.lvlm.path),
-            **{name: value for name, value in own.loading.items() if name != "chat_template"},
-            "template": None if template is None else Path(template).read_text(encoding="utf-8"),
-            "options": repr(self.options),
-            "batch_size": batch_size,
-            "packages": {name: version_of(name) for name in PACKAGES},
-        }
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """Answer requests, in batches.

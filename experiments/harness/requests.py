@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from resprune_jax.errors import CallError, say_once, shown
-from resprune_jax.models.images.files import open_bytes
+from resprune_jax.models.images.files import open_bytes, open_image
 from resprune_jax.models.prompts.options import CallOptions
 
 logger = logging.getLogger("resprune_jax")
@@ -195,17 +195,23 @@ def picture_of(given: Any, where: str) -> Any:
 
 
 def digest_of(picture: Any) -> str:
-    """A picture's content in hex digits: of its pixels, or of its file."""
+    """A picture's content in hex digits: of what it shows, or of its file.
+
+    What it shows is what the model sees: pixels alone say nothing of a palette's colours, of how
+    EXIF turns them, or of a grey's range.
+
+    Raises:
+        CallError, RunError: no picture that can be read; of a path whoever opens it says so.
+    """
     made = hashlib.sha256()
     if isinstance(picture, Path):
         made.update(b"file ")
         try:
             made.update(picture.read_bytes())
-        except OSError:  # whoever opens it says so
+        except OSError:
             made.update(str(picture).encode("utf-8", "surrogateescape"))
     else:
-        array = np.asarray(picture)
-        mode = getattr(picture, "mode", array.dtype.str)
-        made.update(f"pixels {mode} {array.shape}".encode())
-        made.update(np.ascontiguousarray(array).tobytes())
+        rgb = open_image(picture)
+        made.update(f"pixels {rgb.size}".encode())
+        made.update(rgb.tobytes())
     return made.hexdigest()

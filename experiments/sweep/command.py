@@ -220,11 +220,19 @@ def _plan(options: GridOptions, chosen: Any, data: str) -> bytes:
 
 def manifest_of(options: GridOptions, engine: Any, fingerprint: str) -> dict[str, Any]:
     """What a results folder says of itself; two runs with one manifest give the same rows."""
+    from resprune_jax.experiments.sweep.identity import fingerprint as fingerprint_of
+    from resprune_jax.experiments.sweep.identity import own_methods
     from resprune_jax.experiments.sweep.shards import FORMAT
     from resprune_jax.experiments.words import version
 
     lvlm = engine.lvlm
+    more: dict[str, Any] = {}  # of what not every sweep has
+    if options.clip is not None:
+        more["clip_fingerprint"] = fingerprint_of(lvlm.clip.path)
+    if own := own_methods(one.method for one in engine.configurations):
+        more["own_methods"] = own
     return {
+        **more,
         "format": FORMAT,
         "code": version(),
         "model": model_name(options.model),

@@ -1,7 +1,10 @@
-"""What a model is, for results that must not be mixed: a fingerprint of its checkpoint's files."""
+"""What a model is, for results that must not be mixed: fingerprints of files, which have names."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+
+from resprune_jax.errors import CallError
 
 SAMPLES = 64
 """Pieces of a weight file that are read; all of it where it has no more."""
@@ -43,3 +46,26 @@ def fingerprint(folder: Path) -> str:
             made.update(f"{path.name} {size}\n".encode("utf-8", "surrogateescape"))
             made.update(path.read_bytes())
     return made.hexdigest()
+
+
+def own_methods(names: Iterable[str]) -> dict[str, str]:
+    """The content of the files that methods are taken from: a name stays when its file changes.
+
+    Args:
+        names: of methods; those that are no FILE.py:NAME are passed over.
+
+    Returns:
+        Name -> SHA-256 of the file, in hex digits.
+
+    Raises:
+        CallError: a file that cannot be read.
+    """
+    found = {}
+    for name in names:
+        path, _, _ = name.rpartition(":")
+        if path.endswith(".py"):
+            try:
+                found[name] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            except OSError as error:
+                raise CallError(f"{path} cannot be read: {error.strerror}") from None
+    return found

@@ -179,3 +179,7 @@ def test_a_broken_journal_is_cut_where_it_is_whole(tmp_path: Path) -> None:
     journal.path.write_bytes(b"".join(lines[:2]) + b"\xff\xfe\n" + lines[2])
     assert len(Journal(tmp_path, {})) == 1
     assert journal.path.read_bytes() == b"".join(lines[:2])
+    for odd in (b'{"key": "a", "text": "b"}\n', b'{"key": [1]}\n', b"[1]\n", b"[" * 10**5 + b"\n"):
+        journal.path.write_bytes(b"".join(lines[:2]) + odd + lines[2])
+        assert len(Journal(tmp_path, {})) == 1
+        assert journal.path.read_bytes() == b"".join(lines[:2])

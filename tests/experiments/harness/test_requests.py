@@ -76,6 +76,26 @@ def test_pictures_are_one_where_they_show_the_same(tmp_path: Path) -> None:
     assert len(set(digests)) == len(digests) and digest_of(RED.copy()) == digests[0]
 
 
+def test_pictures_of_the_same_pixels_are_told_apart_by_what_they_show() -> None:
+    def coloured(red: int) -> Image.Image:
+        made = Image.new("P", (2, 3))
+        made.putpalette([red, 0, 0] * 256)
+        return made
+
+    upright = RED.copy()
+    upright.putpixel((0, 0), (0, 0, 255))
+    turned = upright.copy()
+    turned.getexif()[0x0112] = 3
+    wide = Image.new("I", (2, 2), 200)
+    png = wide.copy()
+    png.format = "PNG"
+    for one, other in ((coloured(10), coloured(200)), (upright, turned), (wide, png)):
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+        assert digest_of(one) != digest_of(other)
+    assert digest_of(coloured(10)) == digest_of(coloured(10).convert("RGB"))
+    assert digest_of(np.asarray(RED)) == digest_of(RED)
+
+
 def test_greedy_unless_a_temperature_or_do_sample_says_so() -> None:
     plain: list[dict[str, Any]] = [
         {}, {"temperature": 0}, {"do_sample": False, "temperature": 0.2},
