@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from resprune_jax.choices import Precision
 from resprune_jax.errors import CallError, one_of, shown
 from resprune_jax.experiments.common import DType, check_file, parse_keep
 from resprune_jax.experiments.words import OWN, version_of
+from resprune_jax.models.prompts.budgets import Keep
 from resprune_jax.models.prompts.options import (
     CallOptions,
     ImageAspect,
@@ -93,8 +95,8 @@ def known() -> dict[str, str]:
         for name, own in call_arguments().items()
     }
     calls["keep"] = (
-        "Visual tokens to keep: a count, a ratio in (0, 1) of the image's own number, or full for"
-        " every one. Default full."
+        "Visual tokens to keep: a count, a ratio in (0, 1) of the image's own number such as 2/9 or"
+        " 0.222, or full for every one. Default full."
     )
     calls["method"] = (
         "How the kept tokens are chosen: a name (resprune methods lists them), or a class of your"
@@ -144,7 +146,7 @@ def read(given: Mapping[str, Any]) -> ModelArguments:
         check_file(path, "template")
         loading["chat_template"] = path
     if "keep" in values:
-        values["keep"] = parse_keep(values["keep"], "keep")
+        values["keep"] = _budget(values["keep"])
     if "method_settings" in values:
         values["method_settings"] = _settings(values["method_settings"])
     aspect = values.pop("image_aspect", AUTO)
@@ -193,6 +195,15 @@ def _check_version(given: Any) -> None:
             f"model_args: version={given} was asked for, and {own} is installed: write"
             f" version={own} (a response cache then starts anew), or install {OWN}=={given}"
         )
+
+
+def _budget(value: Any) -> Keep:
+    """A budget; also a fraction, which is exact where 0.222 of 2,880 tokens are 639."""
+    try:
+        found = Fraction(value) if isinstance(value, str) and "/" in value else None
+    except (ValueError, ZeroDivisionError):
+        found = None
+    return parse_keep(value if found is None else float(found), "keep")
 
 
 def _settings(value: Any) -> Any:

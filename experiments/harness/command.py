@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ class TasksOptions:
     images: Annotated[Path | None, shown("FILE|DIR", "in the rows")] = None
     """Where the pictures lie, of data that only name them."""
     ocr_line: bool = True
-    """TextVQA: ask with the line of words that OCR read, as LLaVA does."""
+    """TextVQA: whether the line of words that OCR read is in the prompt; LLaVA has it there."""
     out: Annotated[Path, shown("DIR", None)]
     """Folder for the task file; what --include_path takes."""
     debug: bool = False
@@ -45,13 +46,15 @@ def run(options: TasksOptions) -> int:
         CallError, RunError: data that cannot be used, or a folder that cannot be written.
     """
     one_of("benchmark", options.name, tuple(PROMPTS))
+    if not options.ocr_line and options.name != "textvqa":
+        raise CallError(f"--no-ocr-line is for textvqa: {options.name} has no such line")
     make_folder(options.out, "--out")
     task = write(options)
     out = console()
     out.print(
         f"lmms-eval eval --model resprune \\\n"
-        f"  --model_args pretrained=MODEL,version={version_of(OWN)},keep=0.222 \\\n"
-        f"  --include_path {options.out} --tasks {task} --batch_size 8 \\\n"
+        f"  --model_args pretrained=MODEL,version={version_of(OWN)},keep=2/9 \\\n"
+        f"  --include_path {shlex.quote(str(options.out))} --tasks {task} --batch_size 8 \\\n"
         f"  --log_samples --output_path results",
         markup=False,
     )

@@ -74,9 +74,9 @@ class Shards:
             raise CallError(f"--output {path}: no permission to write to it")
         self._number, self._count = number, count
         self._held = contextlib.ExitStack()
-        self._held.enter_context(_hold(path / ".lock", shared=count > 1))
+        self._held.enter_context(hold(path / ".lock", shared=count > 1))
         if count > 1:
-            self._held.enter_context(_hold(path / f".lock-{number}", shared=False))
+            self._held.enter_context(hold(path / f".lock-{number}", shared=False))
         try:
             self._compare(json.loads(json.dumps(dict(manifest), default=str)))
         except BaseException:
@@ -225,8 +225,13 @@ def replace(path: Path, content: bytes, number: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def _hold(path: Path, *, shared: bool) -> Iterator[None]:
+def hold(path: Path, *, shared: bool, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, where the system can; a kill lets go of it.
+
+    Args:
+        path: of the file, in the folder that is held.
+        shared: with others that share it.
+        wait: until nobody else holds it, in place of refusing.
 
     Raises:
         CallError: another run holds it.
@@ -242,7 +247,8 @@ def _hold(path: Path, *, shared: bool) -> Iterator[None]:
         raise CallError(f"--output {path.parent} cannot be written: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, how | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise CallError(
                 f"another run writes to {path.parent}: wait for it, or give another --output"

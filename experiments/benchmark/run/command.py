@@ -151,6 +151,16 @@ def finish(
     Returns:
         None where blocks of other processes are missing.
     """
+    from resprune_jax.experiments.sweep.shards import hold
+
+    # Processes that end together write the same files, one after the other.
+    with hold(options.output / ".lock-scores", shared=False, wait=True):
+        return _finish(options, bench, ids)
+
+
+def _finish(
+    options: BenchmarkOptions, bench: "Benchmark", ids: Sequence[str] | None
+) -> "Scores | None":
     from resprune_jax.experiments.benchmark.run.answers import (
         check_all,
         missing_blocks,

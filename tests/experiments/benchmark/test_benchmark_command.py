@@ -7,11 +7,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from resprune_jax.errors import CallError
 from resprune_jax.experiments import cli
+from resprune_jax.experiments.benchmark.run import submissions
 from resprune_jax.experiments.benchmark.run.command import folders_of
 from resprune_jax.experiments.benchmark.run.data import open_benchmark
+from resprune_jax.experiments.benchmark.run.submissions import write
 from resprune_jax.experiments.benchmark.scoring import aggregate
-from resprune_jax.experiments.sweep.shards import Shards, read_manifest
+from resprune_jax.experiments.sweep.shards import Shards, hold, read_manifest
 from tests.experiments.benchmark import fake
 from tests.experiments.benchmark.made import ROWS, album, parquet
 
@@ -237,14 +240,26 @@ def test_another_chat_template_is_another_run(
 
 
 def test_another_process_ends_the_run(
-    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     data, out = parquet(tmp_path / "rows.parquet", ROWS["pope"]), tmp_path / "out"
     shared = ["--block", "4", "--num-processes", "2"]
     assert cli.main(words("pope", data, out, quick, *shared, "--process-id", "0")) == 0
     assert "1 blocks are not there yet" in capsys.readouterr().out
     assert not (out / "scores.json").exists()
+    held = []
+
+    def looked_at(*told: Any) -> Any:
+        # Two that end together must not write at once.
+        with pytest.raises(CallError), hold(out / ".lock-scores", shared=False):
+            pass
+        held.append(told)
+        return write(*told)
+
+    monkeypatch.setattr(submissions, "write", looked_at)
     assert cli.main(words("pope", data, out, quick, *shared, "--process-id", "1")) == 0
+    assert len(held) == 2
     assert scores_of(out)["configurations"][0]["rows"] == 12
 
 

@@ -28,7 +28,10 @@ def test_values_as_lmms_eval_reads_them() -> None:
     assert own.options.method_settings == {"combine": "add", "alpha": 0.5}
 
 
-@pytest.mark.parametrize("keep, found", [("full", None), (32, 32), ("64", 64), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    "keep, found",
+    [("full", None), (32, 32), ("64", 64), (0.5, 0.5), ("2/9", 2 / 9), ("1/3", 1 / 3)],
+)
 def test_budgets(keep: object, found: object) -> None:
     assert arguments.read({**BASE, "keep": keep}).options.keep == found
 
@@ -58,6 +61,9 @@ def test_a_template_is_a_file(tmp_path: Path) -> None:
         ({"max_new_tokens": 5}, "'max_new_tokens' is no argument"),
         ({"keep": 1.0}, "keep 1.0 could mean one token or all"),
         ({"keep": 0}, "keep 0 keeps no visual token"),
+        ({"keep": "9/2"}, "keep 4.5 is neither a count nor a ratio below 1"),
+        ({"keep": "2/0"}, "keep '2/0' is not a number"),
+        ({"keep": "a/b"}, "keep 'a/b' is not a number"),
         ({"keep": True}, "keep True is not a number"),
         ({"keep": "half"}, "keep 'half' is not a number"),
         ({"method": "none", "keep": 8}, "keep=8 has no meaning with method=none"),

@@ -1,6 +1,7 @@
 """Task files: figures that the scorers give, functions that are there, data that are looked at."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from resprune_jax.experiments.benchmark.prompts import PROMPTS
 from resprune_jax.experiments.benchmark.run.catalogue import FACTS
 from resprune_jax.experiments.benchmark.scoring import HEADLINE, aggregate, judge
 from resprune_jax.experiments.harness import command
+from resprune_jax.experiments.harness.arguments import read
 from resprune_jax.experiments.harness.tasks import functions
 from tests.experiments.data.writing import parquet, png
 
@@ -136,6 +138,19 @@ def test_functions_say_of_which_version_they_are() -> None:
     assert str(functions.PARTS["pope_f1"]) == f"{OWN} {version_of(OWN)} pope f1"
 
 
+def test_the_command_that_is_printed_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = parquet(tmp_path, [{**row, "image": png(9)} for row in ROWS["pope"]])
+    out = Path("my tasks; (all)")
+    assert command.run(command.TasksOptions(name="pope", data=str(path), out=out)) == 0
+    said = shlex.split(capsys.readouterr().out)
+    assert said[said.index("--include_path") + 1] == str(out)
+    words = dict(word.split("=") for word in said[said.index("--model_args") + 1].split(","))
+    assert read(words).options.keep == 2 / 9
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -143,6 +158,7 @@ def test_functions_say_of_which_version_they_are() -> None:
         ({"data": "nowhere.parquet"}, "nowhere.parquet does not exist"),
         ({"name": "mme"}, "has no column 'question_id', 'category', which mme needs"),
         ({"out": Path("rows.parquet")}, "cannot be made a folder"),
+        ({"ocr_line": False}, "--no-ocr-line is for textvqa: pope has no such line"),
     ],
 )
 def test_what_is_wrong_is_one_line(

@@ -3,6 +3,7 @@
 import builtins
 import errno
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments.data.examples import Example
-from resprune_jax.experiments.sweep.shards import ROWS, Shards, differences, read_manifest
+from resprune_jax.experiments.sweep.shards import ROWS, Shards, differences, hold, read_manifest
 
 MANIFEST = {
     "format": 1, "code": "1", "model": "m", "model_fingerprint": "aa", "data_fingerprint": "bb",
@@ -185,3 +186,19 @@ def test_examples_are_written_once(tmp_path: Path):
 
 def test_manifests_that_are_alike():
     assert differences(MANIFEST, json.loads(json.dumps(MANIFEST))) == ""
+
+
+def test_who_waits_for_a_folder_gets_it_when_it_is_free(tmp_path: Path):
+    order: list[str] = []
+
+    def other() -> None:
+        with hold(tmp_path / ".lock", shared=False, wait=True):
+            order.append("other")
+
+    with hold(tmp_path / ".lock", shared=False):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "other"]
