@@ -261,6 +261,8 @@ EXTRA: Mapping[str, Sequence[str]] = {
 
 
 def _text(value: Any) -> str:
+    if value.value != value.value:  # a share of nothing
+        return "n/a"
     if value.low != value.low:  # no interval
         return f"{value.value:.1f}"
     return f"{value.value:.1f} ({value.low:.1f} to {value.high:.1f})"

@@ -323,6 +323,19 @@ def test_a_wrong_call_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_share_of_nothing_is_no_number(
+    quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "answer": "never"} for row in ROWS["gqa"]]
+    images = album(tmp_path / "pictures.parquet")
+    data = parquet(tmp_path / "rows.parquet", rows)
+    assert cli.main(words("gqa", data, tmp_path / "out", quick, "--images", str(images))) == 0
+    said = capsys.readouterr().out
+    assert "| n/a |" in said and "nan" not in said
+    (_, pruned) = scores_of(tmp_path / "out")["configurations"]
+    assert pruned["relative"] == {"value": None, "low": None, "high": None}
+
+
 def test_folders_of_configurations_are_their_own() -> None:
     names = [
         "none",
