@@ -16,6 +16,7 @@ from resprune_jax.experiments.benchmark.run.catalogue import FACTS
 from resprune_jax.experiments.benchmark.run.data import Benchmark
 from resprune_jax.experiments.benchmark.run.xlsx import Cell, workbook
 from resprune_jax.experiments.common import check_file, make_folder
+from resprune_jax.experiments.data.columns import RowError, name_of
 from resprune_jax.experiments.data.lines import read_lines
 from resprune_jax.experiments.data.vqa import processed
 from resprune_jax.experiments.sweep.shards import replace
@@ -90,7 +91,10 @@ def read_ids(path: Path, bench: Benchmark) -> list[str]:
         listed = whole.get("questions", []) if isinstance(whole, dict) else whole
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise RunError(f"--ids {path} holds no list of questions with a question_id")
-    found = [str(each["question_id"]) for each in listed if "question_id" in each]
+    try:
+        found = [own for each in listed if (own := name_of(each, "question_id")) is not None]
+    except RowError as fault:
+        raise RunError(f"--ids {path}: {fault}") from None
     if not found or len(found) != len(listed):
         raise RunError(f"--ids {path} holds no list of questions with a question_id")
     if strange := bench.rows.keys() - set(found):

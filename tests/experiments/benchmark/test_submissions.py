@@ -204,6 +204,9 @@ def test_ids_of_something_else_are_refused(tmp_path: Path) -> None:
         ("[]", "no list of questions"),
         ("[1, 2]", "no list of questions"),
         ('{"questions": [{"id": 1}]}', "no list of questions"),
+        ('[{"question_id": 1000}, {"question_id": null}]', "no list of questions"),
+        ('[{"question_id": 1000.0}]', '"question_id" is 1000.0: write it as text'),
+        ('[{"question_id": "\\ud800"}]', '"question_id" holds half of a surrogate pair'),
     ):
         path.write_text(content)
         with pytest.raises(RunError, match=said):
