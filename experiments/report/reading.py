@@ -283,7 +283,8 @@ def _scores(path: Path, part: "pa.Table") -> tuple[np.ndarray, list[tuple[int, s
             one = part.slice(row, 1).to_pylist()[0]
             raise RunError(
                 f"{path}: {shown(one['configuration'])}, {shown(one['example'])} has neither"
-                " a score nor an error"
+                " a score nor an error: rows without an accepted answer (a test split, MM-Vet) are"
+                " in no report"
             )
     outside = ~bad & ~((scores >= 0) & (scores <= 1))
     if outside.any():
