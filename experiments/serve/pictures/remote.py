@@ -31,7 +31,7 @@ class Remote:
     """Hosts that pictures are fetched from.
 
     Attributes:
-        hosts: "example.org" for the usual ports, "example.org:8080" for another one.
+        hosts: "example.org" for the usual ports of http and https, "example.org:8080" for this one.
     """
 
     def __init__(self, hosts: Sequence[str]) -> None:
@@ -83,10 +83,11 @@ class Remote:
             scheme, name, port = parts.scheme.lower(), (parts.hostname or "").lower(), parts.port
         except ValueError:
             raise wrong(f"{where}: {printable(url, 60)!r} is no URL", where) from None
-        usual = port is None or port == _PORTS.get(scheme)
-        own = name if usual else f"{name}:{port}"
+        usual = _PORTS.get(scheme)
+        own = _written(name, usual if port is None else port)
+        known = own in self.hosts or (port in (None, usual) and _written(name) in self.hosts)
         strange = not url.isascii() or not url.isprintable() or " " in url or "\\" in url
-        if strange or parts.username is not None or scheme not in _PORTS or own not in self.hosts:
+        if strange or parts.username is not None or scheme not in _PORTS or not known:
             raise wrong(
                 f"{where}: pictures are not fetched from {printable(own, 60)!r}: send a data URL"
                 " (--allow-host names the hosts)",
@@ -112,5 +113,10 @@ def _host(given: str) -> str:
             f"--allow-host {shown(given)} is no host: write a name such as images.example.org, or"
             " with a port images.example.org:8080"
         )
-    usual = port is None or port in _PORTS.values()
-    return str(parts.hostname) if usual else f"{parts.hostname}:{port}"
+    return _written(str(parts.hostname), port)
+
+
+def _written(name: str, port: int | None = None) -> str:
+    """A host with its port; an IPv6 address in brackets, so that its end is no port."""
+    name = f"[{name}]" if ":" in name else name
+    return name if port is None else f"{name}:{port}"

@@ -126,9 +126,13 @@ def test_files_that_are_none_or_too_large(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(11))
     folder = Folder(tmp_path)
     (tmp_path / "deep").mkdir()
+    opened = Path("/proc/self/fd")
+    before = len([*opened.iterdir()]) if opened.exists() else 0
     for name in ("pipe", "deep", ".", ""):  # nobody waits for a writer of the pipe
         with pytest.raises(RequestError, match="no image file"):
             folder.read(name, "it", 10)
+    if before:  # none stays open
+        assert len([*opened.iterdir()]) == before
     with pytest.raises(RequestError) as caught:
         folder.read("large", "it", 10)
     assert caught.value.status == 413
@@ -143,10 +147,15 @@ def test_hosts_that_are_none(host: str) -> None:
 
 
 def test_hosts_by_name() -> None:
-    remote = Remote(["Images.Example.org", "b.org:8080", "c.org:443"])
-    assert remote.hosts == {"images.example.org", "b.org:8080", "c.org"}
+    remote = Remote(["Images.Example.org", "b.org:8080", "c.org:443", "[::1]:8080"])
+    assert remote.hosts == {"images.example.org", "b.org:8080", "c.org:443", "[::1]:8080"}
+    for url in ("https://c.org/a", "http://c.org:443/a", "http://images.example.org:80/a",
+                "https://IMAGES.example.org/a", "http://[::1]:8080/a"):  # fmt: skip
+        remote._check(url, "it")
     sources = Sources(100, None, remote)
-    for url in ("http://example.org/a", "https://b.org/a", "https://c.org:444/a"):
+    for url in ("http://example.org/a", "https://b.org/a", "https://c.org:444/a", "http://c.org/a",
+                "https://c.org:80/a", "http://[::1:8080]/a", "http://[::1]/a",
+                "https://images.example.org:80/a"):  # fmt: skip
         with pytest.raises(RequestError) as caught:
             sources.fetch(url, "it")
         assert caught.value.code == "remote_image_refused"
