@@ -2,7 +2,7 @@
 
 import threading
 
-from resprune_jax.experiments.serve.telling.errors import full
+from resprune_jax.experiments.serve.telling.errors import broken, full
 
 
 class Room:
@@ -38,29 +38,42 @@ class Room:
 
 
 class Hold:
-    """What one request holds of a room; a context that gives it back."""
+    """What one request holds of a room; a context that gives it back.
+
+    A thread that still reads a request which is over, since nobody waits for it any more, gets no
+    more of the room.
+    """
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self._lock = threading.Lock()
+        self._over = False
         self.count = 0
 
     def add(self, count: int) -> None:
         """Hold more.
 
         Raises:
-            RequestError: see `Room.take`.
+            RequestError: see `Room.take`; or the request is over.
         """
-        self._room.take(count)
-        self.count += count
+        with self._lock:
+            if self._over:
+                raise broken("this request is over")
+            self._room.take(count)
+            self.count += count
 
     def drop(self, count: int) -> None:
         """Hold less."""
-        self._room.give(count)
-        self.count -= count
+        with self._lock:
+            if not self._over:
+                self._room.give(count)
+                self.count -= count
 
     def __enter__(self) -> "Hold":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._room.give(self.count)
-        self.count = 0
+        with self._lock:
+            self._over = True
+            self._room.give(self.count)
+            self.count = 0

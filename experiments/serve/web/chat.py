@@ -84,17 +84,14 @@ class Chat:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         counted = _Counted(send)
-        stage = "body"
         with Hold(self._room) as hold:
             try:
-                body = await self._body(scope, receive, hold)
-                stage = "queue"
-                await self._answer(body, receive, counted, hold)
+                await self._answer(scope, receive, counted, hold)
             except GoneError:
-                self._metrics.cancelled.labels(stage).inc()
+                self._metrics.cancelled.labels("queue" if counted.read else "body").inc()
                 return
             except RequestError as refusal:
-                unread = receive if stage == "body" and refusal.status != 408 else None
+                unread = receive if not counted.read and refusal.status != 408 else None
                 await self._refused(refusal, counted, unread)
             except asyncio.CancelledError:  # the server is made to end at once
                 await self._refused(closing(), counted, None)
@@ -124,30 +121,38 @@ class Chat:
         limits = self._limits
         return await read_body(scope, receive, limits.body, limits.body_seconds, hold)
 
-    async def _answer(self, body: bytes, receive: Receive, send: "_Counted", hold: Hold) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: "_Counted", hold: Hold) -> None:
+        body = await self._body(scope, receive, hold)  # nobody else has it: it goes when it is read
+        send.read = True
         begin = time.monotonic()
         loop = asyncio.get_running_loop()
-        key, work = await loop.run_in_executor(self._pool, self._admission.admit, body, hold)
-        hold.drop(len(body))
-        del body
         events: asyncio.Queue[Part | End] = asyncio.Queue()
+        job: Job | None = None
 
         def tell(one: Part | End) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: a forced end
                 loop.call_soon_threadsafe(events.put_nowait, one)
 
-        job = Job(key, tell, work)
-        self._worker.submit(job)
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
             async with asyncio.timeout(self._limits.seconds):
-                await self._tell(work, _next(events, gone), send)
+                reading = loop.run_in_executor(self._pool, self._admission.admit, body, hold)
+                key, work = await _unless(gone, reading)
+                hold.drop(len(body))
+                del body, reading
+                made = Job(key, tell, work)
+                self._worker.submit(made)
+                job = made
+                await self._tell(
+                    work, lambda: _unless(gone, asyncio.ensure_future(events.get())), send
+                )
         except TimeoutError:
             raise timed_out(self._limits.seconds) from None
         finally:
-            self._worker.cancel(job)
             gone.cancel()
-            self._metrics.latency.observe(time.monotonic() - begin)
+            if job is not None:
+                self._worker.cancel(job)
+                self._metrics.latency.observe(time.monotonic() - begin)
 
     async def _tell(self, work: Work, next_: Callable[[], Any], send: "_Counted") -> None:
         """Send what the worker tells."""
@@ -172,26 +177,33 @@ class Chat:
                 return
 
 
-def _next(events: "asyncio.Queue[Part | End]", gone: "asyncio.Future[None]") -> Callable[[], Any]:
-    async def next_() -> Part | End:
-        coming = asyncio.ensure_future(events.get())
-        both: set[asyncio.Future[Any]] = {coming, gone}
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if coming.done():
-                return coming.result()
-        finally:
-            coming.cancel()
-        raise GoneError
+async def _unless(gone: "asyncio.Future[None]", coming: "asyncio.Future[Any]") -> Any:
+    """What comes, unless the client goes away before.
 
-    return next_
+    Raises:
+        GoneError: it does.
+    """
+    both: set[asyncio.Future[Any]] = {coming, gone}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if coming.done():
+            return coming.result()
+    finally:
+        coming.cancel()
+    raise GoneError
 
 
 class _Counted:
-    """Sends, and remembers the status of the response once it has begun."""
+    """Sends, and remembers how far a request is.
+
+    Attributes:
+        read: whether its body was read.
+        status: of the response, once that has begun.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.read = False
         self.status = 0
 
     async def __call__(self, message: Any) -> None:
