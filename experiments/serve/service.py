@@ -24,6 +24,7 @@ from resprune_jax.experiments.serve.pictures.urls import Sources
 from resprune_jax.experiments.serve.requests.admission import Admission
 from resprune_jax.experiments.serve.requests.room import Hold, Room
 from resprune_jax.experiments.serve.telling.metrics import Metrics
+from resprune_jax.experiments.serve.telling.replies import method_name
 from resprune_jax.experiments.serve.web.app import application
 from resprune_jax.experiments.serve.web.chat import Chat, Limits
 from resprune_jax.experiments.serve.web.server import make_server
@@ -57,6 +58,7 @@ class Service:
         lvlm.method_of(call)  # refuses what cannot run on this model
         self.lvlm = lvlm
         self.name = name
+        lvlm.encoder.name = name  # what clients are told names no folder of this machine
         self._options = options
         self._call = call
         self._metrics = Metrics()
@@ -157,7 +159,7 @@ class Service:
                 "dtype": str(self.lvlm.dtype),
                 "max_model_len": self.lvlm.config.text.max_position_embeddings,
                 "keep": self._call.keep,
-                "method": self._call.method,
+                "method": method_name(self._call.method),
             }
         }
 

@@ -110,6 +110,7 @@ class PromptEncoder:
         tokenizer: the fast tokenizer of `transformers`.
         placeholders: by kind of media ("image", "video"), the placeholder's id and text.
         eos_ids: (E,) int32, the ids that end an answer.
+        name: what messages call the checkpoint.
     """
 
     def __init__(
@@ -163,21 +164,21 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.eos_ids = np.asarray(list(dict.fromkeys(eos_ids)), np.int32)
         self._template = template
-        self._name = name
+        self.name = name
         self._vicuna = vicuna
         if vocab_size is not None:
             self._check_ids(vocab_size)
 
     def _check_ids(self, vocab_size: int) -> None:
         """Refuse a tokenizer with tokens that the model has no embedding of."""
-        with foreign(f"the tokenizer of {self._name} is broken"):
+        with foreign(f"the tokenizer of {self.name} is broken"):
             ids: dict[str, int] = self.tokenizer.get_vocab()
         places = {token_id for token_id, _ in self.placeholders.values()}  # never looked up
         beyond = [(i, token) for token, i in ids.items() if i >= vocab_size and i not in places]
         if beyond:
             token_id, token = min(beyond)
             raise CallError(
-                f"the tokenizer of {self._name} gives {shown(token)} the id {token_id}, but "
+                f"the tokenizer of {self.name} gives {shown(token)} the id {token_id}, but "
                 f"the model has {vocab_size} embeddings: they belong to different models"
             )
 
@@ -294,13 +295,13 @@ class PromptEncoder:
                 f"the prompt's placeholders stand for {', '.join(order)}, but what was given is "
                 f"{', '.join(media)}: bring them into one order"
             )
-        with foreign(f"the tokenizer of {self._name} is broken"):
+        with foreign(f"the tokenizer of {self.name} is broken"):
             pieces = tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist()))
         return EncodedPrompt(text, ids, pieces, offsets, start, question)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of generated ids, special tokens left out, blanks around it stripped."""
-        with foreign(f"the tokenizer of {self._name} cannot decode"):
+        with foreign(f"the tokenizer of {self.name} cannot decode"):
             text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return str(text).strip()
 
@@ -309,7 +310,7 @@ class PromptEncoder:
         bos = self.tokenizer.bos_token
         # The processors of transformers add BOS through the tokenizer unless the text has it.
         given = bos is not None and text.startswith(bos)
-        with foreign(f"the tokenizer of {self._name} is broken"):
+        with foreign(f"the tokenizer of {self.name} is broken"):
             tokens = self.tokenizer(
                 text, add_special_tokens=not given, return_offsets_mapping=True, verbose=False
             )
@@ -318,7 +319,7 @@ class PromptEncoder:
             marks, wanted = int((ids == token_id).sum()), text.count(token)
             if marks != wanted:
                 raise RunError(
-                    f"the tokenizer of {self._name} gives {marks} placeholder ids for {wanted} "
+                    f"the tokenizer of {self.name} gives {marks} placeholder ids for {wanted} "
                     f"placeholders {token}: its tokenizer.json is broken"
                 )
         return ids, np.asarray(tokens["offset_mapping"], np.int32).reshape(-1, 2)
@@ -353,8 +354,8 @@ class PromptEncoder:
                     "trained on must be given (chat_template=, --chat-template FILE)"
                 )
             say_once(
-                f"chat template {self._name}",
-                f"{self._name} has no chat template: Vicuna's is used (USER: ... ASSISTANT:)",
+                f"chat template {self.name}",
+                f"{self.name} has no chat template: Vicuna's is used (USER: ... ASSISTANT:)",
             )
             return False
         reasons = []
@@ -398,7 +399,7 @@ class PromptEncoder:
     def _unusable(self, reason: str) -> CallError:
         """The error for a chat template that does not work here."""
         return CallError(
-            f"the chat template of {self._name} cannot be used: {reason}; give the whole text with "
+            f"the chat template of {self.name} cannot be used: {reason}; give the whole text with "
             "chat_template=False (--no-chat-template)"
         )
 

@@ -13,7 +13,7 @@ from resprune_jax.experiments.serve.pictures.cache import ImageCache, Row, join,
 from resprune_jax.experiments.serve.requests.admission import Work, has_alpha_of_rows
 from resprune_jax.experiments.serve.telling.errors import broken, of_error
 from resprune_jax.experiments.serve.telling.metrics import Metrics
-from resprune_jax.experiments.serve.telling.replies import Made
+from resprune_jax.experiments.serve.telling.replies import Made, method_name
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.compiling import compiling
@@ -173,7 +173,7 @@ class Answerer:
         spent["total"] = time.monotonic() - job.arrived
         costs = made.costs[at]
         own = {
-            "method": options.method if isinstance(options.method, str) else "own",
+            "method": method_name(options.method),
             "keep": options.keep,
             "visual_tokens": made.visual_tokens[at],
             "visual_tokens_kept": made.kept[at],

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from resprune_jax.arguments import settings_by_name
 from resprune_jax.choices import METHODS
 from resprune_jax.errors import CallError, ResPruneError, RunError, shown
 from resprune_jax.experiments.common import parse_keep
@@ -21,9 +22,11 @@ from resprune_jax.experiments.serve.pictures.urls import Sources
 from resprune_jax.experiments.serve.requests.room import Hold
 from resprune_jax.experiments.serve.requests.schema import Asked, read
 from resprune_jax.experiments.serve.telling.errors import of_error, unknown_model, wrong
+from resprune_jax.experiments.serve.telling.replies import method_name
 from resprune_jax.methods import Method
 from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.inputs import ON_REQUEST
+from resprune_jax.methods.settings import settings_of_rows
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.families.base import ImageLayout
 from resprune_jax.models.images.files import open_bytes
@@ -131,9 +134,14 @@ class Admission:
             raise of_error(error) from None
         work = Work(asked, question, options, 0)
         if method is not None:
+            for name in settings_of_rows(method):
+                raise wrong(f"{name} is one value: a request has one prompt", "method_settings")
             work.needs = frozenset(method.needs & ON_REQUEST)
             work.by_pixels = method.stage == "pixels"
         layout = self._pictures(work, urls, hold)
+        # A data URL is as large as its body, which is not held any longer while the request waits.
+        texts = tuple(dataclasses.replace(each, images=()) for each in asked.messages)
+        work.asked = dataclasses.replace(asked, messages=texts)
         try:
             kept = self._measure(work, method, layout)
         except ResPruneError as error:
@@ -148,6 +156,8 @@ class Admission:
         """
         given = dict(asked.options)
         base = self.defaults
+        if given.get("method") == method_name(base.method):
+            del given["method"]  # a class of a file too has this name in answers
         if (method := given.get("method")) is not None and method != base.method:
             if not isinstance(method, str) or method not in (*METHODS, "none"):
                 raise CallError(
@@ -165,6 +175,15 @@ class Admission:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if value is not None and not number:
                 raise CallError(f"{name} is a number, got {shown(value)}")
+        if "method_settings" in given:
+            # What the request says of a setting goes before what the server says of it elsewhere.
+            own = settings_by_name(given["method_settings"])
+            base = dataclasses.replace(base, **{name: None for name in OF_METHOD[:4] if name in own})
+        # Of two that exclude each other the request's goes before the server's.
+        if given.get("temperature") == 0:
+            given.setdefault("sample", False)
+        if given.get("sample") and base.temperature == 0:
+            given.setdefault("temperature", None)
         drawn = self.seed if asked.seed is None else asked.seed
         if drawn is None:
             drawn = secrets.randbelow(2**32)
@@ -175,11 +194,15 @@ class Admission:
         if not urls:
             return ()
         names = [f"image {number}" for number in range(1, len(urls) + 1)]
-        files = [self.sources.fetch(url, name) for url, name in zip(urls, names, strict=True)]
+        files = []
+        for url, name in zip(urls, names, strict=True):
+            files.append(self.sources.fetch(url, name))
+            hold.add(len(files[-1]))
         digests = tuple(hashlib.sha256(content).digest() for content in files)
         work.picture_key = digests, work.options.image_aspect, work.needs
         if not work.by_pixels and (row := self.cache.get(work.picture_key)) is not None:
             work.row = row
+            hold.drop(sum(map(len, files)))
             return row.layout
         layout = []
         for content, name in zip(files, names, strict=True):
@@ -192,6 +215,7 @@ class Admission:
             except (CallError, RunError) as error:
                 raise wrong(str(error), name, "invalid_image") from None
             work.pictures.append(picture)
+        hold.drop(sum(map(len, files)))
         return tuple(layout)
 
     def _measure(self, work: Work, method: Method | None, layout: tuple[ImageLayout, ...]) -> int:

@@ -90,6 +90,11 @@ class Reply:
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **more})
 
 
+def method_name(method: str) -> str:
+    """What clients are told of a method: of FILE.py:NAME the name alone."""
+    return method.rpartition(":")[2]
+
+
 def event(value: Any) -> bytes:
     """A server-sent event."""
     return b"data: " + encode(value) + b"\n\n"
