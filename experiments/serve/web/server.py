@@ -14,27 +14,64 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from resprune_jax.errors import CallError
 
 HEAD_SECONDS = 20.0
-"""For the head of a connection's first request to come."""
+"""For the head of a request to come, once its connection is there or its first bytes are."""
+
+UNREAD_SECONDS = 60.0
+"""For a client to read what was sent, once more waits for it than a connection takes at a time."""
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 of a connection, which is closed where no request comes."""
+    """HTTP/1.1 of a connection, which is closed where no request comes, or nobody reads."""
 
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._patience = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a request that has begun to come, and no longer for one that did."""
+        super().data_received(data)
+        if not self._idle:
+            self._wait_no_longer()
+        elif self._patience is None and self.timeout_keep_alive_task is None:
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
-        if self._patience is not None:
-            self._patience.cancel()
+        self._wait_no_longer()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads."""
+        if self._unread is not None:
+            self._unread.cancel()
+        super().resume_writing()
+
+    @property
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _wait_no_longer(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
     def _give_up(self) -> None:
-        if self.cycle is None:
+        self._patience = None
+        if self._idle:
             self.transport.close()
 
 
