@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from resprune_jax.models.running.compiling import compiling
 from resprune_jax.models.running.generation import Generation
 
 logger = logging.getLogger("resprune_jax")
+
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 GRAIN = 64
 """Prompts of a batch are padded to a multiple of so many tokens."""
@@ -41,8 +44,11 @@ class Answerer:
         self.cache = cache
         self.metrics = metrics
         self.step = step
+        tokenizer = lvlm.encoder.tokenizer
         # A tokenizer that takes blanks away later changes text that a stream has sent already.
-        self._steady = not getattr(lvlm.encoder.tokenizer, "clean_up_tokenization_spaces", False)
+        self._steady = not getattr(tokenizer, "clean_up_tokenization_spaces", False)
+        pieces = tokenizer.get_vocab().items()
+        self._bytes = np.asarray([at for piece, at in pieces if _BYTE.fullmatch(piece)], np.int64)
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         """Answer a batch; if it fails as a whole, each job alone, so that only bad ones fail."""
@@ -143,6 +149,8 @@ class Answerer:
         text = made.texts[at] if len(ids) == len(made.tokens[at]) else self.lvlm.encoder.decode(ids)
         over = made.done[at] or len(ids) == most
         finish = "length" if over and not np.isin(ids[-1:], self.lvlm.eos_ids).any() else "stop"
+        if not over:
+            text = self._settled(ids, text)
         if (end := first_stop(text, work.asked.stop)) is not None:
             text, finish, over = text[:end], "stop", True
             ids = self._until(ids, work.asked.stop)
@@ -191,6 +199,17 @@ class Answerer:
         self.metrics.visual.labels("given").inc(answer.visual)
         self.metrics.visual.labels("kept").inc(answer.kept)
         job.end(made=answer)
+
+    def _settled(self, ids: np.ndarray, text: str) -> str:
+        """The text of unfinished ids without a run of bytes at their end.
+
+        A tokenizer that spells rare characters in bytes reads a run of them as a whole: one more
+        can turn all of its characters into replacement characters.
+        """
+        kept = len(ids)
+        while kept and ids[kept - 1] in self._bytes:
+            kept -= 1
+        return text if kept == len(ids) else self.lvlm.encoder.decode(ids[:kept])
 
     def _until(self, ids: np.ndarray, stops: Sequence[str]) -> np.ndarray:
         """The ids up to the one that completes a stop."""
