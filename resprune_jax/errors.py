@@ -7,6 +7,9 @@ logger = logging.getLogger("resprune_jax")
 
 _SAID: set[str] = set()
 
+MOST_SAID = 1000
+"""Different things that are said once; whoever asks a server could make it say more without end."""
+
 LONGEST = 450
 """Characters of an error's longest message: with what a command adds, a line has at most 500."""
 
@@ -68,11 +71,14 @@ def say_once(key: str, message: str) -> None:
     """Log `message` as a warning the first time `key` is seen in this process.
 
     Args:
-        key: what the message is about; later messages with the same key are dropped.
+        key: what the message is about; later messages with the same key are dropped. There are
+            `MOST_SAID` keys at most; what comes behind them is not said, which is said once.
         message: one line for the user.
     """
-    if key not in _SAID:
+    if key not in _SAID and len(_SAID) <= MOST_SAID:
         _SAID.add(key)
+        if len(_SAID) > MOST_SAID:
+            message = f"{MOST_SAID} different warnings were given: there will be no further ones"
         logger.warning("%s", printable(message))
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resprune_jax import errors
 from resprune_jax.errors import LONGEST, CallError, RunError, printable
 
 ANY = st.text(st.characters(codec=None), max_size=200)
@@ -44,3 +45,16 @@ def test_what_is_escaped(text: str, said: str) -> None:
 def test_of_a_long_message_beginning_and_end_are_said() -> None:
     said = str(CallError(f"the model {'x' * 10**6} is not there: give another"))
     assert said.startswith("the model xxx") and said.endswith("xxx is not there: give another")
+
+
+def test_what_is_said_once_is_no_endless_list(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(errors, "_SAID", set())
+    monkeypatch.setattr(errors, "MOST_SAID", 3)
+    with caplog.at_level("WARNING"):
+        for number in (1, 1, 2, 3, 2, 4, 5, 6):
+            errors.say_once(f"budget {number}", f"number {number}")
+    said = [record.message for record in caplog.records]
+    assert said[:3] == ["number 1", "number 2", "number 3"]
+    assert len(said) == 4 and "no further" in said[3] and len(errors._SAID) == 4
