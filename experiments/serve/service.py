@@ -128,7 +128,8 @@ class Service:
             0; 1 if it was made to end before that was done.
         """
         self._worker.start()
-        server = make_server(self.app, drain_seconds=self._options.timeout + 10)
+        own = self._options
+        server = make_server(self.app, drain_seconds=own.body_timeout + own.timeout + 10)
         try:
             server.run([socket])
         finally:

@@ -1,6 +1,7 @@
 """A batch of requests through the model: encode what is new, answer, cut, tell."""
 
 import dataclasses
+import gc
 import logging
 import re
 import time
@@ -53,19 +54,26 @@ class Answerer:
     def __call__(self, jobs: Sequence[Job]) -> None:
         """Answer a batch; if it fails as a whole, each job alone, so that only bad ones fail."""
         jobs = [job for job in jobs if not job.over]
+        again = []
         try:
             self._answer(jobs)
         except Exception as error:
             logger.debug("a batch of %d requests failed", len(jobs), exc_info=True)
-            left = [job for job in jobs if not job.over]
-            for job in left:
+            for job in jobs:
+                if job.over:
+                    continue
                 if len(jobs) == 1 or job.work.sent:
                     refusal = of_error(error)
                     if refusal.status >= 500:
                         logger.error("a request failed: %s: %s", type(error).__name__, error)
                     job.end(error=refusal)
                 else:
-                    self([job])
+                    again.append(job)
+        # Not above: as long as the error is there its traceback keeps the batch's arrays.
+        if again:
+            gc.collect()
+        for job in again:
+            self([job])
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         if not jobs:

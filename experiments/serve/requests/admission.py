@@ -178,7 +178,8 @@ class Admission:
         if "method_settings" in given:
             # What the request says of a setting goes before what the server says of it elsewhere.
             own = settings_by_name(given["method_settings"])
-            base = dataclasses.replace(base, **{name: None for name in OF_METHOD[:4] if name in own})
+            unsaid: dict[str, Any] = {name: None for name in OF_METHOD[:4] if name in own}
+            base = dataclasses.replace(base, **unsaid)
         # Of two that exclude each other the request's goes before the server's.
         if given.get("temperature") == 0:
             given.setdefault("sample", False)

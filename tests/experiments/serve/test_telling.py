@@ -1,14 +1,17 @@
 """What a stream is told on the way is the beginning of what the whole answer says."""
 
+from copy import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from resprune_jax.errors import CallError
 from resprune_jax.experiments.serve.batches.answering import Answerer
 from resprune_jax.experiments.serve.batches.worker import End, Job
 from resprune_jax.experiments.serve.pictures.cache import ImageCache
@@ -102,3 +105,30 @@ def test_streams_say_what_whole_answers_say(
     assert (end.finish, end.tokens) == (whole.finish, whole.tokens)
     # And where the stops of the loop lie changes nothing.
     assert told(ids, len(ids), stops, stream=False)[1].text == whole.text
+
+
+def test_what_a_failed_batch_held_is_free_when_its_jobs_are_asked_alone() -> None:
+    """A batch that was too large for the device's memory must not stay there meanwhile."""
+    held: list[Any] = []
+    found: list[bool] = []
+    told: list[Any] = []
+
+    class Arrays:
+        """What a batch holds on the device."""
+
+    def stream(images: Any, questions: list[Any], **_: Any) -> Any:
+        if len(questions) == 1:
+            found.append(held[0]() is None)
+            raise CallError("one alone")
+        own = Arrays()
+        held.append(ref(own))
+        yield from ()
+        raise RuntimeError("out of memory")
+
+    own = copy(answerer())
+    own.lvlm = SimpleNamespace(stream=stream)  # type: ignore[assignment]
+    own._shared = lambda works: None  # type: ignore[assignment,method-assign,return-value]
+    work = [SimpleNamespace(row=None, picture_key=None, question=at, sent="") for at in range(3)]
+    own([Job("key", told.append, each) for each in work])
+    assert found == [True] * 3
+    assert [end.error.status for end in told] == [400] * 3
