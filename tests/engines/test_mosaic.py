@@ -141,7 +141,7 @@ def test_it_runs_by_name_alone(
     assert engines.resolve("auto", 1100, 64) != "mosaic_gpu"
     with caplog.at_level(logging.WARNING, "resprune_jax"):
         assert engines.resolve("mosaic_gpu", 20000, 1024) != "mosaic_gpu"
-    assert "does not hold 20000 tokens with 1024 kept: 'blocked' runs instead" in caplog.text
+    assert "does not hold 20000 tokens with 1024 kept: 'schur' runs instead" in caplog.text
 
 
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "8.9"])

@@ -11,6 +11,8 @@ from resprune_jax.methods.tokens import resprune
 from tests.attacks import harness
 from tests.attacks.fuzzers import api
 
+pytestmark = pytest.mark.deep
+
 (FUZZER,) = api.FUZZERS
 
 

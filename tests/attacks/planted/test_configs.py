@@ -15,6 +15,8 @@ from tests.attacks.fuzzers import configs
 from tests.attacks.inputs.checkpoints import FAMILIES
 from tests.attacks.inputs.fields import Field
 
+pytestmark = pytest.mark.deep
+
 (FUZZER,) = configs.FUZZERS
 
 

@@ -15,6 +15,8 @@ from resprune_jax.models.prompts import chat, render
 from tests.attacks import harness
 from tests.attacks.fuzzers import hub, images, rows, templates, weights
 
+pytestmark = pytest.mark.deep
+
 
 @contextlib.contextmanager
 def _as_it_comes(name: str) -> Iterator[None]:

@@ -9,6 +9,8 @@ from tests.attacks.harness import Fault
 SLOW = """
 from resprune_jax.experiments.answer import results
 from resprune_jax.experiments.streams import json_bytes
+
+pytestmark = pytest.mark.deep
 Results = results.Results
 def write(self, result):
     line = json_bytes({**result, "settings": self.settings}) + b"\\n"

@@ -12,6 +12,8 @@ from resprune_jax.text import cleaning
 from tests.attacks.fuzzers import text
 from tests.attacks.harness import OK, REFUSED, attempt
 
+pytestmark = pytest.mark.deep
+
 SEEDS = range(60)
 
 

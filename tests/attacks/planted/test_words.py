@@ -12,6 +12,8 @@ from resprune_jax.experiments.answer import options
 from tests.attacks import harness
 from tests.attacks.fuzzers import words as fuzzer
 
+pytestmark = pytest.mark.deep
+
 (FUZZER,) = fuzzer.FUZZERS
 
 
