@@ -91,19 +91,22 @@ def shown(metavar: str, default: str | None = "", help_text: str | None = None) 
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=hint, help=help_text)
 
 
+ChatTemplate = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        name="chat-template",
+        metavar="FILE",
+        help_behavior_hint="(default: the checkpoint's)",
+        help="A Jinja chat template in place of the checkpoint's, for one that came without.",
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatOptions(ModelOptions):
     """Options of commands that ask a checkpoint a question."""
 
-    template: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            name="chat-template",
-            metavar="FILE",
-            help_behavior_hint="(default: the checkpoint's)",
-            help="A Jinja chat template in place of the checkpoint's, for one that came without.",
-        ),
-    ] = None
+    template: ChatTemplate = None
 
 
 def call_options(cls: type) -> type:
@@ -360,6 +363,28 @@ def use_compilation_cache() -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return Path(folder) if folder else None
+
+
+def load_asked(options: Any) -> Any:
+    """The model that a command's options name; its imports are slow and happen here.
+
+    Args:
+        options: `ChatOptions` with `dtype`, `precision` and `clip`.
+
+    Returns:
+        An `LVLM`.
+    """
+    use_compilation_cache()
+    from resprune_jax.models.load import load_model
+
+    return load_model(
+        options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        precision=options.precision,
+        chat_template=options.template,
+        clip=options.clip,
+    )
 
 
 def _cache_folder() -> str:

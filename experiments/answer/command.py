@@ -17,8 +17,8 @@ from resprune_jax.experiments.answer.rows import Row, read_rows
 from resprune_jax.experiments.common import (
     Keep,
     console,
+    load_asked,
     reason,
-    use_compilation_cache,
 )
 from resprune_jax.experiments.progress import compiles, progress
 from resprune_jax.experiments.streams import print_json
@@ -164,21 +164,6 @@ def _why(row: Row, look: Callable[[Path], object]) -> str | None:
     return None
 
 
-def _load(options: AnswerOptions) -> Any:
-    """The real model; its imports are slow and happen here."""
-    use_compilation_cache()
-    from resprune_jax.models.load import load_model
-
-    return load_model(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        precision=options.precision,
-        chat_template=options.template,
-        clip=options.clip,
-    )
-
-
 def run(options: AnswerOptions, *, load: Load | None = None) -> int:
     """Carry out `resprune answer`.
 
@@ -194,7 +179,7 @@ def run(options: AnswerOptions, *, load: Load | None = None) -> int:
         RunError: the one image of a call failed.
     """
     keep = check(options)
-    make = load or _load
+    make = load or load_asked
     if options.rows:
         rows = read_rows(options.rows, keep=keep, prompt=options.prompt)
     else:

@@ -170,7 +170,7 @@ def pictures(row: Row, seen: Seen) -> tuple[tuple[Picture, ...], list[str]]:
             continue
         path = row.folder / picture
         if path not in seen.files:
-            seen.files[path] = _trouble(path, row.where)
+            seen.files[path] = trouble(path, row.where)
         if why := seen.files[path]:
             seen.missing.append(why)
         images.append(FilePicture(path))
@@ -192,7 +192,7 @@ def _fetch(table: Table | None, row: int, place: int) -> bytes:
     return b""
 
 
-def _trouble(path: Path, where: str) -> str | None:
+def trouble(path: Path, where: str) -> str | None:
     """Why a picture's file cannot be read, None where it can."""
     try:
         check_file(path, f"{where}: image")

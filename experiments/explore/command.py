@@ -18,11 +18,11 @@ from resprune_jax.experiments.common import (
     check_number,
     check_target,
     console,
+    load_asked,
     method_and_settings,
     parse_keep,
     reason,
     shown,
-    use_compilation_cache,
 )
 from resprune_jax.experiments.explore.data import Page
 from resprune_jax.experiments.progress import compiles, progress
@@ -146,7 +146,7 @@ def run(options: ExploreOptions, *, load: Callable[[ExploreOptions], Any] | None
     """
     budgets = check(options)
     rows = _rows(options)
-    lvlm = (load or _load)(options)
+    lvlm = (load or load_asked)(options)
     from resprune_jax.experiments.explore import build, page
 
     methods = {}
@@ -243,18 +243,3 @@ def _by_picture(rows: list[Row]) -> dict[tuple[Path, ...], list[Row]]:
         if row.error is None:
             found.setdefault(row.paths, []).append(row)
     return found
-
-
-def _load(options: ExploreOptions) -> Any:
-    """The real model; its imports are slow and happen here."""
-    use_compilation_cache()
-    from resprune_jax.models.load import load_model
-
-    return load_model(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        precision=options.precision,
-        chat_template=options.template,
-        clip=options.clip,
-    )

@@ -20,10 +20,10 @@ from resprune_jax.experiments.common import (
     call_options,
     check_file,
     check_number,
+    load_asked,
     model_name,
     parse_keep,
     shown,
-    use_compilation_cache,
 )
 from resprune_jax.models.prompts.options import CallOptions
 
@@ -219,13 +219,7 @@ def run(options: ServeOptions) -> int:
     from resprune_jax.experiments.serve.web.server import listen
 
     with listen(options.host, options.port) as socket:
-        use_compilation_cache()
-        from resprune_jax.models.load import load_model
-
-        lvlm = load_model(
-            options.model, revision=options.revision, dtype=options.dtype,
-            precision=options.precision, chat_template=options.template, clip=options.clip,
-        )  # fmt: skip
+        lvlm = load_asked(options)
         service = Service(lvlm, served_name(options), options, call, keys)
         try:
             service.prepare()

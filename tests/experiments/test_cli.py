@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def refuse(_: Any) -> Any:
         raise AssertionError("a wrong call reached the model")
 
-    monkeypatch.setattr(answer, "_load", refuse)
+    monkeypatch.setattr(answer, "load_asked", refuse)
     return tmp_path
 
 
@@ -185,7 +185,7 @@ def test_one_image_is_answered(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeLVLM()
-    monkeypatch.setattr(answer, "_load", lambda _: fake)
+    monkeypatch.setattr(answer, "load_asked", lambda _: fake)
     assert cli.main([*ASK, "--keep", "4", "--alpha", "0.5", "--seed-rule", "max_norm"]) == 0
     out = capsys.readouterr().out
     assert "what? a.png" in out and "4 of 16 visual tokens (25.0%)" in out
@@ -202,7 +202,7 @@ def test_one_image_is_answered(
 def test_one_broken_image_fails_the_run(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answer, "_load", lambda _: FakeLVLM())
+    monkeypatch.setattr(answer, "load_asked", lambda _: FakeLVLM())
     (place / "a.png").write_bytes((place / "a.png").read_bytes()[:50])
     assert cli.main([*ASK, "--output", "out.jsonl"]) == 1
     (line,) = lines(capsys)
@@ -217,7 +217,7 @@ def test_one_broken_image_fails_the_run(
 def test_an_answer_with_markup_is_printed_as_it_is(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answer, "_load", lambda _: FakeLVLM())
+    monkeypatch.setattr(answer, "load_asked", lambda _: FakeLVLM())
     prompt = "[red]is[/red] this [link=x]ok[/wrong] " + "long " * 30
     assert cli.main([*ASK[:-1], prompt]) == 0
     assert f"{prompt} a.png" in capsys.readouterr().out
@@ -226,7 +226,7 @@ def test_an_answer_with_markup_is_printed_as_it_is(
 def test_what_has_no_effect_is_said(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(answer, "_load", lambda _: FakeLVLM())
+    monkeypatch.setattr(answer, "load_asked", lambda _: FakeLVLM())
     assert cli.main([*ASK, "--alpha", "0.5"]) == 0
     (line,) = lines(capsys)
     assert line.startswith("note: --alpha has no effect")

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from resprune_jax.errors import RunError
-from resprune_jax.experiments import cli
+from resprune_jax.experiments import cli, common
 from resprune_jax.experiments.answer import command as answer
 from resprune_jax.experiments.answer.overlay import overlay
 from resprune_jax.models import load
@@ -22,7 +22,7 @@ N = 16  # visual tokens of the tiny checkpoint
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests leave the user's compilation cache, and that of this process, alone."""
-    monkeypatch.setattr(answer, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(common, "use_compilation_cache", lambda: None)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: list[Ima
 @pytest.fixture
 def loaded(lvlm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The session's model in place of a new load, so that nothing is compiled twice."""
-    monkeypatch.setattr(answer, "_load", lambda _: lvlm)
+    monkeypatch.setattr(answer, "load_asked", lambda _: lvlm)
 
 
 def rows_file(place: Path, rows: list[dict[str, Any]]) -> str:

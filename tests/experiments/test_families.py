@@ -142,7 +142,7 @@ def test_several_images_and_a_video_in_one_prompt(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = qwen()
-    monkeypatch.setattr(answer, "_load", lambda _: model)
+    monkeypatch.setattr(answer, "load_asked", lambda _: model)
     words = ["answer", "--model", "m", "--prompt", "What is on the table?"]
     words += ["--max-new-tokens", "3", "--keep", "0.3", "--budget", "per_image"]
     both = ["--image", "a.png", "b.png", "--together", "--video", "film", "--fps", "4"]

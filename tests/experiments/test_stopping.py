@@ -93,7 +93,7 @@ def test_a_run_ends_within_one_batch(
                 place(lambda: signal.raise_signal(number))
             return super().generate(*given, **more)
 
-    monkeypatch.setattr(answer, "_load", lambda _: Stopped())
+    monkeypatch.setattr(answer, "load_asked", lambda _: Stopped())
     out = tmp_path / "out.jsonl"
     words = ["answer", "--model", "m", "--rows", str(tmp_path / "rows.jsonl")]
     words += ["--output", str(out), "--batch-size", "2"]
@@ -102,7 +102,7 @@ def test_a_run_ends_within_one_batch(
     assert [signal.getsignal(each) for each in STATUS] == handlers
     assert capfd.readouterr().err == "resprune: stopped\n"
     assert [json.loads(line)["row"] for line in out.read_text().splitlines()] == [0, 1, 2, 3]
-    monkeypatch.setattr(answer, "_load", lambda _: FakeLVLM())
+    monkeypatch.setattr(answer, "load_asked", lambda _: FakeLVLM())
     assert cli.main(words) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert [result["row"] for result in found] == list(range(9))

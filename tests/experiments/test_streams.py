@@ -35,7 +35,7 @@ def test_an_answer_is_printed_on_every_console(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     image = picture(tmp_path / "a.png")
-    monkeypatch.setattr(answer, "_load", lambda _: FakeLVLM())
+    monkeypatch.setattr(answer, "load_asked", lambda _: FakeLVLM())
     for more in ([], ["--json"]):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", stream)
@@ -52,14 +52,14 @@ def test_a_file_name_that_is_not_utf8_is_answered_and_stored(
 ) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     path.write_bytes(picture(tmp_path / "a.png").read_bytes())
-    monkeypatch.setattr(answer, "_load", lambda _: FakeLVLM())
+    monkeypatch.setattr(answer, "load_asked", lambda _: FakeLVLM())
     out = tmp_path / "out.jsonl"
     words = ["answer", "--model", "m", "--image", str(path), "--prompt", "w", "--output", str(out)]
     assert cli.main(words) == 0
     content = out.read_bytes()
     (line,) = content.decode().splitlines()
     assert json.loads(line)["image"] == str(path)
-    monkeypatch.setattr(answer, "_load", None)  # it is answered already
+    monkeypatch.setattr(answer, "load_asked", None)  # it is answered already
     assert cli.main(words) == 0 and out.read_bytes() == content
 
 

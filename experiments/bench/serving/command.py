@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from resprune_jax.errors import CallError, RunError
+from resprune_jax.experiments.bench import files
 from resprune_jax.experiments.bench.serving.process import Connection, ServerProcess
 from resprune_jax.experiments.bench.timing import machine, note
 from resprune_jax.experiments.common import (
@@ -178,9 +179,9 @@ def run(options: ServeBenchOptions) -> int:
     alone = side(options, "one after the other", together=False)
     together = side(options, f"{options.clients} at a time", together=True)
     report = report_of(options, alone, together)
-    (options.out / "serve.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    files.write(options.out / "serve.json", report)
     words = markdown(report)
-    (options.out / "serve.md").write_text(words, encoding="utf-8")
+    files.write_text(options.out / "serve.md", words)
     console().print(words, markup=False)
     note(f"written: {options.out / 'serve.json'}, {options.out / 'serve.md'}")
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from resprune_jax.errors import CallError, RunError
+from resprune_jax.experiments.bench import files
 from resprune_jax.experiments.bench.timing import note
 from resprune_jax.experiments.common import (
     Checkpoint,
@@ -98,9 +99,9 @@ def run(options: StartOptions) -> int:
         for each in RUNS:
             note(f"{each} ...")
             report["runs"][each] = _process(options, folder)
-    (options.out / "start.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    files.write(options.out / "start.json", report)
     words = markdown(report)
-    (options.out / "start.md").write_text(words, encoding="utf-8")
+    files.write_text(options.out / "start.md", words)
     console().print(words, markup=False)
     note(f"written: {options.out / 'start.json'}, {options.out / 'start.md'}")
     return 0

@@ -16,7 +16,7 @@ import tyro
 from resprune_jax.choices import OcrLine
 from resprune_jax.errors import CallError
 from resprune_jax.experiments.benchmark.run.catalogue import FACTS, facts_of
-from resprune_jax.experiments.common import check_file, console, model_name, shown
+from resprune_jax.experiments.common import ChatTemplate, check_file, console, model_name, shown
 from resprune_jax.experiments.sweep.command import GridOptions, answer_all, check_options
 from resprune_jax.experiments.sweep.grid import Grid
 
@@ -60,16 +60,7 @@ class BenchmarkOptions(GridOptions):
     image_aspect: Annotated[Literal["auto", "processor"], shown("{auto,processor}", None)] = "auto"
     """How pictures are prepared: as the model's authors do, who pad LLaVA-1.5's to a square, or as
     the checkpoint's own processor, which crops them."""
-    template: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            name="chat-template",
-            metavar="FILE",
-            help_behavior_hint="(default: the checkpoint's)",
-        ),
-    ] = None
-    """A Jinja chat template in place of the checkpoint's: LLaVA's own scripts have a system prompt
-    in theirs."""
+    template: ChatTemplate = None
     max_new_tokens: Annotated[int | None, shown("N", "128; mm-vet 1024; pocket 6")] = None
     """The most tokens of an answer."""
     ids: Annotated[Path | None, shown("FILE", "those asked")] = None

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resprune_jax.errors import CallError, ResPruneError, say_once, shown
+from resprune_jax.errors import CallError, say_once, shown
 from resprune_jax.experiments.benchmark.prompts import PROMPTS, optional, textvqa
 from resprune_jax.experiments.benchmark.run.catalogue import Facts, facts_of
 from resprune_jax.experiments.benchmark.scoring import Verdict, judge, truth_of
-from resprune_jax.experiments.common import check_file, status_of
+from resprune_jax.experiments.common import status_of
 from resprune_jax.experiments.data import columns, vqa
 from resprune_jax.experiments.data.columns import RowError
 from resprune_jax.experiments.data.examples import Dataset, Example, fingerprint
 from resprune_jax.experiments.data.pictures import FilePicture, Picture
-from resprune_jax.experiments.data.rows import Row, Seen, pictures, place, rows_of
+from resprune_jax.experiments.data.rows import Row, Seen, pictures, place, rows_of, trouble
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
 
@@ -224,23 +224,15 @@ class _Album:
         """
         if name not in self.known and self.folder is not None:
             paths = [self.folder / f"{name}{ending}" for ending in _ENDINGS]
-            path = next((each for each in paths if _trouble(each, where) is None), paths[0])
+            path = next((each for each in paths if trouble(each, where) is None), paths[0])
             if path not in seen.files:
-                seen.files[path] = _trouble(path, where)
+                seen.files[path] = trouble(path, where)
             if why := seen.files[path]:
                 seen.missing.append(why)
             self.known[name] = (FilePicture(path),), path.name
         if name not in self.known:
             raise RowError(f"--images has no picture {shown(name)}: get the pictures of this split")
         return self.known[name]
-
-
-def _trouble(path: Path, where: str) -> str | None:
-    try:
-        check_file(path, f"{where}: image")
-    except ResPruneError as error:
-        return str(error)
-    return None
 
 
 def _album(name: str, images: Path | None) -> _Album | None:

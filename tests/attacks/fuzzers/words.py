@@ -67,7 +67,7 @@ def prepare() -> None:
     from resprune_jax.experiments import cli
     from resprune_jax.experiments.answer import command as answer
 
-    answer._load = _load
+    answer.load_asked = _load
     for name, command in list(cli.COMMANDS.items()):
         if name != "answer":
             cli.COMMANDS[name] = cli.Command(command.options, _load)

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.deep
 
 @pytest.fixture(scope="module", autouse=True)
 def prepared() -> Iterator[None]:
-    commands, load = dict(cli.COMMANDS), answer._load
+    commands, load = dict(cli.COMMANDS), answer.load_asked
     fuzzer.prepare()
     yield
     cli.COMMANDS.update(commands)
-    answer._load = load
+    answer.load_asked = load
 
 
 def _as_it_is(text: str, longest: int = 0) -> str:

@@ -14,7 +14,6 @@ import copy
 import importlib
 import io
 import json
-import math
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from loguru import logger
+from recompute import same
 
 ROWS = Path(__file__).parent / "rows"
 SCORERS = ("vqa", "gqa", "sqa", "pope", "mme", "mmbench")
@@ -139,15 +139,6 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
             return function(*args)
     except Exception as problem:
         return {"error": type(problem).__name__}
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal up to the last digits of a float."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
-        return math.isclose(one, other, abs_tol=1e-9)
-    return one == other
 
 
 def plain(value: Any) -> Any:

@@ -48,7 +48,7 @@ def test_wrong_calls_end_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(picture.parent)
-    monkeypatch.setattr(command, "_load", refuse)
+    monkeypatch.setattr(command, "load_asked", refuse)
     Path("r.jsonl").write_text("{}")
     assert cli.main(["explore", "--model", "m", "--out", "p.html", *words]) == 2
     said = capsys.readouterr().err

@@ -111,8 +111,8 @@ def test_pocket_is_a_name_for_the_packages_model(
         assert status == 0 and facts["model"] == "pocket" and facts["visual_tokens"] == 144
         loaded: list[Any] = []
         monkeypatch.setattr("resprune_jax.models.load.load_model", lambda *a, **_: loaded.append(a))
-        monkeypatch.setattr(answer, "use_compilation_cache", lambda: None)
-        answer._load(answer.AnswerOptions(model="pocket"))
+        monkeypatch.setattr(common, "use_compilation_cache", lambda: None)
+        common.load_asked(answer.AnswerOptions(model="pocket"))
         assert loaded == [("pocket",)]
         assert resolve_checkpoint("pocket") == weights
     else:
