@@ -5,12 +5,13 @@ import pytest
 from tests.attacks.fuzzers import kills
 from tests.attacks.harness import Fault
 
+pytestmark = pytest.mark.deep
+
 # Each line is written in two parts, as a slow disk does it.
 SLOW = """
 from resprune_jax.experiments.answer import results
 from resprune_jax.experiments.streams import json_bytes
 
-pytestmark = pytest.mark.deep
 Results = results.Results
 def write(self, result):
     line = json_bytes({**result, "settings": self.settings}) + b"\\n"
@@ -44,7 +45,6 @@ Results._read = hopeful
 }  # fmt: skip
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_planted_fault_is_found(what: str) -> None:
     # Only a kill tears a row; the others show after any signal, SIGTERM is the first of seed 1.
