@@ -25,6 +25,9 @@ LMMS_EVAL = lmms-eval==0.7.3
 BROWSER = playwright==1.65.2 axe-playwright-python==0.1.8
 UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Programs that tests have compiled, for the next target or run (tests/conftest.py): a second `make
+# test` takes a third of the time.
+export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
@@ -213,4 +216,4 @@ format: setup-test
 
 clean:
 	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-explore $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist \
-		*.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+		*.egg-info demo .test-programs .pytest_cache .mypy_cache .ruff_cache .hypothesis

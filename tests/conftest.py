@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +30,15 @@ collect_ignore = [str(path) for path in LEFT_OUT]
 
 # The parity bounds speak of float32 products; no backend may round them.
 jax.config.update("jax_default_matmul_precision", "highest")
-# Whoever runs the tests may keep programs between runs: here they count as compiled.
-jax.config.update("jax_compilation_cache_dir", None)
+# Most of a run's time goes into compiling, and modules, workers and targets compile many of the
+# same programs: the Makefile names a folder of the checkout that keeps them. JAX tells of a program
+# that was read from there as of one that was compiled, so that counts are the same. Whatever else
+# keeps programs on this machine stays out.
+PROGRAMS = os.environ.get("RESPRUNE_TEST_PROGRAMS") or None
+jax.config.update("jax_compilation_cache_dir", PROGRAMS)
+if PROGRAMS:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -66,11 +74,11 @@ def room_for_programs() -> Iterator[None]:
 def no_kept_programs() -> Iterator[None]:
     """Put away the persistent cache that a command has opened in this process.
 
-    Later tests would find in it what they count as compiled, and what an earlier run has left.
+    Later tests would find in it what an earlier run of that command has left.
     """
     yield
-    if jax.config.jax_compilation_cache_dir is not None:
-        jax.config.update("jax_compilation_cache_dir", None)
+    if jax.config.jax_compilation_cache_dir != PROGRAMS:
+        jax.config.update("jax_compilation_cache_dir", PROGRAMS)
         compilation_cache.reset_cache()
 
 
