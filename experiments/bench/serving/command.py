@@ -3,7 +3,8 @@
 Each request is about an image of its own, and the server keeps none, so that each is encoded
 whenever it is asked about. One after the other means one client that asks when it has its answer,
 of a server that lets no request wait for company. A round in which something was compiled does not
-count.
+count. Beside the times stands how long the server's threads worked: on a CPU that is what no way of
+waiting can go below.
 """
 
 import base64
@@ -68,6 +69,7 @@ class Round:
         texts: the answers, in the order of the requests.
         compiled: seconds that a request's batch spent on compiling, the most.
         rows: of the batches that they ran in, on average over requests.
+        cpu: seconds of all cores that the server worked; None where the system does not tell.
     """
 
     seconds: float
@@ -75,6 +77,7 @@ class Round:
     texts: list[str]
     compiled: float
     rows: float
+    cpu: float | None
 
 
 def bodies(options: ServeBenchOptions, model: str) -> list[bytes]:
@@ -107,8 +110,11 @@ def bodies(options: ServeBenchOptions, model: str) -> list[bytes]:
     return made
 
 
-def ask_all(connections: Sequence[Connection], asked: Sequence[bytes]) -> Round:
+def ask_all(
+    server: ServerProcess, connections: Sequence[Connection], asked: Sequence[bytes]
+) -> Round:
     """Every request once: one connection asks one after the other, many ask at the same time."""
+    worked = server.cpu_seconds()
     begin = time.perf_counter()
     if len(connections) == 1:
         found = [connections[0].ask(body) for body in asked]
@@ -117,12 +123,14 @@ def ask_all(connections: Sequence[Connection], asked: Sequence[bytes]) -> Round:
             found = list(pool.map(Connection.ask, connections, asked))
     seconds = time.perf_counter() - begin
     own = [reply["resprune"] for reply, _ in found]
+    now = server.cpu_seconds()
     return Round(
         seconds,
         [latency for _, latency in found],
         [reply["choices"][0]["message"]["content"] for reply, _ in found],
         max(each["timings"]["compile"] for each in own),
         statistics.mean(each["batch_rows"] for each in own),
+        None if now is None or worked is None else now - worked,
     )
 
 
@@ -142,7 +150,7 @@ def side(options: ServeBenchOptions, name: str, *, together: bool) -> list[Round
         connections = [Connection(server.url) for _ in range(len(asked) if together else 1)]
         try:
             for number in range(MOST_ROUNDS + options.rounds):
-                made = ask_all(connections, asked)
+                made = ask_all(server, connections, asked)
                 counts = made.compiled == 0 and number > 0
                 note(f"{name}: {made.seconds:.2f} s{'' if counts else ' (does not count)'}")
                 rounds += [made] if counts else []
@@ -196,12 +204,16 @@ def report_of(
         seconds = [each.seconds for each in rounds]
         latencies = sorted(latency for each in rounds for latency in each.latencies)
         middle = statistics.median(seconds)
+        worked = [each.cpu for each in rounds if each.cpu is not None]
         sides[name] = {
             "seconds": [round(each, 4) for each in seconds],
             "per_second": round(options.clients / middle, 2),
             "latency_median": round(statistics.median(latencies), 4),
             "latency_95": round(latencies[int(0.95 * (len(latencies) - 1))], 4),
             "batch_rows": round(statistics.mean(each.rows for each in rounds), 1),
+            "cpu_ms": round(1e3 * statistics.median(worked) / options.clients, 1)
+            if worked
+            else None,
         }
     first = alone[0].texts
     same = [
@@ -231,14 +243,21 @@ def markdown(report: dict[str, Any]) -> str:
         [
             name, f"{side['per_second']:.1f}", f"{1e3 * side['latency_median']:.0f}",
             f"{1e3 * side['latency_95']:.0f}", f"{side['batch_rows']:.1f}",
+            "" if side["cpu_ms"] is None else f"{side['cpu_ms']:.0f}",
         ]
         for name, side in report["sides"].items()
     ]  # fmt: skip
-    head = ["", "requests a second", "latency, ms", "95 %, ms", "rows of a batch"]
+    head = ["", "requests a second", "latency, ms", "95 %, ms", "rows of a batch", "CPU, ms"]
+    worked = report["sides"]["together"]["cpu_ms"]
+    limit = ""
+    if about["platform"] == "cpu" and worked:
+        # The other cores' work and the clients' own come on top.
+        most = 1e3 * about["cores"] / worked
+        limit = f"; at {worked:.0f} ms of CPU each these cores answer {most:.0f} a second at most"
     return (
         f"{report['model']}, {report['clients']} requests, each about its own image, --keep"
         f" {report['keep']}; {about['device']}, {about['cores']} cores, jax {about['jax']}\n\n"
         + table(head, rows)
         + f"\n{report['times_the_throughput']:.1f} times the throughput;"
-        f" {report['equal_answers']:.1%} of the answers are equal\n"
+        f" {report['equal_answers']:.1%} of the answers are equal{limit}\n"
     )

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,11 +57,12 @@ class ServerProcess:
 
     def _read(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.said.append(line.rstrip("\n"))
-            if found := _LISTENS.search(line):
-                self.model, self.url = found.groups()
-                self._listens.set()
+        with self._process.stderr as lines:
+            for line in lines:
+                self.said.append(line.rstrip("\n"))
+                if found := _LISTENS.search(line):
+                    self.model, self.url = found.groups()
+                    self._listens.set()
         self._listens.set()
 
     def __enter__(self) -> "ServerProcess":
@@ -86,6 +88,16 @@ class ServerProcess:
                 self.wait(60)
             except RunError:
                 self.kill()
+
+    def cpu_seconds(self) -> float | None:
+        """Of all its threads so far; None where the system does not tell."""
+        try:
+            told = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except OSError:
+            return None
+        # The name, in brackets, may hold blanks; user and system time are the 12th and 13th behind.
+        user, system = told.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> None:
         """Tell it to end once it has answered what it accepted."""
