@@ -51,7 +51,7 @@ class ServeBenchOptions:
     """Tokens of an answer, at most."""
     rounds: Annotated[int, shown("N", None)] = 5
     """Rounds of each side that count; the middle one is told."""
-    max_batch: Annotated[int, shown("N", None)] = 64
+    max_batch: Annotated[int, shown("N", None)] = 32
     """Requests that run together."""
     out: Annotated[Path, shown("DIR", None)] = Path("bench")
     """Folder for serve.json and serve.md; made if missing."""
