@@ -5,13 +5,12 @@ import difflib
 import importlib.metadata
 import platform
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from resprune_jax import __version__
 from resprune_jax.errors import CallError
 
 HELP = ("-h", "--help")
@@ -21,13 +20,12 @@ OWN = "resprune-jax"
 
 
 def version_of(package: str) -> str:
-    """The version of a package that is installed, or of this one in a checkout."""
+    """The version of this package's code, or of another one as it is installed."""
+    if package == OWN:  # an editable install's metadata stay behind when the code moves on
+        return __version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
-        if package == OWN and project.is_file():
-            return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
         return "not installed"
 
 

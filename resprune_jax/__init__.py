@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .prepared import Prepared, prepare
     from .selection import Selection, select
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CallError",
     "Prepared",

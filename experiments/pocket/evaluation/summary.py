@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from resprune_jax.experiments.pocket.evaluation.measure import METHODS, Measured
 from resprune_jax.experiments.pocket.scenes.frozen import digest
 from resprune_jax.experiments.pocket.scenes.questions import FAMILIES
 from resprune_jax.experiments.statistics import Estimate, clustered, share
+from resprune_jax.experiments.words import version_of
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.prompts.budgets import count
 
@@ -142,7 +142,7 @@ def summary(
         "contents": digest(measured.items).contents,
         "rng_seed": rng_seed,
         "noun_backend": measured.noun_backend,
-        "versions": {name: version(name) for name in ("resprune-jax", "jax")},
+        "versions": {name: version_of(name) for name in ("resprune-jax", "jax")},
         "seconds": round(measured.seconds, 1),
         "settings": rows,
         "comparisons": comparisons,
