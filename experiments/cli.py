@@ -30,6 +30,7 @@ from resprune_jax.experiments.benchmark.run import command as benchmark
 from resprune_jax.experiments.common import Command, reason
 from resprune_jax.experiments.compile_check.gpu import command as gpu_check
 from resprune_jax.experiments.compile_check.tpu import command as tpu_check
+from resprune_jax.experiments.doctor import command as doctor
 from resprune_jax.experiments.explore import command as explore
 from resprune_jax.experiments.harness import command as lmms_eval_tasks
 from resprune_jax.experiments.pocket import commands as pocket
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(verify.VerifyOptions, verify.run),
     "report": Command(report.ReportOptions, report.run),
     "demo": Command(demo.DemoOptions, demo.run),
+    "doctor": Command(doctor.DoctorOptions, doctor.run),
     "serve": Command(serve.ServeOptions, serve.run),
     "warm-up": Command(warm_up.WarmUpOptions, warm_up.run),
     "lmms-eval-tasks": Command(lmms_eval_tasks.TasksOptions, lmms_eval_tasks.run),

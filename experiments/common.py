@@ -351,7 +351,7 @@ def use_compilation_cache() -> Path | None:
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         try:
-            folder = _cache_folder()
+            folder = cache_folder()
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             logger.warning("compiled programs are not kept between runs: %s", why)
@@ -387,7 +387,7 @@ def load_asked(options: Any) -> Any:
     )
 
 
-def _cache_folder() -> str:
+def cache_folder() -> str:
     """The folder of compiled programs, which can be written to.
 
     Raises:
