@@ -9,7 +9,7 @@ TORCH = torch==2.13.0
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
 GPU_TESTS = tests/experiments/compile_check/test_gpu_compiler.py
 # Markers of tests that have targets of their own.
-ELSEWHERE = deep or exact or serve or harness or browser or tpu or triton or gpu or gpucompile
+ELSEWHERE = deep or exact or serve or package or harness or browser or tpu or triton or gpu or gpucompile
 # Without torch, in all less than three minutes, and every dependency at work in one of them.
 KERNELS = tests/engines/test_pallas.py
 TRAINING = tests/experiments/pocket/test_pocket_training.py
@@ -30,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
-	test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
+	test-package test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
 	format clean
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
 	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
 	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
+	@echo "make test-package  sdist, wheel, an empty environment: doctor, demo and explore run there (2 minutes)"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
@@ -148,6 +149,10 @@ test-newest:
 
 test-exact: setup-test
 	$(BIN)/python -m pytest -m exact -s
+
+# The build tools are those of locks/test.txt; what is installed beside the wheel, locks/run.txt's.
+test-package: $(VENV)/.core
+	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m package -s tests/package tests/experiments/doctor
 
 # One process: the tests of a session share a server.
 test-serve: setup-test
