@@ -62,7 +62,9 @@ def plant(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, code: str) -
     """A module of that name comes before the one that is installed."""
     (folder / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, name, raising=False)
+    # Also where nothing of that name was imported before, the planted one is gone behind the test.
+    monkeypatch.setitem(sys.modules, name, None)
+    del sys.modules[name]
 
 
 def test_flax_and_jax_that_do_not_go_together(versions: dict[str, str | None]) -> None:
