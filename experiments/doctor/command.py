@@ -29,7 +29,7 @@ class DoctorOptions:
     """Show the traceback of what fails."""
 
 
-COMPUTING = ("numpy", "jax", "flax")
+COMPUTING = ("numpy", "jax", "flax", "backend")
 FILES = ("tyro", "numpy")
 
 SECTIONS: dict[str, dict[str, tuple[Look, tuple[str, ...]]]] = {
@@ -37,7 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[Look, tuple[str, ...]]]] = {
     "Devices": {
         "backend": (hardware.devices, ("jax",)),
         "accelerator": (hardware.accelerators, ("jax",)),
-        "float32": (hardware.precision, ("jax",)),
+        "float32": (hardware.precision, ("jax", "backend")),
         "machine": (hardware.memory, ()),
     },
     "Caches and files": {
@@ -53,7 +53,7 @@ SECTIONS: dict[str, dict[str, tuple[Look, tuple[str, ...]]]] = {
                                   *packages.GROUPS["nouns"])),
     },
 }  # fmt: skip
-"""What is looked at, in this order, and the packages without which it is not tried."""
+"""What is looked at, in this order, and what must be usable for that: packages, the backend."""
 
 
 def run(options: DoctorOptions) -> int:
@@ -87,10 +87,10 @@ def run(options: DoctorOptions) -> int:
 def _findings(
     section: str, before: dict[str, list[Finding]], options: DoctorOptions
 ) -> Iterator[Finding]:
-    """One section's, given those of the sections before."""
-    every = [each for group in before.values() for each in group]
-    unusable = {each.name for each in every if each.facts.get("imports") is False}
+    """One section's, given those before, which grow meanwhile by its own."""
     for name, (about, needs) in SECTIONS[section].items():
+        every = [each for group in before.values() for each in group]
+        unusable = {each.name for each in every if each.facts.get("usable") is False}
         if name == "answer" and options.quick:
             yield Finding(name, "not tried", "left out by --quick")
             continue

@@ -61,5 +61,7 @@ AGAIN = "install resprune-jax again, with its dependencies, into a new environme
 def told(error: BaseException) -> str:
     """What another package's error says, shortly."""
     said = str(error).strip()
-    kind = type(error).__name__
-    return printable(said if isinstance(error, ImportError) and said else f"{kind}: {said}", 200)
+    if not said:
+        return type(error).__name__
+    kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+    return printable(f"{kind}{said}", 200)

@@ -30,8 +30,8 @@ def devices() -> Iterator[Finding]:
     why = f" (JAX_PLATFORMS={asked})" if asked else ""
     try:
         found = jax.devices()
-    except RuntimeError as error:
-        facts = {"platforms": asked}
+    except Exception as error:  # RuntimeError; AssertionError for a platform without its plug-in
+        facts = {"platforms": asked, "usable": False}
         remedy = "unset JAX_PLATFORMS" if asked else "resprune doctor --debug shows more"
         yield Finding("backend", "FAULT", f"JAX does not start{why}: {told(error)}", remedy, facts)
         return
@@ -83,7 +83,7 @@ def accelerators(root: Path = Path("/")) -> Iterator[Finding]:
 
     try:
         here = jax.default_backend()
-    except RuntimeError:  # `devices` says so
+    except Exception:  # `devices` says so
         here = "none"
     present = {"gpu": nvidia(root), "tpu": tpus(root)}
     unused = {kind: name for kind, name in present.items() if name and kind != here}

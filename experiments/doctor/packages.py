@@ -90,7 +90,7 @@ def needed() -> Iterator[Finding]:
             if fault is None:
                 fine[name] = shown_version(name)
             else:
-                if fault.facts.get("imports") is False:
+                if fault.facts.get("usable") is False:
                     faulty.add(canonicalize_name(name))
                 yield fault
         if fine:
@@ -116,21 +116,21 @@ def _fault(name: str, specifier: str, faulty: set[str]) -> Finding | None:
     facts = {"version": version, "needed": specifier}
     if version is None:
         said = "it is needed and not installed"
-        return Finding(name, "FAULT", said, command, {**facts, "imports": False})
+        return Finding(name, "FAULT", said, command, {**facts, "usable": False})
     if bad := requirements.unfit(wanted):
         return Finding(name, "FAULT", bad, command, facts)
     if name == "flax" and (pair := _bad_pair(version, requirements.version_of("jax"))):
         return Finding(name, "FAULT", *pair, facts)
     if below := requirements.stands_on(name, faulty):
         said = f"{version}, which needs {below}"
-        return Finding(name, "not tried", said, "", {**facts, "imports": False})
+        return Finding(name, "not tried", said, "", {**facts, "usable": False})
     module = requirements.module_of(name)
     try:
         _import(module)
     except Exception as error:  # whatever a broken package raises
         again = command.replace("install", "install --force-reinstall --no-deps", 1)
         said = f"{version} is installed, and importing {module} fails: {told(error)}"
-        return Finding(name, "FAULT", said, again, {**facts, "imports": False})
+        return Finding(name, "FAULT", said, again, {**facts, "usable": False})
     return None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_a_version_that_is_not_allowed(versions: dict[str, str | None]) -> None:
 def test_a_package_that_is_needed_and_not_there(versions: dict[str, str | None]) -> None:
     versions["pyarrow"] = None
     found = one(packages.needed, "pyarrow")
-    assert found.status == "FAULT" and found.facts["imports"] is False
+    assert found.status == "FAULT" and found.facts["usable"] is False
     assert found.line == "it is needed and not installed → pip install 'pyarrow>=18'"
 
 
@@ -201,17 +202,30 @@ def test_a_tpu_that_jax_does_not_use(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "2 x TPU v5e is there" in found.line and found.remedy.endswith("[tpu]'")
 
 
-def test_a_backend_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_a_backend_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    """JAX raises the second where JAX_PLATFORMS names one whose plug-in is not there."""
     import jax
 
-    def devices() -> None:
-        raise RuntimeError("Unable to initialize backend 'cuda'")
+    def fail() -> None:
+        raise kind("Unable to initialize")
 
-    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setattr(jax, "default_backend", fail)
     monkeypatch.setattr(hardware, "_setting", lambda name: "cuda")
     found = one(hardware.devices, "backend")
     assert found.status == "FAULT" and found.remedy == "unset JAX_PLATFORMS"
-    assert "(JAX_PLATFORMS=cuda): RuntimeError: Unable to initialize" in found.line
+    assert f"(JAX_PLATFORMS=cuda): {kind.__name__}: Unable to initialize" in found.line
+    sections = {name: command.SECTIONS[name] for name in ("Devices", "Trial")}
+    monkeypatch.setattr(command, "SECTIONS", sections)
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "1 fault: backend"
+    assert re.findall(r"not tried (\S+) +it needs backend", said) == [
+        "float32", "selection", "answer",
+    ]  # fmt: skip
 
 
 def test_the_memory_of_a_container(tmp_path: Path) -> None:
@@ -387,7 +401,7 @@ def test_what_stops_one_look_stops_no_other(
 ) -> None:
     light["Packages"]["more"] = (broken, ())
     light["Packages"]["jax"] = (
-        lambda: [Finding("jax", "FAULT", "gone", "bring it", {"imports": False})], ()
+        lambda: [Finding("jax", "FAULT", "gone", "bring it", {"usable": False})], ()
     )  # fmt: skip
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr()
