@@ -44,7 +44,7 @@ help:
 	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
 	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
 	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
-	@echo "make test-package  sdist, wheel, an empty environment: doctor, demo and explore run there (2 minutes)"
+	@echo "make test-package  sdist, wheel, an empty environment: doctor, demo and explore run there (3 minutes)"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
 	@echo "make test-tpu     compile kernels and models with the real TPU compiler (no TPU; 700 MB to install)"
 	@echo "make test-gpu-compile  LLaVA-1.5-7B through XLA's compiler for an H100: launches, memory (no GPU; 400 MB more)"
