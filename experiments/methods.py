@@ -21,7 +21,7 @@ class MethodsOptions:
     name: str | None = None
     """One method, with all that is said of it; else a table of all."""
     markdown: bool = False
-    """Print docs/methods.md."""
+    """Print docs/reference/methods.md."""
     json: bool = False
     """Print JSON."""
     debug: bool = False
@@ -164,7 +164,7 @@ def run(options: MethodsOptions) -> int:
                 _backbones(one), _settings(one), one["source"],
             )  # fmt: skip
         console().print(table)
-        print("Of a file of yours: --method FILE.py:NAME (docs/your_own.md).")
+        print("Of a file of yours: --method FILE.py:NAME (docs/how_to/your_own.md).")
     return 0
 
 
@@ -189,7 +189,7 @@ def _settings(one: dict[str, Any]) -> str:
 
 
 def markdown(every: list[dict[str, Any]]) -> str:
-    """docs/methods.md: a table of all methods, then what each says of itself."""
+    """docs/reference/methods.md: a table of all methods, then what each says of itself."""
     lines = [
         "# Pruning methods",
         "",
@@ -210,7 +210,7 @@ def markdown(every: list[dict[str, Any]]) -> str:
         "gives them (`attention=class`, as these methods were published). `trim` and",
         "`cdpruner` read CLIP's texts: LLaVA-1.5 and LLaVA-NeXT can be given the CLIP that their",
         'vision tower is from, `load_model(model, clip="openai/clip-vit-large-patch14-336")` or',
-        "`--clip`. A method of your own: [your_own.md](your_own.md).",
+        "`--clip`. A method of your own: [your_own.md](../how_to/your_own.md).",
         "",
         "Inside the LLM the layers in front of a drop work on all tokens, those behind it on",
         "what is left, each segment with its own KV cache; no layer runs twice. Layer numbers",

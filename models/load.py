@@ -94,7 +94,7 @@ def load_model(
     clip: str | Path | None = None,
     precision: Precision | None = None,
 ) -> LVLM:
-    """Load a checkpoint of a supported family (Hugging Face format; docs/families.md).
+    """Load a checkpoint of a supported family (Hugging Face format; docs/reference/families.md).
 
     Args:
         path_or_hub_id: a folder, a Hub id such as "llava-hf/llava-1.5-7b-hf", or "pocket" for the

@@ -1,4 +1,4 @@
-"""The figures of the selection benchmark as Markdown tables, as docs/performance.md holds them."""
+"""The figures of the selection benchmark as the Markdown of docs/explanation/performance.md."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

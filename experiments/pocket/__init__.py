@@ -1,7 +1,7 @@
 """The pocket LLaVA: scenes drawn on the spot, and questions about them, to train and test on.
 
-The test set, its pictures and its judge, for use from Python (`docs/pocket.md` shows how):
-`frozen_set` and `balanced_set` give scenes with their questions, `render` draws a scene, and
+The test set, its pictures and its judge, for use from Python (`docs/explanation/pocket.md` shows
+how): `frozen_set` and `balanced_set` give scenes with their questions, `render` draws a scene, and
 `is_right` judges an answer.
 """
 

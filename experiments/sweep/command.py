@@ -73,7 +73,7 @@ class SweepOptions(GridOptions):
 
     data: Annotated[str, shown("NAME_OR_PATH", None)] = "pocket:validation"
     """pocket:test, pocket:validation, a .jsonl or .parquet file of rows, or a folder of a data set
-    (docs/data.md)."""
+    (docs/how_to/data.md)."""
     preset: Preset = "none"
     """tables: the grids of the paper's Tables I and IV to VII and of the plot of tolerances, in
     place of one grid."""

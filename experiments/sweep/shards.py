@@ -1,7 +1,7 @@
 """The results folder of a sweep: one Parquet file a block, written aside and renamed.
 
 A killed run leaves whole blocks or nothing of them; the folder says by itself what it is of, and a
-run of something else is refused. docs/sweeps.md describes the files.
+run of something else is refused. docs/how_to/sweeps.md describes the files.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ ROWS = pa.schema([
     ("select_ms", pa.float32()),
     ("answer_ms", pa.float32()),
 ])  # fmt: skip
-"""The columns of a block's file, see docs/sweeps.md."""
+"""The columns of a block's file, see docs/how_to/sweeps.md."""
 
 TIMES = ("select_ms", "answer_ms")
 """The columns that differ between two runs of the same sweep."""

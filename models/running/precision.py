@@ -1,8 +1,9 @@
 """What products of float32 parameters are computed in.
 
 An accelerator's compiler may round the operands of a float32 product to TF32 (11 bits, GPUs) or
-bfloat16 (8 bits, TPUs) and does so by default; docs/performance.md has what that did to logits.
-Here float32 parameters mean float32 products on every backend, as in torch; less is had by name.
+bfloat16 (8 bits, TPUs) and does so by default; docs/explanation/performance.md has what that did to
+logits. Here float32 parameters mean float32 products on every backend, as in torch; less is had by
+name.
 """
 
 import functools

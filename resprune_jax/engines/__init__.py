@@ -45,9 +45,9 @@ KERNELS = {
 BY_NAME = frozenset({"mosaic_gpu"})
 """Kernels that "auto" does not take, and no interpreter of Pallas runs.
 
-`mosaic_gpu` was ahead of the others at each size that an H100 timed (docs/kernels.md), but its step
-certificate has not run on a card: it stays out of "auto" until `make test-gpu` has certified it on
-one at all sizes."""
+`mosaic_gpu` was ahead of the others at each size that an H100 timed (docs/explanation/kernels.md),
+but its step certificate has not run on a card: it stays out of "auto" until `make test-gpu` has
+certified it on one at all sizes."""
 
 
 class Crossings(NamedTuple):
@@ -70,12 +70,14 @@ class Crossings(NamedTuple):
 
 
 CROSSINGS = {
-    # Measured on 2 cores (docs/performance.md).
+    # Measured on 2 cores (docs/explanation/performance.md).
     "cpu": Crossings(lazy=256),
-    # The kernel's end lies between sizes measured on an H100 (docs/performance.md). Beyond it by
-    # the launches that XLA's compiler plans, not measured on a card (docs/kernels.md).
+    # The kernel's end lies between sizes measured on an H100 (docs/explanation/performance.md).
+    # Beyond it by the launches that XLA's compiler plans, not measured on a card
+    # (docs/explanation/kernels.md).
     "gpu": Crossings(kernel=768, blocked=None, loop="schur"),
-    # By the compiler's plans, not measured on a chip (docs/tpu.md): the kernel wherever it fits.
+    # By the compiler's plans, not measured on a chip (docs/how_to/tpu.md): the kernel wherever
+    # it fits.
     "tpu": Crossings(blocked=2**21),
 }
 """By backend; a backend that is not here is taken for the last."""

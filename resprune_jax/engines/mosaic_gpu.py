@@ -14,9 +14,9 @@ rows:
 
 The whole GPU does that product, reading and writing G once a panel of b picks, 2 N^2 K / b
 numbers. One cluster that reads the earlier rows at every pick would read N K^2 / 2 through its 8
-multiprocessors, several times as long (docs/kernels.md). Launches follow one another, so what one
-writes to global memory the next one sees; within a launch no thread reads what any has written
-there.
+multiprocessors, several times as long (docs/explanation/kernels.md). Launches follow one
+another, so what one writes to global memory the next one sees; within a launch no thread reads what
+any has written there.
 
 Clusters of blocks need compute capability 9.0 (H100, H200) or later.
 """

@@ -232,7 +232,7 @@ def test_step_certificate_of_panels(data: st.DataObject) -> None:
 
 # The text, the sizes, the launches.
 
-RAN = {  # these programs, to the letter, ran on a card (docs/kernels.md)
+RAN = {  # these programs, to the letter, ran on a card (docs/explanation/kernels.md)
     (40, 8): "34eb801d42bcd074",
     (576, 128): "67f104132ff6cec3",
     (1024, 256): "a30b13c3d64c70ac",

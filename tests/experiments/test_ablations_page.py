@@ -1,4 +1,4 @@
-"""docs/ablations.md says what the tables beside it hold, those of validation and of test."""
+"""docs/explanation/ablations.md says what the tables of validation and of test hold."""
 
 import csv
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "ablations.md").read_text("utf-8")
+PAGE = (DOCS / "explanation" / "ablations.md").read_text("utf-8")
 SPLITS = ("validation", "test")
 AXES = {
     "negative cosines": "nonnegative", "text": "text", "relevance sign": "relevance-sign",

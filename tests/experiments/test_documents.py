@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/pocket.md runs as it is printed."""
+"""The Python of the README and of docs/explanation/pocket.md runs as it is printed."""
 
 import dataclasses
 import re
@@ -54,7 +54,7 @@ def test_the_settings_of_the_readme(first: dict[str, Any], monkeypatch: pytest.M
 
 @pytest.mark.deep
 def test_the_example_of_the_pocket_test_set(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("docs/pocket.md")
+    (code,) = blocks("docs/explanation/pocket.md")
     right = names(code, {})["right"]
     assert len(right) == 20 and sum(right) >= 16
     assert capsys.readouterr().out == f"{sum(right)} of 20 right\n"

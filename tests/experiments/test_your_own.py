@@ -1,4 +1,4 @@
-"""docs/your_own.md runs as it is printed, and docs/methods.md is what the methods say."""
+"""docs/how_to/your_own.md runs as printed; docs/reference/methods.md is what the methods say."""
 
 import json
 import re
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
     """The programs of the document by the names in their first lines."""
-    text = (ROOT / "docs" / "your_own.md").read_text("utf-8")
+    text = (ROOT / "docs" / "how_to" / "your_own.md").read_text("utf-8")
     blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 5
     assert all(len(code.strip().splitlines()) < 40 for _, code in blocks)
@@ -119,8 +119,8 @@ def test_the_seed_and_the_relevance(files: dict[str, str]) -> None:
 def test_the_document_of_methods_is_theirs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods", "--markdown"]) == 0
     said = capsys.readouterr().out
-    assert said == (ROOT / "docs" / "methods.md").read_text("utf-8"), (
-        "write it again: resprune methods --markdown > docs/methods.md"
+    assert said == (ROOT / "docs" / "reference" / "methods.md").read_text("utf-8"), (
+        "write it again: resprune methods --markdown > docs/reference/methods.md"
     )
     assert cli.main(["methods", "--json"]) == 0
     every = json.loads(capsys.readouterr().out)

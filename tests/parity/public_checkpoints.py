@@ -1,6 +1,6 @@
 """Public checkpoints: which load, what holds them against torch, which are refused and why.
 
-`docs/families.md` has the table of this module between two markers;
+`docs/reference/families.md` has the table of this module between two markers;
 `python -m tests.parity.public_checkpoints` writes it, and `test_public_checkpoints.py` holds every
 row: a configuration that loads has transformers' parameters, the tests named for parity exist, and
 a refusal says what the table says.
@@ -19,7 +19,7 @@ from resprune_jax.models.families.registry import read_config, read_model_config
 from tests.parity import public_configs as hf
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "families.md"
+DOCUMENT = ROOT / "docs" / "reference" / "families.md"
 BEGIN, END = "<!-- public checkpoints: begin -->", "<!-- public checkpoints: end -->"
 
 

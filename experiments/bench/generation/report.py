@@ -143,7 +143,7 @@ def model_text(report: dict[str, Any]) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The rows as a Markdown table, as docs/performance.md holds it."""
+    """The rows as a Markdown table, as docs/explanation/performance.md holds it."""
     heads = ["batch, tokens", "encode", "select", "prefill", "first token", "sooner",
              "a further token", *SHARES.values()]  # fmt: skip
     rows, notes = [], []

@@ -235,7 +235,7 @@ def report_of(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a table, as docs/serving.md holds it."""
+    """The report as a table, as docs/how_to/serving.md holds it."""
     from resprune_jax.experiments.bench.markdown import table
 
     about = report["machine"]

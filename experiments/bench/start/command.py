@@ -133,7 +133,7 @@ def _process(options: StartOptions, folder: str) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a table, as docs/performance.md holds it."""
+    """The report as a table, as docs/explanation/performance.md holds it."""
     from resprune_jax.experiments.bench.markdown import table
 
     runs = report["runs"]

@@ -35,7 +35,7 @@ class BenchmarkOptions(GridOptions):
     """Answer one of the paper's benchmarks under every configuration, score it, write submissions.
 
     Image work is shared between methods and budgets. A second call goes on where the first was
-    stopped. docs/evaluation.md says what to download.
+    stopped. docs/how_to/evaluation.md says what to download.
     """
 
     name: Annotated[str, shown("{" + ",".join(FACTS) + "}", None)]

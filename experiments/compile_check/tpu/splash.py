@@ -2,7 +2,7 @@
 
 `python -m resprune_jax.experiments.compile_check.tpu.splash`: one layer of LLaVA-1.5-7B, one row,
 bfloat16, by the figures of libtpu; then, in Pallas's interpreter, how far both are from float32.
-The models do not use it: docs/tpu.md says why.
+The models do not use it: docs/how_to/tpu.md says why.
 """
 
 import sys

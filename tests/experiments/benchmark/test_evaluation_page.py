@@ -1,4 +1,4 @@
-"""docs/evaluation.md: its programs run, its tables name what there is, as its rule says."""
+"""docs/how_to/evaluation.md: its programs run, its tables name what there is, as its rule says."""
 
 import contextlib
 import io
@@ -12,7 +12,8 @@ from resprune_jax.experiments.benchmark.run.catalogue import FACTS
 from resprune_jax.experiments.benchmark.run.data import open_benchmark
 from resprune_jax.experiments.benchmark.scoring import HEADLINE
 
-PAGE = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text("utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "how_to" / "evaluation.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -21,14 +22,14 @@ def run(start: str) -> tuple[dict[str, Any], str]:
     known: dict[str, Any] = {}
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(code, "docs/evaluation.md", "exec"), known)
+        exec(compile(code, "docs/how_to/evaluation.md", "exec"), known)
     return known, said.getvalue()
 
 
 def test_the_estimates_follow_their_rule() -> None:
     known, said = run("MS = ")
     assert said in PAGE and known["SIZES"].keys() == FACTS.keys()
-    measured = (Path(__file__).parents[3] / "docs" / "performance.md").read_text("utf-8")
+    measured = (DOCS / "explanation" / "performance.md").read_text("utf-8")
     assert "| batch 32, here, all | 69 | | 550 | 620 | 10.3 |" in measured
     assert "| batch 32, here, 128 | 69 | 5.5 | 152 | 226 | 7.7 |" in measured
 

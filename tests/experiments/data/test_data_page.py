@@ -1,4 +1,4 @@
-"""docs/data.md: its program runs, its rows can be read, its tables name what there is."""
+"""docs/how_to/data.md: its program runs, its rows can be read, its tables name what there is."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,13 @@ from resprune_jax.experiments.data.examples import open_dataset
 from resprune_jax.experiments.data.metrics import METRICS
 from tests.experiments.data.writing import png
 
-PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "how_to" / "data.md").read_text("utf-8")
 
 
 def test_the_program_of_the_page() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     known: dict[str, Any] = {}
-    exec(compile(code, "docs/data.md", "exec"), known)
+    exec(compile(code, "docs/how_to/data.md", "exec"), known)
     assert known["right"] in (0.0, 1.0) and len(known["pictures"]) == 1
 
 

@@ -102,6 +102,6 @@ def test_every_field_of_a_call_is_an_argument_or_the_tasks_affair() -> None:
 
 
 def test_the_document_lists_every_argument() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "lmms_eval.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "how_to" / "lmms_eval.md").read_text("utf-8")
     for name, about in arguments.known().items():
         assert f"| `{name}` | {about} |" in page, name

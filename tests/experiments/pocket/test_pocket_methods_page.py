@@ -1,4 +1,4 @@
-"""docs/pocket_methods.md holds the tables of the figures beside it."""
+"""docs/explanation/pocket_methods.md holds the tables of the figures beside it."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from resprune_jax.choices import METHODS
 from resprune_jax.experiments.pocket.evaluation.tables import markdown
 
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[3] / "docs" / "explanation"
 
 
 def test_the_page_holds_the_tables_of_its_figures() -> None:

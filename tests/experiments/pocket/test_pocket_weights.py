@@ -52,7 +52,7 @@ def test_the_figures_are_of_these_weights_and_of_the_frozen_test_set(
     assert recorded["split"] == "test" and recorded["questions"] >= 2000
     assert recorded["contents"] == digest(frozen_set("cpu")).contents
     assert (folder / "README.md").read_text(encoding="utf-8") == card(recorded)
-    document = Path(__file__).parents[3] / "docs" / "pocket.md"
+    document = Path(__file__).parents[3] / "docs" / "explanation" / "pocket.md"
     assert markdown(recorded) in document.read_text(encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file())
     print(f"{size / 1e6:.1f} MB of shipped models")
