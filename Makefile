@@ -31,7 +31,7 @@ export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-package test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
-	format clean
+	format docs clean
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -52,6 +52,7 @@ help:
 	@echo "make test-triton  compile the GPU kernel with Triton and NVIDIA's assembler (no GPU; 600 MB more)"
 	@echo "make test-gpu     on a machine with a GPU that JAX sees: certificates, races, float32 (minutes)"
 	@echo "make test-attacks  every fuzzer in full, a second call goes on (ARGS=--help says more)"
+	@echo "make docs         the documentation site in site/, and every link of README.md and docs/ checked (a minute)"
 	@echo "make lock         renew locks/: the newest allowed versions, and the oldest"
 	@echo "make lint         ruff and mypy, as CI runs them"
 	@echo "make format       ruff, fixing what it can"
@@ -114,6 +115,12 @@ $(VENV)-explore/.browser: pyproject.toml locks/test.txt Makefile
 
 $(VENV)-oldest/.core: pyproject.toml locks/oldest.txt
 	$(call from_lock,$(VENV)-oldest,locks/oldest.txt)
+	@touch $@
+
+# Neither this project nor anything that it needs: the site is made from sources that nobody imports.
+$(VENV)-docs/.docs: locks/docs.txt
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --require-hashes -r locks/docs.txt
 	@touch $@
 
 $(VENV)-lock/.uv: Makefile
@@ -192,13 +199,19 @@ test-explore: $(VENV)-explore/.browser
 	.ci/chromium
 	JAX_PLATFORMS=cpu $(VENV)-explore/bin/python -m pytest -m browser -s tests/experiments/explore
 
+# Links first: those of README.md and the like, which mkdocs does not see, and paths of files in code.
+docs: $(VENV)-docs/.docs
+	$(VENV)-docs/bin/python -m docs.tools.links
+	NO_MKDOCS_2_WARNING=true $(VENV)-docs/bin/python -m mkdocs build --strict
+
 test-attacks: setup-test
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m tests.attacks $(ARGS)
 
 # One lock serves Python 3.11 and all later ones: where versions differ, lines carry markers. What
 # `make demo` and the TPU environment install are parts of what the tests ran with.
-COMPILE = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-	--generate-hashes --no-annotate --custom-compile-command "make lock" --no-config --no-sources --upgrade pyproject.toml
+PIN = $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --custom-compile-command "make lock" --no-config --no-sources --upgrade
+COMPILE = $(PIN) pyproject.toml
 
 lock: $(VENV)-lock/.uv
 	$(COMPILE) --extra test locks/torch.in -o locks/test.txt
@@ -209,6 +222,7 @@ lock: $(VENV)-lock/.uv
 	$(COMPILE) --extra build locks/harness.in -c $(VENV)-lock/but-filelock.txt \
 		--override locks/no-torch.in --no-emit-package torch -o locks/harness.txt
 	$(COMPILE) --extra test --resolution lowest-direct -o locks/oldest.txt
+	$(PIN) locks/docs.in -o locks/docs.txt
 
 lint: setup-test
 	$(BIN)/ruff check .
@@ -220,5 +234,5 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-explore $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist \
+	rm -rf site $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-explore $(VENV)-docs $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist \
 		*.egg-info demo .test-programs .pytest_cache .mypy_cache .ruff_cache .hypothesis

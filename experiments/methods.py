@@ -241,6 +241,8 @@ def markdown(every: list[dict[str, Any]]) -> str:
             f" | {one['source'] or 'none: a baseline'} |"
         )
     for one in every:
+        if links[one["name"]] != one["name"]:  # makers of pages number repeated headings variously
+            lines += ["", f'<a id="{links[one["name"]]}"></a>']
         lines += ["", f"## {one['name']}", "", *_prose(one["about"])]
         lines += ["", f"Settings: `{_settings(one)}`."]
     return "\n".join(lines) + "\n"

@@ -135,7 +135,10 @@ class LVLM(Preparer):
         leaves the loop. The call is checked, and its images are encoded, before this returns.
 
         Args:
-            images, prompts, options, announce: as for `generate`.
+            images: as for `generate`.
+            prompts: as for `generate`.
+            options: as for `generate`.
+            announce: as for `generate`.
             step: tokens between two stops. Each stop costs the start of a program, and a shape that
                 goes beyond its first one a program more than `generate` compiles.
             grain: prompts are padded to a multiple of so many tokens, words and kept visual tokens

@@ -159,8 +159,10 @@ class Runner:
         """Do what `run` does and stop after every few tokens.
 
         Args:
-            call, last, chosen: as for `run`.
+            call: as for `run`.
+            last: as for `run`.
             step: how many tokens; None for all at once.
+            chosen: as for `run`.
 
         Yields:
             What there is so far, the last one as `run` gives it: the same tokens by the same
