@@ -37,11 +37,11 @@ def test_nouns_reach_the_labels(tagger: str, least: float, measured: float) -> N
     )
     assert labelled == 113
     assert f1 >= least
-    assert round(f1, 3) == measured  # the figure of the README
+    assert round(f1, 3) == measured  # the figure of docs/explanation/what_is_exact.md
 
 
 def test_how_far_the_taggers_agree() -> None:
-    """What the README says of them; a labelled word that only one of them calls a noun is one."""
+    """What docs/explanation/reading.md says of them; a labelled word that only one of them calls a noun is one."""
     both = either = same = 0
     for row in ROWS:
         found = [

@@ -1,4 +1,4 @@
-"""The Python of the README and of docs/explanation/pocket.md runs as it is printed."""
+"""Python of the README, docs/how_to/python.md and docs/explanation/pocket.md runs as printed."""
 
 import dataclasses
 import re
@@ -33,7 +33,7 @@ def test_the_first_example_of_the_readme(first: dict[str, Any]) -> None:
     assert made.kept == [48, 32, 144] and all(made.texts) and made.errors == [None] * 3
 
 
-def test_the_settings_of_the_readme(first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_a_call(first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call is judged up to the method that it makes: what comes behind compiles for long."""
     told: list[Any] = []
     lvlm = first["lvlm"]
@@ -45,8 +45,8 @@ def test_the_settings_of_the_readme(first: dict[str, Any], monkeypatch: pytest.M
 
     monkeypatch.setattr(lvlm, "generate", generate)
     image = first["render"](first["frozen_set"](scenes=1)[0][0])
-    code = next(code for code in blocks("README.md") if "CallOptions(" in code)
-    names(code, {"lvlm": lvlm, "image": image, "question": "Is there a red star?"})
+    code = next(code for code in blocks("docs/how_to/python.md") if "CallOptions(" in code)
+    names(code, {"lvlm": lvlm, "images": [image]})
     assert len(told) == 4
     said = {name for one in told for name in one} | set(re.findall(r"(\w+)=", code))
     assert {"aggregate", "nonnegative", "text", "ocr_line", "seed_rule", "method"} <= said
