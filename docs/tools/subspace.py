@@ -64,12 +64,12 @@ def main() -> None:
     energy = np.sum((TOKENS - feet) ** 2, axis=1)
     assert np.isclose(energy.sum(), plain.energy[1], rtol=1e-4)
 
-    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "subspace", "svg.fonttype": "path"})
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "subspace", "svg.fonttype": "path", "axes.titlepad": 8})
     figure, (one, two, three) = plt.subplots(
-        1, 3, figsize=(11.4, 3.5), width_ratios=(1, 1, 0.8), layout="constrained", facecolor="white"
+        1, 3, figsize=(9.8, 3.1), width_ratios=(1, 1, 0.8), layout="constrained", facecolor="white"
     )
-    _plane(one, "1. Visual tokens are vectors; the first is kept")
-    _plane(two, "2. What lies outside the span of those kept")
+    _plane(one, "1. One token is kept")
+    _plane(two, "2. What lies outside its span")
     for number, token in enumerate(TOKENS):
         colour = FIRST if number == seed else INK
         _arrow(one, token, colour, 2.4 if number == seed else 1.2)
