@@ -110,7 +110,7 @@ def main() -> None:
     three.spines["left"].set_color(PALE)
     handles = [mpl.patches.Patch(color=PALE), mpl.patches.Patch(color=GATED)]
     three.legend(handles, ["residual energy", "times relevance$^{α}$"], frameon=False, fontsize=9,
-                 loc="lower right", labelcolor=INK)  # fmt: skip
+                 loc="upper right", labelcolor=INK)  # fmt: skip
     figure.savefig(OUT, metadata={"Date": None})
     print(f"{OUT.name}: {NAMES[seed]}, then {NAMES[second]}; with text {NAMES[other]}")
 
