@@ -41,7 +41,7 @@ def test_nouns_reach_the_labels(tagger: str, least: float, measured: float) -> N
 
 
 def test_how_far_the_taggers_agree() -> None:
-    """What docs/explanation/reading.md says of them; a labelled word that only one of them calls a noun is one."""
+    """What docs/explanation/reading.md says; a labelled word that one alone calls a noun is one."""
     both = either = same = 0
     for row in ROWS:
         found = [

@@ -64,7 +64,8 @@ def main() -> None:
     energy = np.sum((TOKENS - feet) ** 2, axis=1)
     assert np.isclose(energy.sum(), plain.energy[1], rtol=1e-4)
 
-    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "subspace", "svg.fonttype": "path", "axes.titlepad": 8})
+    plt.rcParams.update({"font.size": 10, "axes.titlepad": 8})
+    plt.rcParams.update({"svg.hashsalt": "subspace", "svg.fonttype": "path"})  # the same each time
     figure, (one, two, three) = plt.subplots(
         1, 3, figsize=(9.8, 3.1), width_ratios=(1, 1, 0.8), layout="constrained", facecolor="white"
     )
@@ -81,8 +82,8 @@ def main() -> None:
         if number != seed:
             colour = SECOND if number == second else INK
             _arrow(two, token, PALE, 1.0)
-            two.plot(*np.stack([token, feet[number]]).T, color=colour,
-                     linewidth=3.0 if number == second else 2.0, solid_capstyle="round")  # fmt: skip
+            width = 3.0 if number == second else 2.0
+            two.plot(*np.stack([token, feet[number]]).T, color=colour, linewidth=width)
             _name(two, number, colour)
     _arrow(two, TOKENS[seed], FIRST, 2.4)
     _name(two, seed, FIRST)
