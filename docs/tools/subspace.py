@@ -8,6 +8,7 @@ The picks are those of `select` on the drawn vectors, so the picture shows what 
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 
@@ -62,7 +63,7 @@ def main() -> None:
     along = TOKENS[seed] / np.linalg.norm(TOKENS[seed])
     feet = (TOKENS @ along)[:, None] * along
     energy = np.sum((TOKENS - feet) ** 2, axis=1)
-    assert np.isclose(energy.sum(), plain.energy[1], rtol=1e-4)
+    assert np.isclose(energy.sum(), np.asarray(plain.energy)[1], rtol=1e-4)
 
     plt.rcParams.update({"font.size": 10, "axes.titlepad": 8})
     plt.rcParams.update({"svg.hashsalt": "subspace", "svg.fonttype": "path"})  # the same each time
@@ -89,7 +90,7 @@ def main() -> None:
     _name(two, seed, FIRST)
 
     rest = [number for number in range(len(TOKENS)) if number != seed]
-    gated = energy * np.asarray(gate(RELEVANCE, np.float32(ALPHA)))
+    gated = energy * np.asarray(gate(jnp.asarray(RELEVANCE), jnp.asarray(ALPHA)))
     rows = np.arange(len(rest))
     three.set_title("3. The next one", fontsize=11, color=INK, loc="left")
     three.barh(rows - 0.19, energy[rest], 0.36, label="residual energy", color=[
