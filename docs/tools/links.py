@@ -1,4 +1,4 @@
-"""Every link of the Markdown files that stays in the repository, and every file that they name.
+"""Every link of pages and notebooks that stays in the repository, and every file that they name.
 
     python -m docs.tools.links
 
@@ -7,6 +7,7 @@ an `id` there. Code such as `models/api.py` that looks like a file of the reposi
 is asked of the network: of other links nothing is known.
 """
 
+import json
 import os
 import re
 import sys
@@ -34,8 +35,8 @@ class Fault:
     """A link or a path that leads nowhere.
 
     Attributes:
-        page: the Markdown file, from the root of the tree.
-        line: where it stands, from 1.
+        page: the file, from the root of the tree.
+        line: where it stands, from 1; of a notebook in its Markdown alone.
         about: what is wrong.
     """
 
@@ -48,8 +49,18 @@ class Fault:
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """The Markdown files that people read: those at the top of the tree and all of docs/."""
-    return sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md")])
+    """What people read: Markdown at the top of the tree and in docs/, and the notebooks."""
+    notebooks = (root / "examples").glob("*.ipynb")
+    return sorted([*root.glob("*.md"), *(root / "docs").rglob("*.md"), *notebooks])
+
+
+def read(page: Path) -> str:
+    """The Markdown of a page; of a notebook the cells that are Markdown."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    cells = json.loads(text)["cells"]
+    return "\n\n".join("".join(own["source"]) for own in cells if own["cell_type"] == "markdown")
 
 
 def _blank(text: str, pattern: re.Pattern[str]) -> str:
@@ -66,7 +77,7 @@ def slug(title: str) -> str:
 @cache
 def anchors(page: Path) -> frozenset[str]:
     """What may follow # in a link to a page."""
-    text = _blank(page.read_text(encoding="utf-8"), _FENCE)
+    text = _blank(read(page), _FENCE)
     found: list[str] = []
     for title in _HEADING.findall(text):
         made = plain = slug(title)
@@ -90,13 +101,13 @@ def faults(page: Path, root: Path = ROOT) -> Iterator[Fault]:
     """What is wrong with one page.
 
     Args:
-        page: a Markdown file.
+        page: a Markdown file or a notebook.
         root: of the tree.
 
     Yields:
         The links and paths that lead nowhere.
     """
-    text = page.read_text(encoding="utf-8")
+    text = read(page)
     name = page.relative_to(root).as_posix()
 
     def fault(offset: int, about: str) -> Fault:
@@ -112,7 +123,7 @@ def faults(page: Path, root: Path = ROOT) -> Iterator[Fault]:
         whole = Path(os.path.normpath(page.parent / path)) if path else page
         if not whole.is_relative_to(root) or not whole.is_file():
             yield fault(offset, f"{target} leads to no file")
-        elif anchor and (whole.suffix != ".md" or anchor not in anchors(whole)):
+        elif anchor and (whole.suffix not in (".md", ".ipynb") or anchor not in anchors(whole)):
             yield fault(offset, f"{target}: no heading of {path or name} is called so")
     for found in _CODE.finditer(_blank(text, _FENCE)):
         for named in _PATH.findall(found[2]):

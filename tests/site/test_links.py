@@ -1,5 +1,6 @@
 """Every link of the pages leads somewhere, and what leads nowhere is found."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_pages_of_this_project() -> None:
     pages = links.pages()
     assert {"README.md", "CONTRIBUTING.md", "index.md"} <= {page.name for page in pages}
     assert [str(fault) for page in pages for fault in links.faults(page)] == []
-    asked = sum(len(list(links.links(page.read_text("utf-8")))) for page in pages)
+    asked = sum(len(list(links.links(links.read(page)))) for page in pages)
     assert asked > 150
 
 
@@ -79,3 +80,16 @@ def test_a_right_page_has_no_fault(tree: Path) -> None:
 def test_what_leads_nowhere_is_found(tree: Path, planted: str, said: str) -> None:
     (fault,) = found(tree, f"# Planted\n\n{planted}\n")
     assert fault.startswith(said)
+
+
+def test_what_a_notebook_says_is_read_too(tree: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# A notebook\n", "See `docs/gone.md`."]},
+        {"cell_type": "code", "source": ["[no](link.md)"], "outputs": []},
+    ]
+    notebook = tree / "examples" / "one.ipynb"
+    notebook.parent.mkdir()
+    notebook.write_text(json.dumps({"cells": cells}))
+    assert notebook in links.pages(tree)
+    (fault,) = links.faults(notebook, tree)
+    assert str(fault) == "examples/one.ipynb:2: `docs/gone.md` is not in the tree"
