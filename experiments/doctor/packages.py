@@ -169,7 +169,7 @@ def _extra(extra: str) -> Finding:
         several = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
         said = f"{PURPOSES.get(extra, extra)} (needs {', '.join(absent[:4])}{several})"
         if extra == "lmms-eval":
-            command += " (docs/lmms_eval.md says how without another torch)"
+            command += " (docs/how_to/lmms_eval.md says how without another torch)"
         return Finding(extra, "missing", said, command, facts)
     for each in wanted:
         if bad := requirements.unfit(each):

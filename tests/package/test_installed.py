@@ -1,6 +1,6 @@
 """The package as users get it: sdist, wheel from it, an empty environment, an empty folder.
 
-Nothing of the repository is on the path there; what README and docs/explore.md say runs.
+Nothing of the repository is on the path there; what README and docs/how_to/explore.md say runs.
 """
 
 import json
