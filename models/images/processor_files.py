@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resprune_jax.errors import CallError, RunError, shown
+from resprune_jax.models.checkpoint.advice import without_advice
 from resprune_jax.models.checkpoint.files import foreign, is_file, read_json
 
 _FILE, _NESTED = "preprocessor_config.json", "processor_config.json"
@@ -57,7 +58,8 @@ def load_image_processor(directory: str | os.PathLike[str], accepted: Sequence[s
             if not (check(value) or (value is None and not needed)):
                 raise RunError(f"{key} is {shown(value)} in {path}, expected {expected}")
             known[key] = value
-    from transformers import AutoImageProcessor
+    with without_advice():
+        from transformers import AutoImageProcessor
 
     with (
         tempfile.TemporaryDirectory() as own,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from resprune_jax.errors import CallError, RunError, shown
+from resprune_jax.models.checkpoint.advice import without_advice
 from resprune_jax.models.checkpoint.files import (
     LARGE_FILE,
     foreign,
@@ -44,7 +45,8 @@ def load_tokenizer(folder: Path) -> Any:
         read_bytes(folder / name, LARGE_FILE)
     if "tokenizer.model" in present and "tokenizer.json" not in present:
         _need_sentencepiece(folder)
-    from transformers import AutoTokenizer
+    with without_advice():
+        from transformers import AutoTokenizer
 
     with foreign(f"the tokenizer in {folder} cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
