@@ -71,7 +71,7 @@ def settings_shown(maker: Maker) -> dict[str, int]:
     choice = maker.choice
     budgets = [group for group in maker.methods() if group.reference is not None]
     if not budgets or budgets[-1].reference is None:
-        raise NoTableError(f"{choice.against} was not run at the base")
+        raise NoTableError(f"{choice.against} was not run at the base{choice.elsewhere()}")
     keep, reference = budgets[-1].keep, budgets[-1].reference
     order = sorted(choice.methods, key=lambda n: BESIDE.index(n) if n in BESIDE else len(BESIDE))
     named = {label: choice.at_base(label, keep) for label in order if label != choice.against}

@@ -209,6 +209,17 @@ class Choice:
         """The full method at a budget."""
         return self.at_base(self.against, keep)
 
+    def elsewhere(self) -> str:
+        """For a message that the base was not run: at which base it would have been."""
+        own = [one for one in self.settings if one.label == self.against]
+        words = []
+        for axis, value in self.base.items():
+            found = {self._stands(one, axis) for one in own}
+            if len(found) == 1 and not found & {value, None}:
+                (only,) = found
+                words.append(f"{axis}={only:g}" if isinstance(only, float) else f"{axis}={only}")
+        return f": with --base {' '.join(words)} it was" if words else ""
+
     def same_budget(self, method: str, keep: str) -> int | None:
         """The setting of a method by name at a budget, whatever its settings, the plainest."""
         labels = {one.label for one in self.settings if one.method == method}

@@ -114,7 +114,9 @@ class Maker:
         groups: list[Group] = []
         references = [self.choice.reference(keep) for keep in self.choice.keeps]
         if all(i is None for i in references):
-            raise NoTableError(f"no {self.choice.against} at the base was run")
+            raise NoTableError(
+                f"no {self.choice.against} at the base was run{self.choice.elsewhere()}"
+            )
         for keep, reference in zip(self.choice.keeps, references, strict=True):
             if reference is None:
                 continue

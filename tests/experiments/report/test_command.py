@@ -100,6 +100,19 @@ def test_markdown_without_a_folder(run, capsys):
     assert "| **divprune** |" in said and "## Left out" in said and "seed_rule of divprune" in said
 
 
+def test_a_run_that_is_never_at_the_base_says_where_it_is(tmp_path, capsys):
+    told = [FULL, *(configuration("resprune", "1/9", alpha=a, tagger="lexicon") for a in (0, 0.5))]
+    asked = examples(6, ["count"])
+    write(tmp_path / "run", told, asked, np.ones((3, 6)))
+    words = ["report", str(tmp_path / "run"), "--tables", "1,5"]
+    assert cli.main([*words, "--base", "alpha=0.5"]) == 1
+    assert "no resprune at the base was run: with --base tagger=lexicon it was" in (
+        capsys.readouterr().err
+    )
+    assert cli.main([*words, "--base", "alpha=0.5", "tagger=lexicon"]) == 0
+    assert "| **0.5** |" in capsys.readouterr().out
+
+
 def test_a_method_that_failed_on_every_example(tmp_path):
     """It is in the tables with 0, and takes no place in figures."""
     asked = examples(10, ["count", "text"])
