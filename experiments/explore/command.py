@@ -63,6 +63,9 @@ class ExploreOptions(ChatOptions):
     """The page."""
     image_aspect: ImageAspect = "processor"
     """How LLaVA-1.5's pictures become squares: as the checkpoint says, or padded."""
+    tagger: Annotated[str, shown("NAME", None)] = "auto"
+    """What finds the nouns: auto (spaCy's en_core_web_sm, else the lexicon), lexicon, or any spaCy
+    pipeline by the name of its package or its folder."""
     max_new_tokens: Annotated[int, shown("N", None)] = 32
     """The most tokens of an answer."""
     batch_size: Annotated[int, shown("B", None)] = 8
@@ -154,7 +157,7 @@ def run(options: ExploreOptions, *, load: Callable[[ExploreOptions], Any] | None
         name, settings = method_and_settings(written)
         methods[_label(written)] = CallOptions(
             keep=1, method=name, method_settings=settings, image_aspect=options.image_aspect,
-            max_new_tokens=options.max_new_tokens,
+            tagger=options.tagger, max_new_tokens=options.max_new_tokens,
         )  # fmt: skip
     begin = time.perf_counter()
     asked = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from resprune_jax.errors import CallError
+from resprune_jax.errors import CallError, RunError
 from resprune_jax.experiments import cli
 from resprune_jax.experiments.explore import command
 from resprune_jax.experiments.explore.command import ExploreOptions
@@ -99,3 +99,22 @@ def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
     assert command._short(str(tmp_path / "llava")) == "llava"
     assert command._label(f"{tmp_path}/mine.py:Mine") == "mine.py:Mine"
     assert command._label("resprune:alpha=0") == "resprune:alpha=0"
+
+
+def test_a_page_is_made_with_the_tagger_that_is_named(
+    picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def note(lvlm: object, asked_: object, methods: dict[str, Any], **_: object) -> None:
+        asked.extend(options.tagger for options in methods.values())
+        raise RunError("enough")
+
+    monkeypatch.setattr("resprune_jax.experiments.explore.build.make_card", note)
+    for more in ({}, {"tagger": "lexicon"}):
+        options = ExploreOptions(
+            model="m", image=picture, prompt=("?",), out=picture.with_name("p.html"), **more
+        )
+        with pytest.raises(RunError, match="enough"):
+            command.run(options, load=lambda _: None)
+    assert asked == ["auto", "lexicon"]
