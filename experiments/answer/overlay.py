@@ -18,6 +18,7 @@ from resprune_jax.errors import CallError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Panel = tuple[str, Sequence[int] | np.ndarray | None]
 """A title, and the kept patches in order of choice, or None for all of them."""
@@ -161,7 +162,21 @@ def draw(
     path: str | Path,
     order: bool = False,
 ) -> Path:
-    """Draw panels side by side; arguments as for `overlay`.
+    """Draw panels side by side into a file; arguments as for `overlay`.
+
+    Raises:
+        CallError: no panel, or a patch outside its grid.
+    """
+    target = Path(path)
+    figure = figure_of(panels, question=question, answer=answer, order=order)
+    figure.savefig(target, facecolor=PAPER)
+    return target
+
+
+def figure_of(
+    panels: Sequence[View], *, question: str | None, answer: str | None = None, order: bool = False
+) -> "Figure":
+    """Panels side by side as a figure; arguments as for `overlay`.
 
     Raises:
         CallError: no panel, or a patch outside its grid.
@@ -200,9 +215,7 @@ def draw(
             0.5, 0.11 / height, "clear: kept    hatched: dropped    ring: the seed token",
             ha="center", va="bottom", size=9.5, color=FAINT,
         )  # fmt: skip
-    target = Path(path)
-    figure.savefig(target, facecolor=PAPER)
-    return target
+    return figure
 
 
 def _lines(text: str | None, most: int, width: int) -> list[str]:

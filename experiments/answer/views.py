@@ -57,6 +57,28 @@ def panels_of(
     Returns:
         A panel a part, or two, all and kept, where a prompt has a single part.
     """
+    parts, start = parts_of(family, pictures, image_aspect=image_aspect)
+    chosen = np.asarray([] if picks is None else picks, np.int64)
+    views = [view_of(part, None if picks is None else chosen) for part in parts]
+    if len(parts) == 1:
+        whole = View(f"all {start} visual tokens", parts[0].pixels, parts[0].grid, None)
+        if picks is None:
+            return [whole]
+        kept = f"{len(chosen)} visual tokens kept"
+        return [whole, dataclasses.replace(views[0], title=kept)]
+    return views
+
+
+def parts_of(
+    family: Family, pictures: Sequence[Picture], *, image_aspect: ImageAspect = "processor"
+) -> tuple[list[Part], int]:
+    """What the visual tokens of one prompt lie on, and how many there are.
+
+    Args:
+        family: the model's.
+        pictures: the prompt's images and videos, in order.
+        image_aspect: as the call had it.
+    """
     parts: list[Part] = []
     start, together = 0, sum(not isinstance(picture, Video) for picture in pictures)
     for number, picture in enumerate(pictures):
@@ -67,18 +89,11 @@ def panels_of(
             own, count = _image_parts(family, picture, start, title, image_aspect, together)
         parts += own
         start += count
-    chosen = np.asarray([] if picks is None else picks, np.int64)
-    views = [_view(part, None if picks is None else chosen) for part in parts]
-    if len(parts) == 1:
-        whole = View(f"all {start} visual tokens", parts[0].pixels, parts[0].grid, None)
-        if picks is None:
-            return [whole]
-        kept = f"{len(chosen)} visual tokens kept"
-        return [whole, dataclasses.replace(views[0], title=kept)]
-    return views
+    return parts, start
 
 
-def _view(part: Part, picks: np.ndarray | None) -> View:
+def view_of(part: Part, picks: np.ndarray | None) -> View:
+    """A panel of a part; `picks` (K,) are the prompt's tokens in order of choice, None for all."""
     total = len(part.tokens)
     if picks is None:
         return View(f"{part.name}: all {total}", part.pixels, part.grid, None)
