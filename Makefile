@@ -9,7 +9,7 @@ TORCH = torch==2.13.0
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
 GPU_TESTS = tests/experiments/compile_check/test_gpu_compiler.py
 # Markers of tests that have targets of their own.
-ELSEWHERE = deep or exact or serve or package or harness or browser or tpu or triton or gpu or gpucompile
+ELSEWHERE = deep or exact or serve or package or harness or browser or tpu or triton or gpu or gpucompile or examples
 # Without torch, in all less than three minutes, and every dependency at work in one of them.
 KERNELS = tests/engines/test_pallas.py
 TRAINING = tests/experiments/pocket/test_pocket_training.py
@@ -31,7 +31,7 @@ export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-package test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
-	format docs clean
+	format docs clean examples-wheel test-examples examples
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
@@ -43,6 +43,8 @@ help:
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
 	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
+	@echo "make test-examples  the notebooks of examples/, from the wheel, each in an empty folder (under 3 minutes)"
+	@echo "make examples     run them, and write them with what they say now"
 	@echo "make test-harness  lmms-eval runs the plug-in (2 GB to install; under 10 minutes)"
 	@echo "make test-package  sdist, wheel, an empty environment: doctor, demo and explore run there (3 minutes)"
 	@echo "make test-memory  a generated 2 GB checkpoint, an image of 10,549 visual tokens: peak memory"
@@ -112,6 +114,21 @@ $(VENV)-explore/.browser: pyproject.toml locks/test.txt Makefile
 	$(call from_lock,$(VENV)-explore,locks/test.txt)
 	$(VENV)-explore/bin/python -m pip install --quiet $(BROWSER)
 	@touch $@
+
+# Not editable, as users have it: nothing in a notebook may look into this folder. Built from a copy:
+# other targets may build here meanwhile, and build/ would keep files that are gone.
+$(VENV)-examples/.lock: locks/examples.txt
+	test -x $(VENV)-examples/bin/python || $(PYTHON) -m venv $(VENV)-examples
+	$(VENV)-examples/bin/python -m pip install --quiet --require-hashes -r locks/examples.txt
+	@touch $@
+
+examples-wheel: $(VENV)-examples/.lock
+	rm -rf $(VENV)-examples/source
+	mkdir $(VENV)-examples/source
+	cp -RP pyproject.toml setup.py README.md LICENSE resprune_jax models experiments $(VENV)-examples/source
+	$(VENV)-examples/bin/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall \
+		$(VENV)-examples/source
+	rm -rf $(VENV)-examples/source
 
 $(VENV)-oldest/.core: pyproject.toml locks/oldest.txt
 	$(call from_lock,$(VENV)-oldest,locks/oldest.txt)
@@ -204,6 +221,12 @@ docs: $(VENV)-docs/.docs
 	$(VENV)-docs/bin/python -m docs.tools.links
 	NO_MKDOCS_2_WARNING=true $(VENV)-docs/bin/python -m mkdocs build --strict
 
+test-examples: examples-wheel
+	$(VENV)-examples/bin/python -m pytest -m examples -s tests/examples
+
+examples: examples-wheel
+	$(VENV)-examples/bin/python -m tests.examples $(ARGS)
+
 test-attacks: setup-test
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m tests.attacks $(ARGS)
 
@@ -221,6 +244,7 @@ lock: $(VENV)-lock/.uv
 	sed '/^filelock==/,/[^\\]$$/d' locks/test.txt > $(VENV)-lock/but-filelock.txt
 	$(COMPILE) --extra build locks/harness.in -c $(VENV)-lock/but-filelock.txt \
 		--override locks/no-torch.in --no-emit-package torch -o locks/harness.txt
+	$(COMPILE) --extra build locks/examples.in -c locks/test.txt -o locks/examples.txt
 	$(COMPILE) --extra test --resolution lowest-direct -o locks/oldest.txt
 	$(PIN) locks/docs.in -o locks/docs.txt
 
@@ -234,5 +258,5 @@ format: setup-test
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf site $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-explore $(VENV)-docs $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist \
+	rm -rf site $(VENV) $(VENV)-tpu $(VENV)-gpu $(VENV)-harness $(VENV)-explore $(VENV)-docs $(VENV)-examples $(VENV)-oldest $(VENV)-newest $(VENV)-lock build dist \
 		*.egg-info demo .test-programs .pytest_cache .mypy_cache .ruff_cache .hypothesis
