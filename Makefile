@@ -61,11 +61,12 @@ help:
 	@echo "Another Python:   make test PYTHON=python3.13 VENV=.venv-3.13"
 
 # An environment from a lock: every version pinned and its hash compared; then this project, built
-# with the lock's setuptools.
+# with the lock's setuptools. ONE_BY_ONE is for CI, which makes two at a time: each of these builds
+# writes the same egg-info.
 define from_lock
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet --require-hashes -r $(2)
-	$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(ONE_BY_ONE) $(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 endef
 
 # A stamp for each environment: set up again only when the lock or pyproject.toml changes.
@@ -106,7 +107,7 @@ $(VENV)-harness/.harness: pyproject.toml locks/harness.txt .ci/torch.py Makefile
 	$(VENV)-harness/bin/python -m pip show --quiet torch || { echo "lmms-eval needs torch" >&2; exit 1; }
 	$(VENV)-harness/bin/python -m pip install --quiet --no-deps --require-hashes -r locks/harness.txt
 	$(VENV)-harness/bin/python -m pip install --quiet --no-deps $(LMMS_EVAL)
-	$(VENV)-harness/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(ONE_BY_ONE) $(VENV)-harness/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
 # Likewise of its own: what is installed beside a lock stays out of the environment of the others.
