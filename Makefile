@@ -9,7 +9,7 @@ TORCH = torch==2.13.0
 TPU_TESTS = tests/engines/test_pallas_compiler.py tests/experiments/compile_check/test_tpu_compiler.py
 GPU_TESTS = tests/experiments/compile_check/test_gpu_compiler.py
 # Markers of tests that have targets of their own.
-ELSEWHERE = deep or exact or serve or package or harness or browser or tpu or triton or gpu or gpucompile or examples
+ELSEWHERE = deep or exact or serve or package or harness or browser or tpu or triton or gpu or gpucompile or examples or docs
 # Without torch, in all less than three minutes, and every dependency at work in one of them.
 KERNELS = tests/engines/test_pallas.py
 TRAINING = tests/experiments/pocket/test_pocket_training.py
