@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ PLACEHOLDERS = {
     "FILE.jsonl": "rows.jsonl", "OUT.jsonl": "out.jsonl", "OUT.png": "out.png",
     "FILE.json": "parts.json", "FILE.toml": "sweep.toml", "FILE.py:NAME": "quiet.py:Quiet",
     "FOLDER": "folder", "DIR": "folder", "OUT": "out", "RESULTS": "results", "TASKS": "tasks",
-    "RUN_DIR": "pocket-run", "HOST:PORT": "127.0.0.1:9999",
+    "RUN_DIR": "pocket", "HOST:PORT": "127.0.0.1:9999",
 }  # fmt: skip
 """What stands for what a reader puts in, where it is a word of its own."""
 
@@ -42,7 +42,7 @@ FOREIGN = {
          "--output_path", "--verbosity", "--num_fewshot"],
         "lmms-eval",
     ),
-    "--api-nproc": "VLMEvalKit", "--base-url": "VLMEvalKit",
+    "--xla_dump_to": "XLA", "--api-nproc": "VLMEvalKit", "--base-url": "VLMEvalKit",
 }  # fmt: skip
 """Options of other programs that the prose speaks of."""
 
@@ -98,6 +98,13 @@ def pope(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(table), path)
 
 
+def video(path: Path) -> None:
+    """A folder of frames."""
+    path.mkdir()
+    for number in range(4):
+        Image.fromarray(drawn(number)).save(path / f"{number}.png")
+
+
 def from_repository(name: str) -> Callable[[Path], None]:
     """A file or folder of this repository, at the same place."""
 
@@ -112,7 +119,8 @@ def from_repository(name: str) -> Callable[[Path], None]:
 
 
 FILES: dict[str, Callable[[Path], None]] = {
-    "photo.jpg": picture, "photo.png": picture, "scene.png": picture,
+    "photo.jpg": picture, "photo.png": picture, "scene.png": picture, "a.jpg": picture,
+    "b.jpg": picture, "frames/": video,
     "rows.jsonl": rows,
     "POPE/data": pope, "pope.parquet": pope,
     "docs/ablations/validation.toml": from_repository("docs/ablations/validation.toml"),
@@ -120,14 +128,26 @@ FILES: dict[str, Callable[[Path], None]] = {
 """What lays a file that blocks read, by its name; the blocks may then write it anew."""
 
 
-def needed(text: str) -> list[str]:
-    """The files of `FILES` that a block names."""
-    return [name for name in FILES if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w/-])", text)]
+_SWEEP = (
+    "resprune sweep --data pocket:validation --examples 8 --block 4 --methods none resprune"
+    " --keep 1/9 --output"
+)
+MADE = {
+    "results": f"{_SWEEP} results",
+    "host0": f"{_SWEEP} host0 --num-processes 2 --process-id 0",
+    "host1": f"{_SWEEP} host1 --num-processes 2 --process-id 1",
+}
+"""Likewise folders that a command makes, by their names."""
+
+
+def needed(text: str, table: Iterable[str]) -> list[str]:
+    """The names of a table that a block speaks of."""
+    return [name for name in table if re.search(rf"(?<![\w./-]){re.escape(name)}(?![\w/-])", text)]
 
 
 def lay(text: str, folder: Path) -> None:
     """Lay every file that a block names and that is not there yet."""
-    for name in needed(text):
+    for name in needed(text, FILES):
         path = folder / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,11 @@ class Place:
         text = "\n".join([block.text, *block.orders.commands.values()])
         for name in inputs.hub_ids(text):
             inputs.publish(name, self.machine.home)
-        inputs.lay(words.filled(text) if block.language == "sh" else text, self.folder)
+        text = words.filled(text) if block.language == "sh" else text
+        inputs.lay(text, self.folder)
+        for name in inputs.needed(text, inputs.MADE):
+            if not (self.folder / name).exists() and block.language == "sh":
+                self._command(inputs.MADE[name])
         printed = self._python(block) if block.language == "python" else self._shell(block)
         if block.output is not None and not block.orders.output_differs:
             _compare(block, printed)
@@ -160,6 +164,7 @@ class Place:
             command = words.filled(text)
             if added := block.orders.commands.get(number, block.orders.commands.get(0)):
                 command = changed(command, added)
+            begun = time.monotonic()
             try:
                 printed.append(self._command(self._there(command)))
             except words.WordsError as error:
@@ -167,6 +172,7 @@ class Place:
             except BlockError as error:
                 raise BlockError(f"{block.page}:{line}: {error}") from None
             self.ran += 1
+            print(f"{time.monotonic() - begun:6.1f} s  {block.page}:{line}: {command[:100]}")
         return "".join(printed)
 
     def _command(self, command: str) -> str:
