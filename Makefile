@@ -30,7 +30,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
-	test-package test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks lock lint \
+	test-package test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks test-docs lock lint \
 	format docs clean examples-wheel test-examples examples
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
+	@echo "make test-docs    every command and Python block of README.md and docs/ (5 minutes)"
 	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
 	@echo "make test-examples  the notebooks of examples/, from the wheel, each in an empty folder (under 3 minutes)"
 	@echo "make examples     run them, and write them with what they say now"
@@ -182,6 +183,9 @@ test-package: $(VENV)/.core
 # One process: the tests of a session share a server.
 test-serve: setup-test
 	JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m serve tests/experiments/serve
+
+test-docs: setup-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m docs tests/docs
 
 test-memory: setup-test
 	$(BIN)/python -m resprune_jax.experiments.memory.loading

@@ -31,7 +31,7 @@ def ask(path: str, argv: list[str]) -> int:
     Returns:
         Its exit status; 1 where it died without one.
     """
-    told = {"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ)}
+    told = {"argv": argv, "cwd": os.getcwd(), "env": dict(os.environ)}  # noqa: PTH109, as below
     message = json.dumps(told).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(path)
@@ -51,6 +51,7 @@ def serve(path: str) -> None:
     import signal
     import threading
 
+    del sys.path[0]  # this folder, whose files nobody means
     for name in MODULES:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork would lose threads"
@@ -90,7 +91,7 @@ def _child(line: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(told["env"])
     sys.argv = told["argv"]
-    sys.path[0] = os.path.dirname(sys.argv[0])  # noqa: PTH120, pathlib is slow to import
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # noqa: PTH120, pathlib is slow to import
     status = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

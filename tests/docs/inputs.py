@@ -154,12 +154,15 @@ def lay(text: str, folder: Path) -> None:
             FILES[name](path)
 
 
+_DRAWN = "from resprune_jax.experiments.pocket import frozen_set, render\n"
+_DRAW = "import numpy\nrng = numpy.random.default_rng(0)\n"
 NAMES = {
-    "image": "from tests.docs.inputs import drawn\nimage = drawn()",
+    "image": f"{_DRAWN}image = render(frozen_set(scenes=1)[0][0])",
     "question": 'question = "What color is the star?"',
-    "images": "from tests.docs.inputs import drawn\nimages = [drawn(0), drawn(1)]",
-    "tokens": "import numpy\ntokens = numpy.random.default_rng(0).normal(size=(576, 256)).astype('f')",
-    "r": "import numpy\nr = numpy.random.default_rng(1).uniform(size=576).astype('f')",
+    "images": f"{_DRAWN}images = [render(scene) for scene, _ in frozen_set(scenes=2)]",
+    "prompts": 'prompts = ["What color is the star?", "Is there a heart?"]',
+    "tokens": f"{_DRAW}tokens = rng.normal(size=(576, 256)).astype('float32')",
+    "r": f"{_DRAW}r = rng.uniform(size=576).astype('float32')",
     "lvlm": 'from resprune_jax.models import load_model\nlvlm = load_model("pocket")',
 }
 """What the prose introduces and code then uses, each as the code that makes it."""

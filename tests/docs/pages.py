@@ -150,7 +150,9 @@ def _tokens(text: str, name: str, before: int = 0) -> Iterator[tuple[Token, Orde
         place = f"{name}:{before + _line(token)}"
         if pending and token.type != "fence":
             raise PageError(f"{name}:{pending[0]}: these orders stand above no block")
-        if token.type == "html_block" and (said := re.findall(r"<!--\s*test:(.*?)-->", token.content, re.S)):
+        if token.type == "html_block" and (
+            said := re.findall(r"<!--\s*test:(.*?)-->", token.content, re.S)
+        ):
             pending = before + _line(token), _orders(" ; ".join(said), place)
         elif token.type == "fence":
             yield token, pending[1] if pending else Orders(), before

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,10 @@ LIMIT = 300
 """Seconds that one command or block may take."""
 OUTPUTS = ("--out", "--output", "--overlay", "--report", "--figure", "--card")
 """Options that name what a command writes."""
+
+
+LOOKED_AT = (("make",), ("pip", "install"), ("pytest",))
+"""First words of commands that are not run again here: CI runs them, or they install."""
 
 
 class BlockError(AssertionError):
@@ -68,7 +73,7 @@ class Machine:
         """Start the process that forks, unless it runs."""
         if self.forks is None:
             self.forks = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("forks.py")), "serve", str(self.door)],
+                [sys.executable, self.client[3], "serve", str(self.door)],
                 env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True,
                 start_new_session=True,
             )  # fmt: skip
@@ -82,6 +87,8 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.forks.pid, signal.SIGKILL)
             self.forks.wait()
+            assert self.forks.stdout is not None
+            self.forks.stdout.close()
 
 
 class Place:
@@ -112,6 +119,8 @@ class Place:
                 READERS[block.language](block.text)
             except ValueError as error:
                 raise BlockError(f"{block.place}: {error}") from None
+        if block.language == "sh":
+            _parse(block)
         if block.orders.not_run or block.language not in ("sh", "python"):
             return
         self.machine.start()
@@ -129,13 +138,14 @@ class Place:
 
     def _python(self, block: Block) -> str:
         for name in block.orders.given:
-            self._exec(inputs.NAMES[name], f"inputs.NAMES[{name!r}]", 1)
+            self._exec(inputs.NAMES[name], f"inputs.NAMES[{name!r}]", 1, only=name)
         printed = self._exec(self._there(block.text), block.page, block.line)
+        self.ran += 1
         if block.file:
             (self.folder / block.file).write_text(block.text, encoding="utf-8")
         return printed
 
-    def _exec(self, code: str, page: str, line: int) -> str:
+    def _exec(self, code: str, page: str, line: int, only: str | None = None) -> str:
         if self.python is None:
             self.python = subprocess.Popen(
                 [*self.machine.client, str(Path(__file__).with_name("session.py"))],
@@ -144,7 +154,7 @@ class Place:
             )  # fmt: skip
         assert self.python.stdin and self.python.stdout
         print(
-            json.dumps({"code": code, "page": page, "line": line}),
+            json.dumps({"code": code, "page": page, "line": line, "only": only}),
             file=self.python.stdin, flush=True,
         )  # fmt: skip
         answer = self.python.stdout.readline()
@@ -153,7 +163,6 @@ class Place:
         told: dict[str, Any] = json.loads(answer)
         if told["failed"]:
             raise BlockError(f"{page}:{line}: {told['failed']}")
-        self.ran += 1
         return str(told["printed"])
 
     def _shell(self, block: Block) -> str:
@@ -167,8 +176,6 @@ class Place:
             begun = time.monotonic()
             try:
                 printed.append(self._command(self._there(command)))
-            except words.WordsError as error:
-                raise BlockError(f"{block.page}:{line}: {error}") from None
             except BlockError as error:
                 raise BlockError(f"{block.page}:{line}: {error}") from None
             self.ran += 1
@@ -177,10 +184,8 @@ class Place:
 
     def _command(self, command: str) -> str:
         given = shlex.split(command, comments=True)
-        for start in (("make",), ("pip", "install"), ("pytest",)):
-            if tuple(given[: len(start)]) == start:
-                words.CHECKS[start](given[len(start) :])
-                return ""
+        if any(tuple(given[: len(start)]) == start for start in LOOKED_AT):
+            return ""
         if given[:2] == ["resprune", "serve"]:
             self._serve(command)
             return ""
@@ -196,7 +201,7 @@ class Place:
             raise BlockError(f"{command}\nstill ran after {LIMIT} seconds") from None
         if process.returncode:
             raise BlockError(f"{command}\nexit status {process.returncode}\n{out}{err}")
-        for option, name in zip(given, given[1:], strict=False):
+        for option, name in itertools.pairwise(given):
             if option in OUTPUTS and not (self.folder / name).exists():
                 raise BlockError(f"{command}\n{option} {name}: there is no such file")
         return out
@@ -232,7 +237,7 @@ class Place:
         """End the page's Python and its servers.
 
         Raises:
-            BlockError: a server that ended by itself, or otherwise than SIGTERM makes it.
+            BlockError: a server that does not end as one that SIGTERM tells to.
         """
         if self.python is not None:
             assert self.python.stdin
@@ -241,6 +246,9 @@ class Place:
                 self.python.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 self.python.kill()
+                self.python.wait()
+            if self.python.stdout:
+                self.python.stdout.close()
         for server in self.servers:
             server.send_signal(signal.SIGTERM)
             try:
@@ -248,9 +256,21 @@ class Place:
             except subprocess.TimeoutExpired:
                 server.kill()
                 raise BlockError("a server did not end within a minute of SIGTERM") from None
-            if status != 143:
-                raise BlockError(f"a server ended with status {status}, not 143")
+            if status:
+                raise BlockError(f"a server ended with status {status}")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _parse(block: Block) -> None:
+    """See that every command is one, those that are not run too."""
+    for line, text in commands(block):
+        given = shlex.split(words.filled(text), comments=True)
+        for start in (("resprune",), *LOOKED_AT):
+            if tuple(given[: len(start)]) == start:
+                try:
+                    words.check(start, given[len(start) :])
+                except words.WordsError as error:
+                    raise BlockError(f"{block.page}:{line}: {error}") from None
 
 
 def _lines(text: str) -> None:

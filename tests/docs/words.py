@@ -1,4 +1,4 @@
-"""Commands as pages write them: their placeholders, optional parts, options; and whether they are real.
+"""Commands as pages write them, with placeholders and optional parts, and whether they are real.
 
 Nothing is run here but the parser of the command line.
 """
@@ -42,7 +42,18 @@ def forms(text: str) -> Iterator[str]:
     for turn in range(max(map(len, ways), default=1)):
         chosen = iter(way[min(turn, len(way) - 1)] for way in ways)
         form = re.sub(r"\[[^\[\]]*\]", lambda _: next(chosen), text)  # noqa: B023
-        yield " ".join(re.sub(r"(^|\s)(\.\.\.|…)(?=\s|$)", " ", form).split())
+        yield _without_gaps(form.split())
+
+
+def _without_gaps(given: list[str]) -> str:
+    """Without `...`; behind an option that needs a value it stands for one."""
+    kept: list[str] = []
+    for word in given:
+        if word not in ("...", "…"):
+            kept.append(word)
+        elif kept and kept[-1] in REQUIRED:
+            kept.append(shlex.quote(REQUIRED[kept[-1]]))
+    return " ".join(kept)
 
 
 def _alternatives(group: str) -> list[str]:
@@ -196,6 +207,18 @@ CHECKS = {
     ("python", "-m"): check_module,
 }
 """What looks at a command without running it, by its first words."""
+
+
+def check(start: tuple[str, ...], given: Sequence[str]) -> None:
+    """Look at a command of a block, which is complete.
+
+    Raises:
+        WordsError: it cannot be run.
+    """
+    if start == ("resprune",):
+        check_resprune(given, whole=True)
+    else:
+        CHECKS[start](given)
 
 
 def check_inline(text: str) -> bool:
