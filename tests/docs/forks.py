@@ -48,6 +48,7 @@ def ask(path: str, argv: list[str]) -> int:
 def serve(path: str) -> None:
     """Import, listen, and fork for each who asks. Ends with the process that started it."""
     import importlib
+    import select
     import signal
     import threading
 
@@ -61,6 +62,9 @@ def serve(path: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("listening", flush=True)
     while True:
+        ready, _, _ = select.select([door, sys.stdin], [], [])
+        if sys.stdin in ready:  # closed: who started this is gone
+            os.killpg(0, signal.SIGKILL)
         line, _ = door.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -74,8 +74,8 @@ class Machine:
         if self.forks is None:
             self.forks = subprocess.Popen(
                 [sys.executable, self.client[3], "serve", str(self.door)],
-                env=self.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                start_new_session=True,
+                env=self.environment, cwd=ROOT, text=True, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
             assert self.forks.stdout is not None
             if self.forks.stdout.readline() != "listening\n":
@@ -87,7 +87,8 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.forks.pid, signal.SIGKILL)
             self.forks.wait()
-            assert self.forks.stdout is not None
+            assert self.forks.stdin and self.forks.stdout
+            self.forks.stdin.close()
             self.forks.stdout.close()
 
 

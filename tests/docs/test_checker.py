@@ -56,7 +56,7 @@ def test_a_page_that_is_right(machine: Machine, tmp_path: Path) -> None:
         fence("sh", "# a remark", "cat own.py \\", "  | grep -c number  # it's 1", "echo 'a", "b'"),
         fence("text", "1", "a", "b"),
     )  # fmt: skip
-    assert running.run(text, machine, tmp_path) == 5
+    assert running.run(text, machine, tmp_path) == 4
 
 
 UNREADABLE = [

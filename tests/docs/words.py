@@ -37,11 +37,12 @@ def filled(text: str) -> str:
 
 def forms(text: str) -> Iterator[str]:
     """What a command that is written with `[optional parts]` and `a | b` can stand for."""
-    groups = re.findall(r"\[([^\[\]]*)\]", text)
+    optional = re.compile(r"(?<!\S)\[([^\[\]]*)\]")  # not the extras of `pip install .[serve]`
+    groups = optional.findall(text)
     ways = [_alternatives(group) for group in groups]
     for turn in range(max(map(len, ways), default=1)):
         chosen = iter(way[min(turn, len(way) - 1)] for way in ways)
-        form = re.sub(r"\[[^\[\]]*\]", lambda _: next(chosen), text)  # noqa: B023
+        form = optional.sub(lambda _: next(chosen), text)  # noqa: B023
         yield _without_gaps(form.split())
 
 
