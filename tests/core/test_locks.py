@@ -126,7 +126,9 @@ def test_what_is_known_not_to_work_is_refused(python: str, name: str, broken: li
 def test_what_is_declared_is_installed_and_imports() -> None:
     import importlib
 
-    names = {"pillow": "PIL", "orbax-checkpoint": "orbax.checkpoint"}
+    names = {
+        "pillow": "PIL", "orbax-checkpoint": "orbax.checkpoint", "markdown-it-py": "markdown_it",
+    }  # fmt: skip
     only_tools = {"ruff", "pytest-xdist"}
     place = default_environment()["python_version"]
     installed = {canonicalize_name(each.metadata["Name"]) for each in distributions()}

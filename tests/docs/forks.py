@@ -91,6 +91,9 @@ def _child(line: socket.socket) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # New objects: those of the server know what kind of streams they were made for.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(told["cwd"])
     os.environ.clear()
     os.environ.update(told["env"])

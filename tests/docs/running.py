@@ -184,7 +184,7 @@ class Place:
         return "".join(printed)
 
     def _command(self, command: str) -> str:
-        given = shlex.split(command, comments=True)
+        given = words.split(command)
         if any(tuple(given[: len(start)]) == start for start in LOOKED_AT):
             return ""
         if given[:2] == ["resprune", "serve"]:
@@ -265,7 +265,7 @@ class Place:
 def _parse(block: Block) -> None:
     """See that every command is one, those that are not run too."""
     for line, text in commands(block):
-        given = shlex.split(words.filled(text), comments=True)
+        given = words.split(words.filled(text))
         for start in (("resprune",), *LOOKED_AT):
             if tuple(given[: len(start)]) == start:
                 try:
@@ -289,7 +289,7 @@ def changed(command: str, added: str) -> str:
         command: with a comment at its end perhaps, which is left out.
         added: `--option VALUE ...`; they take the place of the same options of the command.
     """
-    given = shlex.split(command, comments=True)
+    given = words.split(command)
     options = [word for word in shlex.split(added) if word.startswith("--")]
     kept: list[str] = []
     inside = False

@@ -25,6 +25,11 @@ class WordsError(ValueError):
     """A command that there is not: says why."""
 
 
+def split(text: str) -> list[str]:
+    """The words of a command, without its comment; the shell's continued lines are joined."""
+    return shlex.split(text.replace("\\\n", " "), comments=True)
+
+
 def filled(text: str) -> str:
     """A command with every placeholder that is a word of its own replaced."""
 
@@ -245,7 +250,7 @@ def check_inline(text: str) -> bool:
         if tuple(own[: len(start)]) == start and len(own) > len(start):
             for form in forms(text):
                 try:
-                    given = shlex.split(filled(form), comments=True)
+                    given = split(filled(form))
                 except ValueError as error:
                     raise WordsError(f"{form}: {error}") from None
                 check(given[len(start) :])
