@@ -25,6 +25,8 @@ from tests.docs.pages import ROOT, Block, Page, commands
 
 SCRIPT = Path(sys.executable).with_name("resprune")
 """The console script of this environment."""
+PROGRAMS = os.environ.get("RESPRUNE_TEST_PROGRAMS")
+"""Where compiled programs are kept between runs, see tests/conftest.py."""
 LIMIT = 300
 """Seconds that one command or block may take."""
 OUTPUTS = ("--out", "--output", "--overlay", "--report", "--figure", "--card")
@@ -64,7 +66,8 @@ class Machine:
         self.environment = {
             **environment, "PATH": own, "HOME": str(folder), "HF_HOME": str(self.home),
             "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / "cache"),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"), "TERM": "dumb", "COLUMNS": "200",
+            "JAX_COMPILATION_CACHE_DIR": PROGRAMS or str(folder / "programs"), "TERM": "dumb",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "COLUMNS": "200",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "MPLBACKEND": "agg",
         }  # fmt: skip
         self.forks: subprocess.Popen[str] | None = None

@@ -91,7 +91,10 @@ def test_one_mark_too_many() -> None:
 
 INLINE = [
     ("`resprune answer --modle M`", "--modle"),
-    ("| `resprune answer --model M --image F --prompt T [--batch-size 8 \\| much]` |\n|---|", "much"),
+    (
+        "| `resprune answer --model M --image F --prompt T [--batch-size 8 \\| much]` |\n|---|",
+        "much",
+    ),
     ("`resprune sweep ... --reprot DIR`", "--reprot"),
     ("`resprune bnech start`", "bnech"),
     ("`bench strat`", "strat"),
