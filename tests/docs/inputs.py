@@ -17,7 +17,7 @@ from PIL import Image
 from tests.docs.pages import ROOT
 
 PLACEHOLDERS = {
-    "M": "pocket", "DIR_OR_ID": "pocket",
+    "COMMAND": "answer", "M": "pocket", "DIR_OR_ID": "pocket",
     "F": "scene.png", "I": "scene.png", "IMAGE": "scene.png", "FILE": "scene.png",
     "T": "What color is the star?", "P": "What color is the star?", "T2": "Is there a heart?",
     "K": "64", "WxH": "640x480",

@@ -124,6 +124,9 @@ def check_resprune(given: Sequence[str], whole: bool = False) -> None:
         raise WordsError(f"{name} has no command {rest[0]!r}")
     rest = [word for word in rest if word != "--help"]
     if not whole:
+        last = rest[-1] if rest else ""
+        if words.named(cli.COMMANDS[name].options).get(last, bool) is not bool:  # without its value
+            rest = [*rest, REQUIRED[last]] if last in REQUIRED else rest[:-1]
         for option in _required(name):
             if option and option not in rest:
                 rest += [option, REQUIRED[option]]
