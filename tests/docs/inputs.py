@@ -105,15 +105,24 @@ def video(path: Path) -> None:
         Image.fromarray(drawn(number)).save(path / f"{number}.png")
 
 
-def from_repository(name: str) -> Callable[[Path], None]:
-    """A file or folder of this repository, at the same place."""
+def from_repository(name: str, **changes: str) -> Callable[[Path], None]:
+    """A file or folder of this repository, at the same place.
+
+    Args:
+        name: from the top of the tree.
+        **changes: settings of a TOML file that take other values.
+    """
 
     def lay(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, path)
         else:
-            shutil.copyfile(ROOT / name, path)
+            text = (ROOT / name).read_text(encoding="utf-8")
+            for setting, value in changes.items():
+                text, count = re.subn(rf"(?m)^{setting} = .*", f"{setting} = {value}", text)
+                assert count == 1, f"{name}: {setting} stands there {count} times"
+            path.write_text(text, encoding="utf-8")
 
     return lay
 
@@ -123,7 +132,9 @@ FILES: dict[str, Callable[[Path], None]] = {
     "b.jpg": picture, "frames/": video,
     "rows.jsonl": rows,
     "POPE/data": pope, "pope.parquet": pope,
-    "docs/ablations/validation.toml": from_repository("docs/ablations/validation.toml"),
+    "docs/ablations/validation.toml": from_repository(
+        "docs/ablations/validation.toml", examples="3"
+    ),
 }  # fmt: skip
 """What lays a file that blocks read, by its name; the blocks may then write it anew."""
 

@@ -115,7 +115,8 @@ def test_inline_code_that_names_nothing(text: str, said: str) -> None:
 
 def test_inline_code_that_is_right() -> None:
     count, wrong = words.check_page(page(
-        "`resprune answer --rows FILE.jsonl`, `bench start`, `--keep 0.5`, `resprune methods`, `bench start --out`, "
+        "`resprune answer --rows FILE.jsonl`, `bench start`, `--keep 0.5`, `resprune methods`, "
+        "`bench start --out`, "
         "`resprune info --model M [--size WxH ...] [--keep K]`, `make help`, "
         "`pip install .[serve]`, `resprune --version`, `JAX_PLATFORMS=cpu resprune demo`, "
         "`pytest -s tests/parity`",
