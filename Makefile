@@ -42,7 +42,7 @@ help:
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
 	@echo "make test-exact   the long exactness run: hundreds of selection problems of every size"
 	@echo "make test-serve   OpenAI's client against a real resprune serve: answers, floods, bad clients (3 minutes)"
-	@echo "make test-docs    every command and Python block of README.md and docs/ (5 minutes)"
+	@echo "make test-docs    every command and Python block of README.md and docs/"
 	@echo "make test-explore  the pages of resprune explore in headless Chromium (installed if missing, as root with apt)"
 	@echo "make test-examples  the notebooks of examples/, from the wheel, each in an empty folder (under 3 minutes)"
 	@echo "make examples     run them, and write them with what they say now"
