@@ -83,6 +83,13 @@ def no_kept_programs() -> Iterator[None]:
 
 
 @pytest.fixture
+def nothing_found() -> None:
+    """For a test that tells what was compiled from what was found: nothing is found."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it with names of packages: for the rest of the test they are not installed.
 

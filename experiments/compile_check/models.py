@@ -252,7 +252,8 @@ def model_rows(
         logits, cache = filled.compiled.result
         answer = (
             np.int32(new_tokens), np.zeros(1, np.int32), np.uint32(0), np.float32(1), np.float32(1),
-            None, None, None,  # nothing that a generation_config.json may ask for
+            None, None, None,  # nothing that a generation_config.json may ask for,
+            None,  # and no answer that has begun
         )  # fmt: skip
         yield row(
             "decode", plan, plan.length + slots,

@@ -20,6 +20,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.deep
+@pytest.mark.usefixtures("nothing_found")
 def test_the_small_model_is_warmed_up(
     place: Path, lvlm: LVLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

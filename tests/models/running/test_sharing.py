@@ -112,6 +112,7 @@ def test_what_is_inside_a_bucket_compiles_nothing(lvlm: LVLM, photographs: list[
 
 
 @pytest.mark.deep
+@pytest.mark.usefixtures("nothing_found")
 def test_only_another_bucket_or_choice_compiles(fresh: LVLM, photographs: list[Image.Image]):
     steps: list[Step] = []
     shapes = fresh.warm_up(
