@@ -142,7 +142,7 @@ def test_the_demo_draws_its_pictures(installed: Installed) -> None:
 
 
 def test_the_first_blocks_of_the_page_on_explore(installed: Installed) -> None:
-    page = (ROOT / "docs" / "explore.md").read_text("utf-8")
+    page = (ROOT / "docs" / "how_to" / "explore.md").read_text("utf-8")
     python = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     shell = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
     assert python and shell
