@@ -128,6 +128,7 @@ def test_quiet_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("nothing_found")
 @pytest.mark.parametrize("quiet", [False, True])
 def test_what_jax_compiles_is_said_beside_a_bar(
     clock: Clock, capsys: pytest.CaptureFixture[str], quiet: bool
@@ -145,6 +146,7 @@ def test_what_jax_compiles_is_said_beside_a_bar(
     assert capsys.readouterr().err.splitlines() == ([] if quiet else said)
 
 
+@pytest.mark.usefixtures("nothing_found")
 def test_a_trace_alone_is_no_compile(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     """Loading weights traces for shapes, and then reads for long."""
 

@@ -20,7 +20,7 @@ def test_the_program_of_the_page() -> None:
 
 
 def test_the_rows_of_the_page(tmp_path: Path) -> None:
-    (rows,) = re.findall(r"```\n(\{.*?)```", PAGE, re.DOTALL)
+    (rows,) = re.findall(r"```jsonl\n(\{.*?)```", PAGE, re.DOTALL)
     (tmp_path / "images").mkdir()
     for name in ("images/1.jpg", "a.png", "b.png"):
         (tmp_path / name).write_bytes(png(1))
