@@ -26,7 +26,7 @@ BROWSER = playwright==1.65.2 axe-playwright-python==0.1.8
 UV = uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Programs that tests have compiled, for the next target or run (tests/conftest.py): a second `make
-# test` takes a third of the time.
+# test` takes less than half of the time.
 export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
@@ -35,8 +35,8 @@ export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
 
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
-	@echo "make test         set up, then run the tests (about 10 minutes on 2 cores)"
-	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (15 minutes)"
+	@echo "make test         set up, then run the tests (12 minutes on 2 cores, 5 the next time)"
+	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (24 minutes)"
 	@echo "make test-core    every dependency and family once, without torch (under 3 minutes)"
 	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
