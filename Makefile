@@ -28,6 +28,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Programs that tests have compiled, for the next target or run (tests/conftest.py): a second `make
 # test` takes less than half of the time.
 export RESPRUNE_TEST_PROGRAMS ?= $(CURDIR)/.test-programs
+# What is asked there is what these compilers make today.
+test-tpu test-gpu-compile test-triton test-gpu: export RESPRUNE_TEST_PROGRAMS =
 
 .PHONY: help setup setup-test demo test test-deep test-core test-newest test-oldest test-exact test-memory \
 	test-package test-serve test-explore test-harness test-tpu test-gpu-compile gpu-check-all test-triton test-gpu test-attacks test-docs lock lint \
