@@ -62,7 +62,9 @@ class Compiled:
 
 
 @contextlib.contextmanager
-def traced_for(platform: str, devices: int = 1) -> Iterator[None]:
+def traced_for(
+    platform: str, devices: int = 1, capability: tuple[int, int] | None = None
+) -> Iterator[None]:
     """Tell code that asks JAX for its backend and devices while it is traced that it is these.
 
     Otherwise the program of the machine that compiles would be compiled, not that of the devices.
@@ -70,8 +72,11 @@ def traced_for(platform: str, devices: int = 1) -> Iterator[None]:
     Args:
         platform: of the described devices, as `jax.default_backend` names it.
         devices: how many of them the program runs on.
+        capability: of described GPUs, their compute capability.
     """
     import jax
+
+    from resprune_jax.engines import kernels
 
     # JAX keeps traces by shapes alone: none of another backend may serve here, nor one of these
     # where the machine's own backend runs.
@@ -82,6 +87,7 @@ def traced_for(platform: str, devices: int = 1) -> Iterator[None]:
         with (
             mock.patch.object(jax, "default_backend", lambda: platform),
             mock.patch.object(jax, "device_count", lambda: devices),
+            mock.patch.object(kernels, "compute_capability", lambda: capability),
         ):
             yield
     finally:

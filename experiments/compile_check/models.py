@@ -164,7 +164,8 @@ def model_rows(
     run: Any = running.programs(config, dtype, resolve_precision(None, dtype))
     state = tuple(jax.tree.leaves(abstract_state(config, mesh, dtype)))
     parameters = bytes_per_device(state)
-    with traced_for(target.platform, mesh.size):  # what is laid out depends on the backend, too
+    # What is laid out depends on the backend, too.
+    with traced_for(target.platform, mesh.size, target.capability):
         works = [
             make_workload(config, size, batch, text_tokens, keep=budget, new_tokens=new_tokens)
             for budget in (None, keep)
@@ -185,7 +186,7 @@ def model_rows(
     ) -> Row:
         tokens = int(plan.limits[0])
         held = parameters + bytes_per_device(args)
-        with traced_for(target.platform, mesh.size), paths_taken() as paths:
+        with traced_for(target.platform, mesh.size, target.capability), paths_taken() as paths:
             made = compile_abstract(
                 lower,
                 state,

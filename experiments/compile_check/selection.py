@@ -76,7 +76,7 @@ def selection_row(
     def chosen(tokens: jax.Array, relevance: jax.Array) -> Any:
         return select(tokens, keep, relevance=relevance, alpha=0.75, engine=engine)
 
-    with traced_for(target.platform):
+    with traced_for(target.platform, capability=target.capability):
         made = compile_abstract(
             chosen.lower,
             tokens,

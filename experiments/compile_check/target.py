@@ -45,6 +45,7 @@ class Target(ABC):
         label: what a row says of it in JSON, where there may be several in one file.
         batches: images that the selection engines are compiled for.
         dtypes: of their tokens.
+        capability: of a GPU, its compute capability.
     """
 
     platform: ClassVar[str]
@@ -54,6 +55,7 @@ class Target(ABC):
     label: Mapping[str, str] = MappingProxyType({})
     batches: tuple[int, ...] = (1, 8)
     dtypes: tuple[str, ...] = ("bfloat16",)
+    capability: tuple[int, int] | None = None
 
     @property
     @abstractmethod

@@ -37,25 +37,22 @@ RULED = frozenset({"feature", "gram"})
 
 KERNELS = {
     "pallas_tpu": ("tpu", pallas_tpu.fits),
-    "pallas_gpu": ("gpu", pallas_gpu.fits),
     "mosaic_gpu": ("gpu", mosaic_gpu.fits),
+    "pallas_gpu": ("gpu", pallas_gpu.fits),
 }
-"""The engines that are a kernel: their backend, and whether they hold a problem of (N, K)."""
+"""The engines that are a kernel: their backend, and whether they hold a problem of (N, K). Of two
+that a backend has, "auto" takes the first that is ahead there."""
 
-BY_NAME = frozenset({"mosaic_gpu"})
-"""Kernels that "auto" does not take, and no interpreter of Pallas runs.
-
-`mosaic_gpu` was ahead of the others at each size that an H100 timed (docs/explanation/kernels.md),
-but its step certificate has not run on a card: it stays out of "auto" until `make test-gpu` has
-certified it on one at all sizes."""
+PTX = frozenset({"mosaic_gpu"})
+"""Kernels that no interpreter of Pallas runs."""
 
 
 class Crossings(NamedTuple):
     """The sizes at which another engine becomes the fastest on a backend.
 
     Attributes:
-        kernel: the most tokens at which the backend's kernel is ahead of XLA's loop; `None`: all
-            that it holds.
+        kernel: the most tokens at which the backend's Pallas kernel is ahead of XLA's loop;
+            `None`: all that it holds.
         lazy: the tokens from which on `lazy` is the fastest where at most half of them are kept;
             `None`: nowhere, since a matrix unit makes the whole product in less time.
         blocked: the size of the factor, N K, from which on `blocked` is ahead of `loop`; `None`:
@@ -72,9 +69,9 @@ class Crossings(NamedTuple):
 CROSSINGS = {
     # Measured on 2 cores (docs/explanation/performance.md).
     "cpu": Crossings(lazy=256),
-    # The kernel's end lies between sizes measured on an H100 (docs/explanation/performance.md).
-    # Beyond it by the launches that XLA's compiler plans, not measured on a card
-    # (docs/explanation/kernels.md).
+    # What an H100 timed (docs/explanation/performance.md): `mosaic_gpu` at every size that it
+    # holds, where the card has clusters. On other cards nothing was measured: they keep the kernel
+    # whose end lies between two sizes of the H100's, and beyond it the loop that was ahead there.
     "gpu": Crossings(kernel=768, blocked=None, loop="schur"),
     # By the compiler's plans, not measured on a chip (docs/how_to/tpu.md): the kernel wherever
     # it fits.
@@ -121,21 +118,25 @@ def resolve(
     here = jax.default_backend()
     at = CROSSINGS.get(here, CROSSINGS["tpu"])
     by_size = "blocked" if at.blocked is not None and n * keep >= at.blocked else at.loop
+
+    def within(engine: str) -> bool:
+        return max_bytes is None or sum(memory(engine, n, d, keep)) <= max_bytes
+
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
-            ahead = kernel not in BY_NAME and (at.kernel is None or n <= at.kernel)
+            ahead = mosaic_gpu.timed() if kernel in PTX else at.kernel is None or n <= at.kernel
             if backend == here and ahead and fits(n, keep) and kernels.undivided():
-                return kernel
+                if shared or within(kernel):
+                    return kernel
         few = at.lazy is not None and n >= at.lazy and keep <= n // 2
         chosen = "lazy" if few and not shared else by_size
         if shared or max_bytes is None:
             return chosen
-        ways = [way for way in (chosen, "lazy") if sum(memory(way, n, d, keep)) <= max_bytes]
-        return ways[0] if ways else "feature"
+        return next((way for way in (chosen, "lazy") if within(way)), "feature")
     if name not in KERNELS:
         return name
     backend, fits = KERNELS[name]
-    if backend != here and (name in BY_NAME or not kernels.interpreted()):
+    if backend != here and (name in PTX or not kernels.interpreted()):
         raise CallError(f"engine {name!r} runs on a {backend.upper()}, this is a {here.upper()}")
     if name == "mosaic_gpu":
         mosaic_gpu.check_device()

@@ -6,6 +6,7 @@ of a pick is here once.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -58,6 +59,14 @@ def undivided() -> bool:
     if mesh.empty:  # arrays may still be spread over any of the devices
         return jax.device_count() == 1
     return mesh.size == 1 or all(kind == AxisType.Manual for kind in mesh.axis_types)
+
+
+def compute_capability() -> tuple[int, int] | None:
+    """Of the first device, as NVIDIA numbers its GPUs; None: it is none of them."""
+    said = re.fullmatch(
+        r"(\d+)\.(\d+)", str(getattr(jax.devices()[0], "compute_capability", ""))
+    )
+    return (int(said[1]), int(said[2])) if said else None
 
 
 def conditions(

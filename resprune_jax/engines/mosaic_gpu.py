@@ -69,17 +69,25 @@ def fits(n: int, keep: int) -> bool:
     return plan.sound and plan.shared_bytes <= SHARED_BYTES
 
 
+def timed() -> bool:
+    """Whether programs that are traced now are for a kind of GPU on which this was ahead: Hopper.
+
+    Later GPUs have clusters, too, but none has run this.
+    """
+    return (kernels.compute_capability() or (0, 0))[0] == 9
+
+
 def check_device() -> None:
     """Refuse a GPU that has no clusters of blocks.
 
     Raises:
         CallError: its compute capability is below 9.0.
     """
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    if capability is not None and float(capability) < 9:
+    capability = kernels.compute_capability()
+    if capability is not None and capability < (9, 0):
         raise CallError(
-            f"engine 'mosaic_gpu' needs a GPU of compute capability 9.0 or later, this one has"
-            f" {capability}: choose pallas_gpu"
+            "engine 'mosaic_gpu' needs a GPU of compute capability 9.0 or later, this one has"
+            f" {capability[0]}.{capability[1]}: choose pallas_gpu"
         )
 
 

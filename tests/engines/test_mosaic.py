@@ -129,7 +129,7 @@ def test_the_sizes_that_fit() -> None:
 # Where it may run.
 
 
-def test_it_runs_by_name_alone(
+def test_without_clusters_in_sight_it_runs_by_name_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(CallError, match=r"mosaic_gpu.* runs on a GPU, this is a CPU"):
@@ -153,5 +153,9 @@ def test_a_gpu_without_clusters_is_refused(
     monkeypatch.setattr(jax, "devices", lambda *a: [device])
     with pytest.raises(CallError, match=f"9.0 or later, this one has {capability}"):
         engines.resolve("mosaic_gpu", 576, 128)
+    assert engines.resolve("auto", 576, 128) == "pallas_gpu"
     device.compute_capability = "9.0"
     assert engines.resolve("mosaic_gpu", 576, 128) == "mosaic_gpu"
+    assert engines.resolve("auto", 576, 128) == "mosaic_gpu"
+    device.compute_capability = "gfx942"  # of another maker
+    assert engines.resolve("auto", 576, 128) == "pallas_gpu"

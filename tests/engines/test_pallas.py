@@ -175,6 +175,29 @@ def test_the_choice_by_backend_and_size(monkeypatch: pytest.MonkeyPatch) -> None
     assert chosen["cpu"] == ["lazy"] * 5
 
 
+@pytest.mark.parametrize(
+    ("capability", "chosen"),
+    [
+        ((9, 0), ["mosaic_gpu"] * 4 + ["schur"]),
+        ((8, 0), ["pallas_gpu"] + ["schur"] * 4),
+        ((10, 0), ["pallas_gpu"] + ["schur"] * 4),  # it has clusters, and was not timed
+        (None, ["pallas_gpu"] + ["schur"] * 4),
+    ],
+)
+def test_a_gpu_with_clusters_takes_the_kernel_that_was_ahead(
+    capability: tuple[int, int] | None, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend(monkeypatch, "gpu")
+    monkeypatch.setattr(kernels, "compute_capability", lambda: capability)
+    sizes = [(576, 128), (1024, 340), (2928, 976), (10549, 3516), (20000, 100)]
+    assert [engines.resolve("auto", *size) for size in sizes] == chosen
+    # Its panels take a Gram matrix; where that does not fit the rows of `lazy` may, or the tokens.
+    few = {engines.resolve("auto", 10549, 128, 64, max_bytes=limit) for limit in (10**8, 10**7)}
+    assert few <= {"lazy", "feature"}
+    backend(monkeypatch, "gpu", devices=4)
+    assert engines.resolve("auto", 576, 128) == "schur"
+
+
 def test_a_kernel_needs_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     backend(monkeypatch, "cpu")
     for engine, needs in (("pallas_tpu", "TPU"), ("pallas_gpu", "GPU")):

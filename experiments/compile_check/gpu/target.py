@@ -34,6 +34,7 @@ class GpuTarget(Target):
         """Name the card, one of `CARDS`."""
         self.name = card
         self.card = CARDS[card]
+        self.capability = self.card.capability
         self.label = {"card": card}
 
     @property
