@@ -61,7 +61,7 @@ def figures(maker: Maker) -> dict[str, tuple[str, Draw]]:
         groups = [group for group in maker.methods() if group.keep is not None]
     except NoTableError:
         return made
-    if groups:
+    if any(_seen(maker, line.setting) for group in groups for line in group.lines):
         caption = (
             "Accuracy against the visual tokens that an LLM layer sees, the mean over layers, with"
             " 95 % intervals; the dashed line is the full model."
@@ -107,6 +107,15 @@ def _new(width: float, height: float, columns: int = 1) -> tuple["Figure", list[
     return figure, axes
 
 
+def _seen(maker: Maker, setting: int) -> float:
+    """Visual tokens that an LLM layer sees; 0: none, or every row failed.
+
+    A logarithmic axis has no place for it.
+    """
+    kept = maker.measured.level(setting, "average")
+    return 0.0 if np.isnan(kept) else kept
+
+
 def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
     choice, own = maker.choice, maker.measured
     figure, (axes,) = _new(6.0, 3.8)
@@ -114,9 +123,8 @@ def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
     ticks = []
     for group in groups:
         for line in group.lines:
-            kept = own.level(line.setting, "average")
-            if np.isnan(kept):
-                continue  # every row failed
+            if not (kept := _seen(maker, line.setting)):
+                continue
             if line.setting == group.reference:
                 ticks.append(kept)
             curves.setdefault(line.label, []).append((kept, own.figure(line.setting, ALL)))

@@ -133,6 +133,19 @@ def test_a_method_that_failed_on_every_example(tmp_path):
     assert not (out / "figures" / "tolerance.png").exists()
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_settings_that_keep_no_token_take_no_place_in_figures(tmp_path, every):
+    told = [FULL, *(configuration(m, k) for m in ("resprune", "random") for k in ("1/3", "1/9"))]
+    kept = np.array([[budget(one["keep"])] * 12 for one in told], float)
+    kept[1 if every else 3 :] = 0
+    asked = examples(6, ["count", "text"])
+    write(tmp_path / "run", told, asked, np.ones((5, 12)), kept=kept, average=kept)
+    out = tmp_path / "out"
+    assert cli.main(["report", str(tmp_path / "run"), "--output", str(out)]) == 0
+    assert (out / "figures" / "accuracy.png").exists() is not every
+    assert "random" in (out / "report.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
