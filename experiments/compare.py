@@ -195,15 +195,12 @@ def _print(options: CompareOptions, rows: list[dict[str, Any]]) -> None:
 
 def _draw(lvlm: "LVLM", options: CompareOptions, rows: list[dict[str, Any]]) -> None:
     from resprune_jax.experiments.answer.overlay import draw
-    from resprune_jax.experiments.answer.views import panels_of
+    from resprune_jax.experiments.answer.views import titled
 
     assert options.output is not None
-    panels = []
+    panels: list[Any] = []
     for row in rows:
         if "kept" in row:
-            view = panels_of(lvlm.family, [options.image], row["picks"])[-1]
-            said = " ".join(row["answer"].split())
-            title = f"{row['method']}, {row['kept']}: {said}"
-            short = title if len(title) <= 34 else f"{title[:33]}…"
-            panels.append(dataclasses.replace(view, title=short, seed=False))
+            title = f"{row['method']}, {row['kept']}: {' '.join(row['answer'].split())}"
+            panels += titled(lvlm.family, [options.image], row["picks"], title)
     draw(panels, question=options.prompt, path=options.output)

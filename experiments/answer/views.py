@@ -19,6 +19,9 @@ from resprune_jax.models.images.files import open_image
 MOST_FRAMES = 12
 """Groups of frames of a video that are drawn, evenly spread."""
 
+LONGEST = 34
+"""Letters of a panel's title."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -67,6 +70,28 @@ def panels_of(
         kept = f"{len(chosen)} visual tokens kept"
         return [whole, dataclasses.replace(views[0], title=kept)]
     return views
+
+
+def titled(
+    family: Family, pictures: Sequence[Picture], picks: Sequence[int] | None, title: str
+) -> list[View]:
+    """The panels of one setting among several: a part each, no seed ringed.
+
+    Args:
+        family: the model's.
+        pictures: the prompt's images and videos, in order.
+        picks: the visual tokens kept; None for all.
+        title: of the first panel, cut to its width; the others say which part they are.
+    """
+    parts, _ = parts_of(family, pictures)
+    chosen = None if picks is None else np.asarray(picks, np.int64)
+    views = [view_of(part, chosen) for part in parts]
+    short = title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
+    heads = [short, *(view.title for view in views[1:])]
+    return [
+        dataclasses.replace(view, title=head, seed=False)
+        for view, head in zip(views, heads, strict=True)
+    ]
 
 
 def parts_of(

@@ -1,6 +1,5 @@
 """The case-study figure: one picture, the tokens that several methods keep of it, their answers."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from resprune_jax.experiments.report.tables import Maker
 
 logger = logging.getLogger("resprune_jax")
 
-LONGEST = 34  # characters of a panel's title
 PANELS = 4  # one line of them
 
 
@@ -35,7 +33,7 @@ def draw_case(maker: Maker, key: str, folder: Path, kinds: Sequence[str]) -> lis
         CallError: no such example, or a model or data set that is not the run's any more.
     """
     from resprune_jax.experiments.answer.overlay import View, draw
-    from resprune_jax.experiments.answer.views import panels_of
+    from resprune_jax.experiments.answer.views import titled
     from resprune_jax.experiments.common import use_compilation_cache
     from resprune_jax.experiments.data.examples import open_dataset
     from resprune_jax.experiments.sweep.grid import Configuration
@@ -59,7 +57,7 @@ def draw_case(maker: Maker, key: str, folder: Path, kinds: Sequence[str]) -> lis
         raise CallError(f"--case {shown(key)} has no picture: give an example that has one")
     views: list[View] = []
     for label, i in settings_shown(maker).items():
-        if len(views) == PANELS:
+        if len(views) >= PANELS:
             break
         member = maker.measured.settings[i].members[0]
         told = dict(maker.measured.results.configurations[member])
@@ -88,9 +86,7 @@ def draw_case(maker: Maker, key: str, folder: Path, kinds: Sequence[str]) -> lis
             count = made.visual_tokens[0]
             picks = [int(token) for token in made.selections.indices[0] if token < count]
         title = f"{label}, {made.kept[0]}: {' '.join(made.texts[0].split())}"
-        title = title if len(title) <= LONGEST else f"{title[: LONGEST - 1]}…"
-        view = panels_of(lvlm.family, pictures, picks)[-1]
-        views.append(dataclasses.replace(view, title=title, seed=False))
+        views += titled(lvlm.family, pictures, picks, title)
     asked = " ".join(example.question.split())
     answers = ", ".join(dict.fromkeys(example.answers))
     paths = [folder / f"case.{kind}" for kind in kinds]

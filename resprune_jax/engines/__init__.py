@@ -125,9 +125,9 @@ def resolve(
     if name == "auto":
         for kernel, (backend, fits) in KERNELS.items():
             ahead = mosaic_gpu.timed() if kernel in PTX else at.kernel is None or n <= at.kernel
-            if backend == here and ahead and fits(n, keep) and kernels.undivided():
-                if shared or within(kernel):
-                    return kernel
+            held = fits(n, keep) and (shared or within(kernel))
+            if backend == here and ahead and held and kernels.undivided():
+                return kernel
         few = at.lazy is not None and n >= at.lazy and keep <= n // 2
         chosen = "lazy" if few and not shared else by_size
         if shared or max_bytes is None:

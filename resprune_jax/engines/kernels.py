@@ -63,9 +63,7 @@ def undivided() -> bool:
 
 def compute_capability() -> tuple[int, int] | None:
     """Of the first device, as NVIDIA numbers its GPUs; None: it is none of them."""
-    said = re.fullmatch(
-        r"(\d+)\.(\d+)", str(getattr(jax.devices()[0], "compute_capability", ""))
-    )
+    said = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(jax.devices()[0], "compute_capability", "")))
     return (int(said[1]), int(said[2])) if said else None
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resprune_jax.experiments.answer.overlay import draw
-from resprune_jax.experiments.answer.views import MOST_FRAMES, panels_of
+from resprune_jax.experiments.answer.views import LONGEST, MOST_FRAMES, panels_of, titled
 from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models.decoder.mrope import Grid
 from resprune_jax.models.families.base import ImageLayout, Video
@@ -64,6 +64,15 @@ def test_tiles_lie_where_their_coordinates_say(size: tuple[int, int]) -> None:
     assert len(base) + len(shown) + lines == 300
     assert whole.seed == (picks[0] < 576) and tiles.seed == (picks[0] in shown)
     assert whole.title == f"whole: {len(base)} of 576"
+
+
+def test_a_setting_of_several_shows_every_part_of_its_pictures() -> None:
+    picks = [0, 575, 576, 600]
+    whole, tiles = titled(NEXT, [noise(480, 640)], picks, "resprune, 4: a title beyond its panel")
+    assert whole.title == "resprune, 4: a title beyond its p…" and len(whole.title) == LONGEST
+    assert tiles.title.startswith("tiles: 2 of ") and not whole.seed | tiles.seed
+    assert [list(panel.kept or []) for panel in (whole, tiles)] == [[0, 575], [0, 24]]
+    assert [panel.kept for panel in titled(NEXT, [noise(480, 640)], None, "none")] == [None, None]
 
 
 def test_several_images_and_a_video_share_one_numbering() -> None:
