@@ -195,6 +195,8 @@ def _compile(
     rows = np.arange(size, dtype=np.int32)
     prompt = (inputs.ids, inputs.visual_index, inputs.valid, rows)
 
+    # As a `Runner` calls them: these two are given the embedding table alone.
+    words = {place: state[place] for place in run.words}
     compiled = [encode]
     select = None
     kept: Any = np.ones((size, inputs.visual_tokens), bool)
@@ -205,15 +207,15 @@ def _compile(
             np.full(size, keep, np.int32), np.float32(-1), method, None,
         )  # fmt: skip
         select = run.prune.lower(
-            state, visual, *choice, keep=min(inputs.visual_tokens, buckets.length_bucket(keep))
+            words, visual, *choice, keep=min(inputs.visual_tokens, buckets.length_bucket(keep))
         ).compile()
         compiled.append(select)
-        _, kept, *_ = select(state, visual, *choice)
+        _, kept, *_ = select(words, visual, *choice)
     lay_out = run.assemble.lower(
-        state, *prompt, visual.embeddings, kept, None, length=length,
+        words, *prompt, visual.embeddings, kept, None, length=length,
         positions=LlavaFamily.positions,
     ).compile()  # fmt: skip
-    x, places, count, position = lay_out(state, *prompt, visual.embeddings, kept, None)
+    x, places, count, position = lay_out(words, *prompt, visual.embeddings, kept, None)
     fill = run.prefill.lower(state, x, places, count, slots=slots).compile()
     logits, cache = fill(state, x, places, count)
     likeliest = jax.jit(lambda x: jnp.argmax(x, axis=-1)).lower(logits).compile()
@@ -232,9 +234,9 @@ def _compile(
         clock.lap("encode")
         there = kept
         if select is not None:
-            _, there, *_ = jax.block_until_ready(select(state, visual, *choice))
+            _, there, *_ = jax.block_until_ready(select(words, visual, *choice))
         clock.lap("select")
-        x, places, count, position = lay_out(state, *prompt, visual.embeddings, there, None)
+        x, places, count, position = lay_out(words, *prompt, visual.embeddings, there, None)
         logits, cache = fill(state, x, places, count)
         np.asarray(likeliest(logits))  # the first token, on the host
         clock.lap("prefill")
