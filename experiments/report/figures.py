@@ -348,13 +348,15 @@ def _series(
     axes.errorbar(at, value, yerr=up, xerr=across, color=colour, marker=marker, ms=4.5, lw=1.4,
                   ls="--" if dashed else "-", elinewidth=0.9, capsize=0, label=label)  # fmt: skip
     said: list[float] = []
+    # A name takes some tenth of the axis; those that would cover each other are left to the table.
+    room = max(0.1 * np.log(max(at) / min(at)), 0.05) if at else 0.0
     for point, x, y in zip(own, at, value, strict=True):
-        # Names that would cover each other are left to the table.
-        apart = all(abs(np.log(x / other)) > 0.2 for other in said)
+        apart = all(abs(np.log(x / other)) > room for other in said)
         if point.tolerance is not None and not dashed and apart:
             said.append(x)
             axes.annotate(f"{point.tolerance:g}", (x, y), (4, -11), size=7,
-                          textcoords="offset points", color=colour)  # fmt: skip
+                          textcoords="offset points", color=colour, zorder=5,
+                          bbox={"color": "white", "alpha": 0.75, "pad": 0.4, "lw": 0})  # fmt: skip
 
 
 def _reach(one: Estimate, by: float) -> tuple[float, float]:

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from resprune_jax.experiments.sweep.grid import Configuration
+from resprune_jax.experiments.sweep.hosts import DATA_AXIS
 from resprune_jax.methods import Method, VisualTokens
 from resprune_jax.methods.base import PATCH
 from resprune_jax.methods.decoder.base import DecoderMethod
@@ -236,7 +238,7 @@ class Chooser:
             visual, np.asarray(block.rows, np.int32), self._embedded(texts),
             table[:, 0].astype(np.int32), table[:, 1].astype(np.int32),
             table[:, 2].astype(np.float32),
-            keep=keep, weights=tuple(weights), seeds=tuple(seeds),
+            keep=keep, weights=tuple(weights), seeds=tuple(seeds), mesh=self.lvlm.mesh,
         )  # fmt: skip
         order, energy, ends = (np.asarray(x) for x in made)  # [E, P, ...]
         found = {}
@@ -319,7 +321,7 @@ def _kept(
     return Kept(mask, failed, nouns, backend)
 
 
-@partial(jax.jit, static_argnames=("keep", "weights", "seeds"))
+@partial(jax.jit, static_argnames=("keep", "weights", "seeds", "mesh"))
 def _choose_all(
     visual: VisualTokens,
     rows: jax.Array,
@@ -331,8 +333,11 @@ def _choose_all(
     keep: int,
     weights: tuple[_Weight, ...],
     seeds: tuple[tuple[str, int], ...],
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Every point of the grid on every example, one example after the other.
+
+    On a mesh each device has its share of the examples, and sees the images of all.
 
     Args:
         visual: of the images.
@@ -344,14 +349,14 @@ def _choose_all(
         keep: K, static.
         weights: the relevances.
         seeds: the seed rules, and for "text" whose relevance they look at.
+        mesh: of the model.
 
     Returns:
         (indices (E, P, K), energies (E, P, K + 1), counts (E, P)).
     """
-    prepared = prepare(visual.embeddings, visual.valid)
 
-    def one(example: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        row, texts = example
+    def one(images: Any, example: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        (visual, prepared, weight, seed, alpha), (row, texts) = images, example
         image: VisualTokens = jax.tree.map(lambda x: x[row], visual)
         own: Prepared = jax.tree.map(lambda x: x[row], prepared)
         relevances = jnp.stack([
@@ -375,7 +380,22 @@ def _choose_all(
         assert made.energy is not None
         return made.indices, made.energy, made.count
 
-    return lax.map(one, (rows, list(texts)))
+    def all_of(images: Any, examples: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return lax.map(partial(one, images), examples)
+
+    images = visual, prepare(visual.embeddings, visual.valid), weight, seed, alpha
+    examples = rows, list(texts)
+    if mesh is None or DATA_AXIS not in mesh.shape:
+        return all_of(images, examples)
+    count = len(rows)
+    size = buckets.multiple(count, mesh.shape[DATA_AXIS])
+    # The last example fills up what the devices do not divide.
+    examples = jax.tree.map(lambda x: x[jnp.minimum(jnp.arange(size), count - 1)], examples)
+    divided = jax.shard_map(
+        all_of, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS)),
+        out_specs=PartitionSpec(DATA_AXIS),
+    )  # fmt: skip
+    return jax.tree.map(lambda x: x[:count], divided(images, examples))
 
 
 def needs_of(methods: Sequence[Method | None]) -> frozenset[str]:

@@ -303,7 +303,7 @@ def forecast(engine: Any) -> int:
     asked = len(engine.configurations) * len(engine.data.examples)
     share = len(made.examples) / max(1, len(engine.data.examples))
     alone = len(engine.alone) * len(made.examples)
-    answers = len(made.wanted) + alone
+    choices, lists = len(engine.pruned) * len(made.examples), len(made.wanted)
     out = console()
     out.print(
         f"{len(engine.configurations)} configurations on {len(engine.data.examples)} examples are"
@@ -311,10 +311,10 @@ def forecast(engine: Any) -> int:
         markup=False,
     )
     out.print(
-        f"In block {last}, {len(engine.pruned) * len(made.examples)} choices give"
-        f" {len(made.wanted)} distinct keep lists, and {alone} answers are of methods that share"
-        f" none: about {answers / share:.0f} answers in all, {seconds / share / 60:.1f} minutes"
-        " on this machine, by one process.",
+        f"In block {last}, {choices} choices give {lists} distinct keep lists, and {alone} answers"
+        f" are of methods that share none. So in all: about {choices / share:.0f} choices,"
+        f" {lists / share:.0f} distinct keep lists, {(lists + alone) / share:.0f} answers,"
+        f" {seconds / share / 60:.1f} minutes on this machine, by one process.",
         markup=False,
     )
     return 0

@@ -22,8 +22,8 @@ def read_config(options: SweepOptions) -> tuple[SweepOptions, list[Grid]]:
     """The options with those of `--config`, and the grids.
 
     Raises:
-        CallError: an unknown name or a value of another kind in the file, or one that the command
-            line gives otherwise.
+        CallError: an unknown name or a value of another kind in the file, one that the command line
+            gives otherwise, or an axis beside a preset that has its own.
         RunError: a file that is no TOML or JSON.
     """
     found: dict[str, Any] = {}
@@ -39,16 +39,16 @@ def read_config(options: SweepOptions) -> tuple[SweepOptions, list[Grid]]:
         given = getattr(options, name)
         default = {**_AXES, **_OWN}[name].default
         if given not in (default, own):
-            raise CallError(
-                f"--{name.replace('_', '-')} {shown(given)} and {where} {shown(own)}: give one"
-            )
+            raise _twice(name, given, where, own)
         changes[name] = own
+    asked = {name: getattr(options, name) for name, own in _AXES.items()
+             if getattr(options, name) != own.default}  # fmt: skip
     options = dataclasses.replace(options, **changes)
     base = Grid(**{name: getattr(options, name) for name in _AXES})
     if options.preset != "none":
         if grids is not None:
             raise CallError(f"--preset {options.preset} and the grids of {where}: give one")
-        return options, _on(PRESETS[options.preset], base)
+        return options, _on(options.preset, base)
     if grids is None:
         return options, [base]
     if not isinstance(grids, list) or not grids:
@@ -63,13 +63,33 @@ def read_config(options: SweepOptions) -> tuple[SweepOptions, list[Grid]]:
                 f"{place}: {shown(unknown[0])} is no axis: choose of {', '.join(_AXES)}"
             )
         own = {name: _typed(place, name, value) for name, value in table.items()}
+        for name in own.keys() & asked.keys():
+            if own[name] != asked[name]:
+                raise _twice(name, asked[name], place, own[name])
         made.append(dataclasses.replace(base, **own))
     return options, made
 
 
-def _on(grids: list[Grid], base: Grid) -> list[Grid]:
-    """A preset's grids; what the command line says of budgets and draws holds for all of them."""
-    plain = Grid()
+def _twice(name: str, given: Any, where: str, own: Any) -> CallError:
+    """What the command line and a file say of one option."""
+    words = " ".join(map(str, given)) if isinstance(given, tuple) else str(given)
+    told = list(own) if isinstance(own, tuple) else own
+    return CallError(f"--{name.replace('_', '-')} {words} and {where} {shown(told)}: give one")
+
+
+def _on(preset: str, base: Grid) -> list[Grid]:
+    """A preset's grids; what the options say of budgets and draws holds for all of them.
+
+    Raises:
+        CallError: they say something of another axis.
+    """
+    plain, grids = Grid(), PRESETS[preset]
+    for name in _AXES.keys() - {"keep", "draws"}:
+        if getattr(base, name) != getattr(plain, name):
+            raise CallError(
+                f"--{name.replace('_', '-')} and --preset {preset}: the preset has its own values"
+                " of every axis but keep and draws; leave one of them out"
+            )
     if base.keep == plain.keep and base.draws == plain.draws:
         return grids
     return [

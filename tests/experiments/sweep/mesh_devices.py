@@ -10,10 +10,25 @@ import jax
 import numpy as np
 import pytest
 
+from resprune_jax.experiments.data.examples import Dataset, Example
+from resprune_jax.experiments.sweep import choosing
+from resprune_jax.experiments.sweep.engine import Engine
+from resprune_jax.experiments.sweep.grid import Grid, configurations
 from resprune_jax.experiments.sweep.hosts import local_mesh
 from resprune_jax.models import LVLM, load_model
+from resprune_jax.models.prompts.options import CallOptions
 
 QUESTIONS = ["What is red?", "How many people are there?", "Is it a dog?", "What is it?"] * 2
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory(Dataset):
+    """Examples whose pictures are numbers of arrays."""
+
+    shown: list[np.ndarray]
+
+    def pictures(self, example: Example) -> list[Any]:
+        return [self.shown[number] for number in example.images]
 
 
 def parts(tree: Any, rows: int) -> list[list[int]]:
@@ -32,6 +47,7 @@ def main(checkpoint: Path) -> dict[str, Any]:
     assert mesh is not None
     images = list(np.random.default_rng(0).integers(0, 256, (8, 64, 80, 3), dtype=np.uint8))
     lvlm = load_model(checkpoint, dtype="float32", mesh=mesh)
+    plain = load_model(checkpoint, dtype="float32")
     made = lvlm.programs
     seen: dict[str, Any] = {}
 
@@ -49,16 +65,37 @@ def main(checkpoint: Path) -> dict[str, Any]:
 
         return call
 
-    calls = {name: watched(name, getattr(made, name)) for name in ("encode", "prefill")}
+    names = ("encode", "prefill", "decode")
+    calls = {name: watched(name, getattr(made, name)) for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LVLM, "programs", dataclasses.replace(made, **calls))
         got = lvlm.generate(images, QUESTIONS, keep=4, max_new_tokens=3)
-    plain = load_model(checkpoint, dtype="float32").generate(
-        images, QUESTIONS, keep=4, max_new_tokens=3
-    )
-    pairs = zip(got.tokens, plain.tokens, strict=True)
+    alone = plain.generate(images, QUESTIONS, keep=4, max_new_tokens=3)
+    pairs = zip(got.tokens, alone.tokens, strict=True)
     equal = [a.tolist() == b.tolist() for a, b in pairs]
-    return {"mesh": dict(mesh.shape), "programs": seen, "equal": equal}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choosing, "_choose_all", watched("choose", choosing._choose_all))
+        rows = swept(lvlm, images)
+    return {
+        "mesh": dict(mesh.shape), "programs": seen, "equal": equal,
+        "rows": len(rows), "equal_rows": rows == swept(plain, images),
+    }  # fmt: skip
+
+
+def swept(lvlm: LVLM, images: list[np.ndarray]) -> list[dict[str, Any]]:
+    """The rows of a small sweep, seven questions so that devices do not divide them, no times."""
+    examples = [
+        Example(f"{n}", (n,), f"{n}", "", question, ("red",), "exact")
+        for n, question in enumerate(QUESTIONS[:-1])
+    ]
+    data = InMemory("in memory", examples, "", images)
+    grids = [
+        Grid(methods=("none", "resprune"), keep=("4", "1/3"), alpha=(0.0, 1.0), text=("prompt",)),
+        Grid(methods=("divprune", "random", "fastv"), keep=("1/3",)),
+    ]
+    call = CallOptions(max_new_tokens=3)
+    engine = Engine(lvlm, data, configurations(grids), call, size=40, batch=8)
+    return [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in engine.run(0)]
 
 
 if __name__ == "__main__":

@@ -186,6 +186,36 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, said: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "text", "said"),
+    [
+        ({"alpha": (0.5,)}, "", "--alpha and --preset tables"),
+        ({"methods": ("resprune",)}, "", "--methods and --preset tables"),
+        ({}, "text = ['prompt']", "--text and --preset tables"),
+        ({"preset": "none", "alpha": (0.5,)}, CONFIG, r"--alpha 0.5 and .* grid 0 \[0.25, 1\]"),
+        ({"preset": "none", "keep": ("1/3",)}, CONFIG, r"--keep 1/3 and .* grid 1 "),
+    ],
+)
+def test_an_axis_that_would_be_passed_over_is_refused(
+    tmp_path: Path, given: dict[str, Any], text: str, said: str
+):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    told = {"preset": "tables", **given}
+    with pytest.raises(CallError, match=said):
+        read_config(SweepOptions(output=tmp_path, config=path, **told))
+
+
+def test_what_holds_for_every_grid_of_a_preset_or_a_file(tmp_path: Path):
+    _, grids = read_config(SweepOptions(output=tmp_path, preset="tables", keep=("1/9",)))
+    assert {grid.keep for grid in grids if not grid.tolerance} == {("1/9",)}
+    path = tmp_path / "sweep.toml"
+    path.write_text("keep = ['1/9']\nalpha = [0.5]\n[[grids]]\nmethods = ['resprune']\n"
+                    "[[grids]]\nmethods = ['resprune']\nalpha = [1]\n")  # fmt: skip
+    _, grids = read_config(SweepOptions(output=tmp_path, config=path))
+    assert [(grid.keep, grid.alpha) for grid in grids] == [(("1/9",), (0.5,)), (("1/9",), (1,))]
+
+
 @pytest.mark.parametrize("text", ["[", "{", "a = ", ""])
 def test_a_file_of_something_else(tmp_path: Path, text: str):
     path = tmp_path / "sweep.json"

@@ -3,6 +3,9 @@
 import builtins
 import errno
 import json
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -138,6 +141,49 @@ def test_a_full_disk_leaves_what_is_there(
     assert builtins.sorted(p.name for p in (tmp_path / "rows").iterdir()) == [
         "00000.parquet", "00001.parquet",
     ]  # fmt: skip
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from resprune_jax.errors import CallError, RunError
+from resprune_jax.experiments.sweep.shards import Shards
+from tests.experiments.sweep.test_shards import MANIFEST, row
+
+folder, before = (Path(sys.argv[1]) / name for name in ("results", "before"))
+folder.mkdir()
+with Shards(before, MANIFEST) as shards:  # imports what somebody else may not read
+    shards.write(0, [row()])
+if os.getuid() == 0:  # whom no permission stops
+    os.chown(folder, 65534, -1)
+    os.setuid(65534)
+with Shards(folder, MANIFEST) as shards:
+    shards.write(0, [row()])
+    (folder / "rows").chmod(0o555)
+    try:
+        shards.write(1, [row()])
+    except RunError as error:
+        print(error)
+try:
+    Shards(folder, MANIFEST)
+except CallError as error:
+    print(error)
+(folder / "rows").chmod(0o755)
+"""
+
+
+def test_a_folder_that_becomes_read_only_keeps_its_rows():
+    with tempfile.TemporaryDirectory() as folder:  # below a folder that everybody may enter
+        Path(folder).chmod(0o755)
+        told = [sys.executable, "-c", READ_ONLY, folder]
+        root = Path(__file__).parents[3]
+        done = subprocess.run(told, capture_output=True, text=True, cwd=root, check=False)
+        assert done.returncode == 0, done.stderr
+        first, second = done.stdout.splitlines()
+        assert "00001.parquet cannot be written: Permission denied" in first
+        assert second.endswith("no permission to write to it")
+        rows = Path(folder) / "results" / "rows"
+        assert [path.name for path in rows.iterdir()] == ["00000.parquet"]
 
 
 def test_a_folder_that_is_none(tmp_path: Path):
