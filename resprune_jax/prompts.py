@@ -248,6 +248,8 @@ def noun_token_ids(
             raise CallError(
                 f"span ({start}, {end}) does not lie in a text of {len(text)} characters"
             )
+    if not spans:
+        return np.zeros(0, np.int32)
 
     # How many characters of nouns stand before each character of the text.
     covered = np.zeros(len(text) + 1, np.int64)

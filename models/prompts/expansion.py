@@ -32,7 +32,7 @@ def expand(
     repeats = np.ones(len(ids), np.int64)
     repeats[here] = counts
     expanded = np.repeat(ids, repeats).astype(np.int32)
-    visual = np.isin(expanded, placeholders)
+    visual = np.repeat(here, repeats)
     index = np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32)
     return expanded, index
 
