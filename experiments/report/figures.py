@@ -314,7 +314,11 @@ def _binned(maker: Maker, setting: int) -> tuple[np.ndarray, ...]:
 def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]]) -> "Figure":
     figure, (axes,) = _new(6.0, 3.8)
     full = _full(maker, axes)
-    ends_: list[Point] = []
+    ends_ = [point for series in found.values() for own in series for point in own
+             if own is series[1] or point.keep is not None]  # fmt: skip
+    kept = [point.kept.value for point in ends_]
+    # A name takes some tenth of the axis.
+    room = 0.1 * np.log(max(kept) / min(kept))
     ticks: list[float] = []
     pairs = ((COLOURS[0], OURS), (COLOURS[4], COLOURS[3]))
     for (variant, (fixed, controlled)), (plain, by_error) in zip(
@@ -322,15 +326,14 @@ def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]
     ):
         budgets = [point for point in fixed if point.keep is not None]
         more = f", {variant}" if variant else ""
-        _series(axes, budgets, plain, "o", f"fixed budgets{more}", dashed=bool(variant))
-        ends_ += [*budgets, *controlled]
+        _series(axes, budgets, plain, "o", f"fixed budgets{more}", room, dashed=bool(variant))
         ticks = ticks or [point.kept.value for point in budgets]
         caps = list(dict.fromkeys(point.keep for point in controlled))
         for n, cap in enumerate(caps):
             own = [point for point in controlled if point.keep == cap]
             label = f"budgets by error{more}{f', at most {cap}' if len(caps) > 1 else ''}"
-            _series(axes, own, by_error, "sD^vPX"[n % 6], label, dashed=bool(variant))
-    _tokens_axis(maker, axes, [point.kept.value for point in ends_], ticks)
+            _series(axes, own, by_error, "sD^vPX"[n % 6], label, room, dashed=bool(variant))
+    _tokens_axis(maker, axes, kept, ticks)
     axes.set_xlabel("visual tokens kept, mean (pruned)")
     axes.set_ylabel("accuracy, %")
     figure.legend(loc="outside upper center", ncols=2)
@@ -339,8 +342,17 @@ def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]
 
 
 def _series(
-    axes: "Axes", own: Sequence[Point], colour: str, marker: str, label: str, *, dashed: bool
+    axes: "Axes",
+    own: Sequence[Point],
+    colour: str,
+    marker: str,
+    label: str,
+    room: float,
+    *,
+    dashed: bool,
 ) -> None:
+    from matplotlib.patheffects import withStroke
+
     at, value = ([getattr(point, name).value for point in own] for name in ("kept", "accuracy"))
     value = [100 * one for one in value]
     across = np.array([_reach(point.kept, 1) for point in own]).T
@@ -348,15 +360,14 @@ def _series(
     axes.errorbar(at, value, yerr=up, xerr=across, color=colour, marker=marker, ms=4.5, lw=1.4,
                   ls="--" if dashed else "-", elinewidth=0.9, capsize=0, label=label)  # fmt: skip
     said: list[float] = []
-    # A name takes some tenth of the axis; those that would cover each other are left to the table.
-    room = max(0.1 * np.log(max(at) / min(at)), 0.05) if at else 0.0
     for point, x, y in zip(own, at, value, strict=True):
+        # Names that would cover each other are left to the table.
         apart = all(abs(np.log(x / other)) > room for other in said)
         if point.tolerance is not None and not dashed and apart:
             said.append(x)
             axes.annotate(f"{point.tolerance:g}", (x, y), (4, -11), size=7,
                           textcoords="offset points", color=colour, zorder=5,
-                          bbox={"color": "white", "alpha": 0.75, "pad": 0.4, "lw": 0})  # fmt: skip
+                          path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
 
 
 def _reach(one: Estimate, by: float) -> tuple[float, float]:
