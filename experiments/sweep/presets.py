@@ -35,5 +35,6 @@ PRESETS = {
         Grid(methods=("resprune",), keep=("0.999",), alpha=(0.0, 0.75), tolerance=TOLERANCES),
     ],
 }  # fmt: skip
-"""By name. `tables`: the paper's Tables I and IV to VII, the open questions of the algorithm, and
-the plot of tolerances."""
+"""By name. `tables`: the paper's Tables I and IV to VII, the open questions of the algorithm but
+tagger and OCR line, which need a model of spaCy and questions with such a line, and the plot of
+tolerances."""

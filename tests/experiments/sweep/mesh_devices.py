@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from resprune_jax.experiments.sweep.grid import Grid, configurations
 from resprune_jax.experiments.sweep.hosts import local_mesh
 from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.prompts.options import CallOptions
+
+TRIPS = r'"known_trip_count":\{"n":"(\d+)"'
+"""How often a loop of a compiled program runs."""
 
 QUESTIONS = ["What is red?", "How many people are there?", "Is it a dog?", "What is it?"] * 2
 
@@ -60,6 +64,7 @@ def main(checkpoint: Path) -> dict[str, Any]:
                 "partitions": f"num_partitions={len(jax.devices())}" in compiled.as_text(),
                 "devices": sorted(held),
                 "rows": parts(out, len(QUESTIONS)),
+                "trips": [int(n) for n in re.findall(TRIPS, compiled.as_text())],
             }
             return out
 
@@ -78,8 +83,20 @@ def main(checkpoint: Path) -> dict[str, Any]:
         rows = swept(lvlm, images)
     return {
         "mesh": dict(mesh.shape), "programs": seen, "equal": equal,
-        "rows": len(rows), "equal_rows": rows == swept(plain, images),
+        "rows": len(rows), **compared(rows, swept(plain, images)),
     }  # fmt: skip
+
+
+def compared(
+    rows: list[dict[str, Any]], others: list[dict[str, Any]]
+) -> dict[str, bool]:  # fmt: skip
+    """Whether rows are alike, and what is measured of their picks within rounding."""
+    measured = ("residual", "effective_rank")
+    plain = [[{k: v for k, v in row.items() if k not in measured} for row in own]
+             for own in (rows, others)]  # fmt: skip
+    figures = [[row[name] or 0.0 for row in own for name in measured] for own in (rows, others)]
+    close = np.allclose(*figures, rtol=1e-5, atol=1e-6)
+    return {"equal_rows": plain[0] == plain[1], "close_figures": bool(close)}
 
 
 def swept(lvlm: LVLM, images: list[np.ndarray]) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ def test_every_device_of_a_process_gets_work(checkpoint: Path) -> None:
     for name, program in found["programs"].items():
         assert program["partitions"] and program["devices"] == [4]
         assert [2, 2, 2, 2] in program["rows"] or name == "choose"
+    # Seven examples are eight turns of a loop: two a device.
+    trips = found["programs"]["choose"]["trips"]
+    print(f"loops of the choice: {trips}; {found['rows']} rows")
+    assert 2 in trips and 7 not in trips
+    assert found["equal_rows"] and found["close_figures"] and found["rows"] == 7 * 8
     # Logits and every layer's keys and values: two of eight rows a device.
     rows = found["programs"]["prefill"]["rows"]
     assert len(rows) > 2 and rows == [[2, 2, 2, 2]] * len(rows)
