@@ -35,6 +35,7 @@ from resprune_jax.errors import CallError
 
 from . import cluster, kernels
 from .exchange import MOST_THREADS, TOGETHER, WARPGROUP, Plan
+from .gram import largest_growth
 from .kernels import CONDITIONS, ENERGY, SCORE
 from .loop import Outcome
 from .product import dot
@@ -168,7 +169,9 @@ def planned(
         gram,
         given,
     )
-    return kernels.outcome(gram, valid, picks, jnp.sum(sums[1:], axis=-1), drift), cycles
+    # The kernel's first row is the energy before any pick. Other orders of a sum could seem to rise.
+    totals = lax.cummin(jnp.sum(sums, axis=-1))
+    return Outcome(picks, totals, largest_growth(drift, valid)), cycles
 
 
 def launch(
