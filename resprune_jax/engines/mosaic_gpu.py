@@ -169,9 +169,21 @@ def planned(
         gram,
         given,
     )
-    # The kernel's first row is the energy before any pick. Other orders of a sum could seem to rise.
+    return _outcome(picks, sums, drift, valid), cycles
+
+
+def _outcome(picks: jax.Array, sums: jax.Array, drift: jax.Array, valid: jax.Array) -> Outcome:
+    """What the engine gives back, from what one launch wrote.
+
+    Args:
+        picks: (K,) int32.
+        sums: (K + 1, senders) float32, parts of the energy before each pick and behind the last.
+        drift: (N,) float32, the last one.
+        valid: (N,) bool.
+    """
+    # The same numbers summed in another order could seem to rise.
     totals = lax.cummin(jnp.sum(sums, axis=-1))
-    return Outcome(picks, totals, largest_growth(drift, valid)), cycles
+    return Outcome(picks, totals, largest_growth(drift, valid))
 
 
 def launch(

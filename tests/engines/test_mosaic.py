@@ -48,9 +48,7 @@ def interpreted(
     warps = plan.warpgroups * exchange.WARPGROUP // exchange.WARP
     text = text or cluster.program(plan)
     Machine(text, memories, plan.blocks, warps, plan.shared_bytes, rng_seed).run()
-    return kernels.outcome(
-        given[0], given[3], jnp.asarray(picks), jnp.asarray(sums[1:].sum(-1)), jnp.asarray(drift)
-    )
+    return mosaic_gpu._outcome(*map(jnp.asarray, (picks, sums, drift, given[3])))
 
 
 kept = functools.cache(lambda keep: jax.jit(functools.partial(gram.factor, keep=keep)))
