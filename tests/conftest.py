@@ -16,7 +16,7 @@ from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-# The same examples in every run: a failure is a change of the code, not a draw, nor a loaded machine.
+# The same examples in every run: a failure is a change of the code, no draw and no loaded machine.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
