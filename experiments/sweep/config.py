@@ -63,9 +63,9 @@ def read_config(options: SweepOptions) -> tuple[SweepOptions, list[Grid]]:
                 f"{place}: {shown(unknown[0])} is no axis: choose of {', '.join(_AXES)}"
             )
         own = {name: _typed(place, name, value) for name, value in table.items()}
-        for name in own.keys() & asked.keys():
-            if own[name] != asked[name]:
-                raise _twice(name, asked[name], place, own[name])
+        for name, value in own.items():
+            if value != asked.get(name, value):
+                raise _twice(name, asked[name], place, value)
         made.append(dataclasses.replace(base, **own))
     return options, made
 
@@ -84,8 +84,8 @@ def _on(preset: str, base: Grid) -> list[Grid]:
         CallError: they say something of another axis.
     """
     plain, grids = Grid(), PRESETS[preset]
-    for name in _AXES.keys() - {"keep", "draws"}:
-        if getattr(base, name) != getattr(plain, name):
+    for name in _AXES:
+        if name not in ("keep", "draws") and getattr(base, name) != getattr(plain, name):
             raise CallError(
                 f"--{name.replace('_', '-')} and --preset {preset}: the preset has its own values"
                 " of every axis but keep and draws; leave one of them out"
