@@ -135,6 +135,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "docs/ablations/validation.toml": from_repository(
         "docs/ablations/validation.toml", examples="3"
     ),
+    "docs/ablations/ocr_rows.py": from_repository("docs/ablations/ocr_rows.py"),
 }  # fmt: skip
 """What lays a file that blocks read, by its name; the blocks may then write it anew."""
 
