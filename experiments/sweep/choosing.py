@@ -28,7 +28,6 @@ from resprune_jax.methods.decoder.base import DecoderMethod
 from resprune_jax.methods.tokens.resprune import ResPrune
 from resprune_jax.models.api import LVLM
 from resprune_jax.models.prompts import buckets, budgets
-from resprune_jax.models.prompts.options import CallOptions
 from resprune_jax.models.running.encoded import Encoded
 from resprune_jax.models.running.plan import noun_tokens, read_prompts
 from resprune_jax.prepared import Prepared, prepare
@@ -396,14 +395,3 @@ def _choose_all(
         out_specs=PartitionSpec(DATA_AXIS),
     )  # fmt: skip
     return jax.tree.map(lambda x: x[:count], divided(images, examples))
-
-
-def needs_of(methods: Sequence[Method | None]) -> frozenset[str]:
-    """The optional parts of the visual tokens that some methods read."""
-    return frozenset().union(*(method.needs for method in methods if method is not None))
-
-
-def method_of(lvlm: LVLM, one: Configuration) -> Method | None:
-    """The method of a configuration, on this model; refused where it cannot run there."""
-    options: CallOptions = one.options()
-    return lvlm.method_of(options)

@@ -16,8 +16,6 @@ from resprune_jax.experiments.sweep.choosing import (
     Chooser,
     Kept,
     lists_tokens,
-    method_of,
-    needs_of,
 )
 from resprune_jax.experiments.sweep.grid import Configuration
 from resprune_jax.experiments.sweep.summary import summaries
@@ -106,7 +104,7 @@ class Engine:
         self.chooser = Chooser(lvlm, self.pruned, own)
         self.answerer = Answerer(lvlm, options, batch)
         reading = [m for m in self.methods.values() if m is not None and m.stage != "pixels"]
-        self.needs = needs_of(reading) & ON_REQUEST
+        self.needs = frozenset().union(*(method.needs for method in reading)) & ON_REQUEST
 
     def _tokens(self) -> int:
         """The visual tokens of the first example whose pictures can be read, 0 without any."""
@@ -131,7 +129,7 @@ class Engine:
         """
         if one.refused:
             raise CallError(one.refused)
-        method = method_of(self.lvlm, one)
+        method: Method | None = self.lvlm.method_of(one.options())
         if isinstance(method, DecoderMethod) and self.tokens:
             keep = self.tokens if one.budget is None else count(one.budget, self.tokens)
             method.drops(self.tokens, keep, self.lvlm.config.text.num_layers)

@@ -69,6 +69,7 @@ def check(plan: Plan, d: int) -> None:
     expected = kept(plan.keep)(*given)
     found = interpreted(plan, given, rng_seed=plan.keep)
     np.testing.assert_array_equal(found.indices, expected.indices)
+    assert (np.diff(found.totals) <= 0).all()  # what budgets by error rely on
     slack = 1e-5 * float(expected.totals[0])
     np.testing.assert_allclose(found.totals, expected.totals, rtol=0, atol=slack)
     np.testing.assert_allclose(found.growth, expected.growth, rtol=0.1)

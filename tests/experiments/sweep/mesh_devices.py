@@ -87,9 +87,7 @@ def main(checkpoint: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(
-    rows: list[dict[str, Any]], others: list[dict[str, Any]]
-) -> dict[str, bool]:  # fmt: skip
+def compared(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, bool]:
     """Whether rows are alike, and what is measured of their picks within rounding."""
     measured = ("residual", "effective_rank")
     plain = [[{k: v for k, v in row.items() if k not in measured} for row in own]
