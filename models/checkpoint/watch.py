@@ -33,7 +33,6 @@ MOST_ANSWERS = 300
 
 GRACE_S = 3.0
 """Seconds that a download which was ended has to notice."""
-"""Seconds for a download that was ended to notice."""
 
 
 class EndedError(Exception):
