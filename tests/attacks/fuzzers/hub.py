@@ -129,8 +129,8 @@ def prepare() -> None:
     _SERVER.append(Server())
     with _at(_SERVER[0].url):
         resolve_checkpoint("lab/good")
-    # What ends a download is the same at a fraction of the times. Only now: the good answer has to come
-    # on a loaded machine too.
+    # What ends a download is the same at a fraction of the times. Only now: the good answer has to
+    # come on a loaded machine too.
     watch.STALL_S, watch.READ_S, watch.GRACE_S = 0.4, 0.3, 0.6
     watch.LARGEST_ANSWER, watch.MOST_ANSWERS = 4 << 20, 40
 

@@ -50,7 +50,7 @@ def bad(hub: StandInHub, monkeypatch: pytest.MonkeyPatch, answer: Answer) -> Non
     """Let the Hub answer everything like this from now on."""
     monkeypatch.setattr(hub, "_answer", lambda request, with_body: answer(request))
     if answer in (silent, drip):
-        # Only here is the limit what is tested: elsewhere a loaded machine would run into a short one.
+        # Where the limit is what is tested: others would run into a short one on a loaded machine.
         for name, seconds in {"STALL_S": 0.5, "READ_S": 0.3, "GRACE_S": 0.5}.items():
             monkeypatch.setattr(watch, name, seconds)
 
