@@ -1,13 +1,27 @@
 """Figures of a report: accuracy against budget, residual energy, budgets by error."""
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resprune_jax.experiments.report.drawing import (
+    COLOURS,
+    FAINT,
+    GREY,
+    LINE_SHARE,
+    MARKERS,
+    OURS,
+    SMALL,
+    Draw,
+    Label,
+    drawn,
+    full_model,
+    name_ends,
+    new,
+    tokens_axis,
+)
 from resprune_jax.experiments.report.measured import ALL
 from resprune_jax.experiments.report.tables import Group, Maker, NoTableError
 from resprune_jax.experiments.report.tolerance import Point, variants
@@ -17,36 +31,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, GRID = "#1b1e23", "#8a929c", "#e6e9ed"
-OURS = "#d55e00"
-COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f4e9c")
-"""Okabe and Ito's, told apart by colour-blind readers; OURS is the method tested against."""
-MARKERS = "osD^vP"
 FIRST = ("divprune", "random", "downsample", "uniform")
 """Methods that are coloured before others; the rest are the best at the smallest budget."""
 BINS, LEAST = 8, 15
 """Bins of residual energy, fewer where one would hold less than so many examples; at least 3."""
 FLOOR = 1e-3
 """Per cent of energy below which figures tell nothing apart: float32 decides there."""
-STYLE: dict[str, Any] = {
-    "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8, "axes.titlesize": 9, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": INK, "axes.linewidth": 0.7,
-    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "pdf.fonttype": 42,
-    "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7, "legend.frameon": False,
-}  # fmt: skip
-
-Draw = Callable[[Sequence[str]], dict[str, bytes]]
-"""Draws one figure as each of some formats."""
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    import matplotlib
-
-    told: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}
-    with matplotlib.rc_context(told):
-        yield
 
 
 def figures(maker: Maker) -> dict[str, tuple[str, Draw]]:
@@ -66,13 +56,13 @@ def figures(maker: Maker) -> dict[str, tuple[str, Draw]]:
             "Accuracy against the visual tokens that an LLM layer sees, the mean over layers, with"
             " 95 % intervals; the dashed line is the full model."
         )
-        made["accuracy"] = caption, partial(_drawn, partial(_accuracy, maker, groups))
+        made["accuracy"] = caption, partial(drawn, partial(_accuracy, maker, groups))
     if measured := _with_residual(maker, groups):
         caption = (
             "Accuracy against the share of energy outside the span of the kept tokens: the examples"
             " of each budget in bins of as many, at the median of each, with 95 % intervals."
         )
-        made["residual"] = caption, partial(_drawn, partial(_residual, maker, measured))
+        made["residual"] = caption, partial(drawn, partial(_residual, maker, measured))
     found = variants(maker.choice, maker.measured)
     if not found:
         return made
@@ -80,31 +70,8 @@ def figures(maker: Maker) -> dict[str, tuple[str, Draw]]:
         f"Fixed budgets of {against} and budgets by error (numbers: the share of energy left at"
         " which it stops): accuracy against the mean of tokens kept, with 95 % intervals of both."
     )
-    made["tolerance"] = caption, partial(_drawn, partial(_tolerance, maker, found))
+    made["tolerance"] = caption, partial(drawn, partial(_tolerance, maker, found))
     return made
-
-
-def _drawn(paint: Callable[[], "Figure"], kinds: Sequence[str]) -> dict[str, bytes]:
-    made = {}
-    with _styled():
-        figure = paint()
-        for kind in kinds:
-            out = io.BytesIO()
-            # No date in it: the same results give the same bytes.
-            told = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-            figure.savefig(out, format=kind, dpi=220, metadata=told)
-            made[kind] = out.getvalue()
-    return made
-
-
-def _new(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0].tolist()
-    for one in axes:
-        one.grid(axis="y")
-    return figure, axes
 
 
 def _seen(maker: Maker, setting: int) -> float:
@@ -118,7 +85,7 @@ def _seen(maker: Maker, setting: int) -> float:
 
 def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
     choice, own = maker.choice, maker.measured
-    figure, (axes,) = _new(6.0, 3.8)
+    figure, (axes,) = new(6.0, 3.8)
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     ticks = []
     for group in groups:
@@ -129,7 +96,7 @@ def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
                 ticks.append(kept)
             curves.setdefault(line.label, []).append((kept, own.figure(line.setting, ALL)))
     look = _look(choice.against, curves)
-    labels = [_full(maker, axes)]
+    labels = [full_model(maker, axes)]
     for label in sorted(curves, key=lambda label: label in look):
         curve = sorted(curves[label], key=lambda point: -point[0])
         at = np.array([kept for kept, _ in curve])
@@ -138,30 +105,52 @@ def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
             for end in ("value", "low", "high")
         )
         if label not in look:
-            axes.plot(at, value, color="#c3c8ce", lw=0.8, marker=".", ms=3, zorder=1)
+            axes.plot(at, value, color=GREY, lw=0.8, marker=".", ms=3, zorder=1)
             continue
         colour, marker = look[label]
         ours = label == choice.against
         axes.fill_between(at, low, high, color=colour, alpha=0.16 if ours else 0.09, lw=0, zorder=2)
         axes.plot(at, value, color=colour, marker=marker, ms=5 if ours else 4,
                   lw=2.0 if ours else 1.2, zorder=4 if ours else 3)  # fmt: skip
-        labels.append((at[-1], value[-1], label, colour))
-    _tokens_axis(maker, axes, [kept for curve in curves.values() for kept, _ in curve], ticks)
+        labels.append(Label(at[-1], value[-1], label, colour))
+    tokens_axis(maker, axes, [kept for curve in curves.values() for kept, _ in curve], ticks)
     axes.set_ylabel("accuracy, %")
     # What lies far below all that is coloured would press it together: it leaves the frame.
     seen = [100 * one.low for label in look for _, one in curves[label]]
     floor = min(seen) - 0.25 * (axes.get_ylim()[1] - min(seen))
-    rest = [label for label in curves if label not in look]
-    below = [n for n in rest if any(100 * one.value < floor for _, one in curves[n])]
-    if below:
+    if any(one.value < floor / 100 for curve in curves.values() for _, one in curve):
         axes.set_ylim(bottom=floor)
-    if rest:
-        said = f"grey: {len(rest)} other method{'s' if len(rest) > 1 else ''}"
-        said += f", below the frame in part: {', '.join(below)}" if below else ""
-        axes.text(0.01, 0.02, said, transform=axes.transAxes, color=FAINT, size=8, zorder=5,
-                  bbox={"color": "white", "alpha": 0.8, "pad": 1, "lw": 0})  # fmt: skip
-    _label(axes, labels)
+    last = {label: min(curve, key=lambda point: point[0]) for label, curve in curves.items()}
+    grey = {n: (x, 100 * one.value) for n, (x, one) in last.items() if n not in look}
+    _name_grey(axes, grey, labels)
+    name_ends(axes, labels)
     return figure
+
+
+def _name_grey(axes: "Axes", last: Mapping[str, tuple[float, float]], labels: list[Label]) -> None:
+    """Name grey lines in small print, given their last points.
+
+    Those that end at the edge are added to the labels there, if all have room; others are listed in
+    the corner.
+    """
+    edge = 1.25 * np.nanmin([x for x, _ in last.values()] + [one.x for one in labels])
+    bottom = axes.get_ylim()[0]
+    beside = [
+        Label(x, y, name, FAINT, SMALL) for name, (x, y) in last.items() if x < edge and y >= bottom
+    ]
+    if LINE_SHARE * sum(one.size for one in (*labels, *beside)) > 0.95:
+        beside = []
+    labels += beside
+    rest = sorted(
+        last.keys() - {one.text for one in beside}, key=lambda name: (-last[name][1], name)
+    )
+    if not rest:
+        return
+    names = [name if last[name][1] >= bottom else f"{name} (below)" for name in rest]
+    lines = [", ".join(names[n : n + 4]) for n in range(0, len(names), 4)]
+    said = "grey, from best to worst at their fewest tokens:\n" + ",\n".join(lines)
+    axes.text(0.01, 0.02, said, transform=axes.transAxes, color=FAINT, size=SMALL, zorder=5,
+              bbox={"color": "white", "alpha": 0.8, "pad": 1, "lw": 0})  # fmt: skip
 
 
 def _look(against: str, curves: Mapping[str, Sequence[Any]]) -> dict[str, tuple[str, str]]:
@@ -177,67 +166,6 @@ def _look(against: str, curves: Mapping[str, Sequence[Any]]) -> dict[str, tuple[
     others += sorted((n for n in curves if n not in (*FIRST, against)), key=last)
     look = {n: (c, m) for n, c, m in zip(others, COLOURS, MARKERS[1:] + "X", strict=False)}
     return {**look, against: (OURS, MARKERS[0])} if against in curves else look
-
-
-Label = tuple[float, float, str, str]
-"""A name at the end of a line: x, y, text, colour; x is NaN for the edge of the frame."""
-
-
-def _full(maker: Maker, axes: "Axes") -> Label:
-    """The full model as a line; its name is yet to be written."""
-    full = maker.measured.figure(maker.choice.full, ALL)
-    axes.axhline(100 * full.value, color=INK, lw=1.0, ls=(0, (5, 3)), zorder=1)
-    axes.axhspan(100 * full.low, 100 * full.high, color=INK, alpha=0.06, lw=0, zorder=0)
-    return np.nan, 100 * full.value, "all tokens", INK
-
-
-def _tokens_axis(
-    maker: Maker, axes: "Axes", kept: Sequence[float], wanted: Sequence[float]
-) -> None:
-    """Tokens kept, fewer to the right, on a logarithmic axis with ticks at the budgets."""
-    from matplotlib.ticker import NullLocator
-
-    total = maker.measured.level(maker.choice.full, "visual_tokens")
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    reach = np.log(max(kept) / min(kept))
-    ticks: list[float] = []
-    for tick in sorted(wanted or set(kept), reverse=True):
-        # A label takes a twelfth of the axis.
-        if not ticks or np.log(ticks[-1] / tick) > reach / 12:
-            ticks.append(tick)
-    share = [f"{tick:.3g}\n({100 * (1 - tick / total):.1f}%)" for tick in ticks]
-    axes.set_xticks(ticks, share)
-    low, high = min([*kept, *ticks]), max([*kept, *ticks])
-    room = max(high / low, 1.3) ** 0.06
-    axes.set_xlim(high * room, low / room)
-    axes.set_xlabel("visual tokens a layer (pruned)")
-
-
-def _label(axes: "Axes", labels: Sequence[Label]) -> None:
-    """Names at the ends of lines, moved apart where they would cover each other."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.052
-    placed = sorted(labels, key=lambda one: one[1])
-    heights = [one[1] for one in placed]
-    for _ in range(200):
-        moved = False
-        for n in range(1, len(heights)):
-            if (short := gap - (heights[n] - heights[n - 1])) > 1e-9:
-                heights[n - 1] -= short / 2
-                heights[n] += short / 2
-                moved = True
-        if not moved:
-            break
-    edge = axes.get_xlim()[1]
-    for (x, y, text, colour), height in zip(placed, heights, strict=True):
-        start = edge if np.isnan(x) else x
-        axes.plot(
-            [start, edge], [y, height], color=colour, lw=0.6, alpha=0.6, clip_on=False, zorder=1
-        )
-        axes.annotate(text, (edge, height), (3, 0), textcoords="offset points", color=colour,
-                      va="center", size=8, annotation_clip=False)  # fmt: skip
-    axes.set_ylim(min(low, heights[0] - gap), max(high, heights[-1] + gap))
 
 
 def _with_residual(maker: Maker, groups: Sequence[Group]) -> dict[str, list[tuple[str, int]]]:
@@ -268,7 +196,7 @@ def _residual(maker: Maker, shown: Mapping[str, Sequence[tuple[str, int]]]) -> "
 
     own = maker.measured
     keeps = list(shown)[:4]
-    figure, panels = _new(1.0 + 2.1 * len(keeps) + (1.6 if len(keeps) == 1 else 0), 3.2, len(keeps))
+    figure, panels = new(1.0 + 2.1 * len(keeps) + (1.6 if len(keeps) == 1 else 0), 3.2, len(keeps))
     names = list(dict.fromkeys(label for keep in keeps for label, _ in shown[keep]))
     against = maker.choice.against
     colours = dict(zip([n for n in names if n != against], COLOURS, strict=False)) | {against: OURS}
@@ -312,8 +240,8 @@ def _binned(maker: Maker, setting: int) -> tuple[np.ndarray, ...]:
 
 
 def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]]) -> "Figure":
-    figure, (axes,) = _new(6.0, 3.8)
-    full = _full(maker, axes)
+    figure, (axes,) = new(6.0, 3.8)
+    full = full_model(maker, axes)
     ends_ = [point for series in found.values() for own in series for point in own
              if own is series[1] or point.keep is not None]  # fmt: skip
     kept = [point.kept.value for point in ends_]
@@ -333,11 +261,11 @@ def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]
             own = [point for point in controlled if point.keep == cap]
             label = f"budgets by error{more}{f', at most {cap}' if len(caps) > 1 else ''}"
             _series(axes, own, by_error, "sD^vPX"[n % 6], label, room, dashed=bool(variant))
-    _tokens_axis(maker, axes, kept, ticks)
+    tokens_axis(maker, axes, kept, ticks)
     axes.set_xlabel("visual tokens kept, mean (pruned)")
     axes.set_ylabel("accuracy, %")
     figure.legend(loc="outside upper center", ncols=2)
-    _label(axes, [full])
+    name_ends(axes, [full])
     return figure
 
 

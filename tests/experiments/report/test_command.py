@@ -133,6 +133,31 @@ def test_a_method_that_failed_on_every_example(tmp_path):
     assert not (out / "figures" / "tolerance.png").exists()
 
 
+@pytest.mark.parametrize("others", [8, 30])
+def test_every_method_is_named_in_the_figure(tmp_path, others):
+    """Beside its line's end, or in the corner: what ends at more tokens, or all where many are."""
+    names = ["resprune", "random", *(f"other-{n:02}" for n in range(others))]
+    told = [FULL, *(configuration(m, k) for m in names for k in ("1/3", "1/9"))]
+    asked = examples(10, ["count", "text"])
+    kept = np.array([[budget(one["keep"])] * 20 for one in told], float)
+    average = np.where(kept == 16, 16 + 60 * np.array([["05" in c["name"]] for c in told]), kept)
+    scores = np.ones((len(told), 20))
+    scores[[n for n, one in enumerate(told) if one["method"] == "other-07"], :19] = 0
+    write(tmp_path / "run", told, asked, scores, kept=kept, average=average)
+    _, draw = figures(Maker(*measured(tmp_path / "run"), "llava-1.5"))["accuracy"]
+    (axes,) = draw.args[0]().axes
+    texts = [each.get_text() for each in axes.texts]
+    (corner,) = [text for text in texts if "grey" in text]
+    for name in names:
+        assert sum(bool(re.search(rf"\b{name}\b", text)) for text in texts) == 1, name
+    listed = re.findall(r"other-\d\d(?: \(below\))?", corner)
+    assert listed[-1] == "other-07 (below)" and ("other-05" in listed[:-1])
+    assert len(listed) == (2 if others == 8 else others - 5)  # five others are coloured
+    heights = sorted(each.xy[1] for each in axes.texts if each.get_text() != corner)
+    low, high = axes.get_ylim()
+    assert np.diff(heights).min() > 0.025 * (high - low) and max(axes.get_yticks()) <= 100
+
+
 @pytest.mark.parametrize("every", [False, True])
 def test_settings_that_keep_no_token_take_no_place_in_figures(tmp_path, every):
     told = [FULL, *(configuration(m, k) for m in ("resprune", "random") for k in ("1/3", "1/9"))]
