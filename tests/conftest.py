@@ -41,6 +41,30 @@ if PROGRAMS:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+QUICK = ("experiments", "methods", "models", "parity")
+"""Rooms whose programs run once or twice: what they decide holds without XLA's optimisations."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile without most optimisations there, which takes a third less time.
+
+    Selection and its engines, the core, and all that runs in a process of its own (commands,
+    servers, notebooks, the blocks of the documentation) are compiled as users have them. Torch,
+    where it is asked, must not wait for threads that others use.
+    """
+    here = request.path.relative_to(ROOT / "tests").parts[0] in QUICK
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 1
+    jax.config.update("jax_disable_most_optimizations", here)
+    if torch and here:
+        torch.set_num_threads(1)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    if torch:
+        torch.set_num_threads(threads)
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Name the modules that a run without torch leaves out, of those that were asked for."""
     asked = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]

@@ -16,10 +16,7 @@ from resprune_jax.models import LVLM
 from resprune_jax.models.prompts.generation_file import read_generation_settings
 from tests.checkpoints.llava import IMAGE_TOKEN_ID, VOCABULARY
 from tests.compiles import backend_compiles
-from tests.parity.quick import quick
 from tests.parity.whole_path import NEW, QUESTIONS, Reference, kept_of
-
-__all__ = ["quick"]
 
 ASKED = QUESTIONS[:3]
 KEEP: list[Any] = [5, 0.3, None]

@@ -8,7 +8,6 @@ from resprune_jax.models.decoder import attention, gpu
 from resprune_jax.models.towers.qwen_vision import rows as layout
 from tests.parity import test_qwen as packed
 from tests.parity import test_received_attention as received
-from tests.parity.quick import quick  # noqa: F401
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from resprune_jax.models.families.registry import read_config, save_checkpoint
 from tests.checkpoints.llava import reference_model
 from tests.checkpoints.siglip import GRID, IMAGE_TOKEN_ID, tiny_interleave
 from tests.parity.next_pairs import picture
-from tests.parity.quick import quick  # noqa: F401
 from tests.parity.whole_path import (
     QUESTIONS,
     Reference,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from resprune_jax.models import load_model
 from tests.parity.next_pairs import SIZES, pair
-from tests.parity.quick import quick  # noqa: F401
 from tests.parity.test_next_answers import lvlm, pictures, reference, references
 from tests.parity.whole_path import QUESTIONS, check_greedy, check_logits
 from tests.prompt_data import lexicon

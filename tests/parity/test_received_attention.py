@@ -17,7 +17,6 @@ from resprune_jax.models import Video
 from resprune_jax.models.towers.qwen_vision import tower as qwen_tower
 from tests.parity import onevision_pairs, test_interleave
 from tests.parity.next_pairs import picture
-from tests.parity.quick import quick  # noqa: F401
 from tests.parity.qwen_pairs import pair, standard_batch
 
 FILM = Video(np.stack([np.asarray(picture(60 + n, 90))[:60] for n in range(3)]), fps=4.0)

@@ -20,7 +20,6 @@ from resprune_jax.models.decoder.rope import inverse_frequencies
 from tests.checkpoints.llava import IMAGE_TOKEN_ID, reference_model
 from tests.parity import test_qwen_answers as qwen
 from tests.parity.next_pairs import picture
-from tests.parity.quick import quick  # noqa: F401
 from tests.parity.whole_path import (
     LONG,
     QUESTIONS,

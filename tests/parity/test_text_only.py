@@ -19,7 +19,6 @@ from tests.parity import (
     test_qwen_answers,
 )
 from tests.parity.next_pairs import pair as next_pair
-from tests.parity.quick import quick  # noqa: F401
 from tests.parity.qwen_pairs import pair as qwen_pair
 from tests.parity.whole_path import QUESTIONS, Reference, check_greedy, check_logits
 

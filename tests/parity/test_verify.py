@@ -4,17 +4,15 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -55,17 +53,6 @@ OFTEN = ("llava",)
 """Those that `make test` runs; the others are in make test-deep."""
 NO_CLASS_TOKEN = ("qwen", "qwen2", "interleave", "onevision")
 QUESTION = "What colour is the dog near the window?"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Compile without optimisations, and keep torch from waiting for threads that others use."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,5 @@
 """Methods that drop inside the decoder through a whole model: batches, budgets, refusals."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,14 +28,6 @@ SHALLOW: dict[str, Any] = {
     "sparsevlm": {"layers": (0, 1), "depth": 0, "keeps": (9, 4)},
     "sparsevlm-plus": {"layers": (0, 1), "depth": 0, "keeps": (9, 4)},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """What is compiled here runs once or twice."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @cache

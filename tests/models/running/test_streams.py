@@ -235,12 +235,17 @@ def compare(
 
 
 @pytest.mark.parametrize(
-    "family", ["LLaVA-NeXT", pytest.param("Qwen2.5-VL", marks=pytest.mark.deep)]
+    ("family", "pictures"),
+    [
+        ("LLaVA-NeXT", 15),
+        pytest.param("LLaVA-NeXT", 50, marks=pytest.mark.deep),
+        pytest.param("Qwen2.5-VL", 50, marks=pytest.mark.deep),
+    ],
 )
 def test_a_stream_compiles_once_a_bucket_and_padding_changes_nothing(
-    family: str, monkeypatch: pytest.MonkeyPatch
+    family: str, pictures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, images = small(family), stream(family, 50)
+    model, images = small(family), stream(family, pictures)
     names = ("encode", "prune", "assemble", "prefill", "decode")
     before = {name: getattr(model.programs, name)._cache_size() for name in names}
     shapes: dict[str, set[Any]] = {name: set() for name in names}

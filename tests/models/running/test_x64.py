@@ -1,6 +1,5 @@
 """`jax_enable_x64`, which other libraries ask their users to set: the same answers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,14 +8,6 @@ import pytest
 
 from resprune_jax import select
 from resprune_jax.models import LVLM
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Iterator[None]:
-    """What is compiled here runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_answers_with_64_bits_enabled(lvlm: LVLM, photographs: list[Any]) -> None:

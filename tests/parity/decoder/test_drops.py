@@ -16,7 +16,6 @@ from tests.checkpoints.llava import IMAGE_TOKEN_ID, NUM_VISUAL_TOKENS
 from tests.parity.decoder import methods
 from tests.parity.decoder.reference import Drop, Trace, decode, llava_embeddings, margins, prefill
 from tests.parity.next_pairs import SIZES, pair, picture
-from tests.parity.quick import quick  # noqa: F401
 from tests.parity.test_answers import QUESTIONS, bound, processed
 from tests.parity.test_next_answers import lvlm as next_model
 from tests.parity.test_next_answers import processor

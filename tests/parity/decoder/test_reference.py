@@ -22,7 +22,6 @@ from tests.parity.decoder.reference import (
     parts,
     prefill,
 )
-from tests.parity.quick import quick  # noqa: F401
 
 LAYERS, HEADS, GROUPS, SIZE = 6, 4, 2, 8
 IDS = [1, 7, 9, *[4] * 12, 11, 13, 17, 19, 23]
