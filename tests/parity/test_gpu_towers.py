@@ -6,8 +6,8 @@ import pytest
 
 from resprune_jax.models.decoder import attention, gpu
 from resprune_jax.models.towers.qwen_vision import rows as layout
-from tests.parity import test_qwen as packed
-from tests.parity import test_received_attention as received
+from tests.parity.decoder import test_received_attention as received
+from tests.parity.qwen import test_qwen as packed
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ from tests.checkpoints.qwen_vl import IMAGE_TOKEN_ID as QWEN_TOKEN_ID
 from tests.compiles import backend_compiles
 from tests.models.families.test_anyres import PUBLISHED
 from tests.models.families.test_qwen_tables import CONFIG as QWEN_VISION
-from tests.parity import next_pairs, qwen_pairs
+from tests.parity.llava import next_pairs
+from tests.parity.qwen import qwen_pairs
 from tests.parity.whole_path import Reference, share
 from tests.prompt_data import lexicon
 

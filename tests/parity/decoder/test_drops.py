@@ -15,10 +15,10 @@ from resprune_jax.models.running.runner import Runner
 from tests.checkpoints.llava import IMAGE_TOKEN_ID, NUM_VISUAL_TOKENS
 from tests.parity.decoder import methods
 from tests.parity.decoder.reference import Drop, Trace, decode, llava_embeddings, margins, prefill
-from tests.parity.next_pairs import SIZES, pair, picture
-from tests.parity.test_answers import QUESTIONS, bound, processed
-from tests.parity.test_next_answers import lvlm as next_model
-from tests.parity.test_next_answers import processor
+from tests.parity.llava.next_pairs import SIZES, pair, picture
+from tests.parity.llava.test_answers import QUESTIONS, bound, processed
+from tests.parity.llava.test_next_answers import lvlm as next_model
+from tests.parity.llava.test_next_answers import processor
 
 NEW, SLOTS = 16, 64
 COUNTS = [5, 9, 8]

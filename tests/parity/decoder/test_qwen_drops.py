@@ -19,9 +19,9 @@ from tests.checkpoints.qwen_vl import EOS_ID
 from tests.parity.decoder import rules
 from tests.parity.decoder.reference import Drop, Trace, decode, prefill
 from tests.parity.decoder.test_drops import compare
-from tests.parity.next_pairs import picture
-from tests.parity.qwen_pairs import pair
-from tests.parity.test_qwen_answers import RAGGED, ROWS, STRIP, WHOLE, lvlm, reference
+from tests.parity.llava.next_pairs import picture
+from tests.parity.qwen.qwen_pairs import pair
+from tests.parity.qwen.test_qwen_answers import RAGGED, ROWS, STRIP, WHOLE, lvlm, reference
 from tests.parity.whole_path import QUESTIONS, Reference, share
 
 VARIANT = "untied"

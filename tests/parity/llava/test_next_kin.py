@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 from resprune_jax.models import load_model
-from tests.parity.next_pairs import SIZES, pair
-from tests.parity.test_next_answers import lvlm, pictures, reference, references
+from tests.parity.llava.next_pairs import SIZES, pair
+from tests.parity.llava.test_next_answers import lvlm, pictures, reference, references
 from tests.parity.whole_path import QUESTIONS, check_greedy, check_logits
 from tests.prompt_data import lexicon
 

@@ -19,8 +19,8 @@ from tests.checkpoints.qwen_vl import (
     reference_processor,
     rename_dialect,
 )
-from tests.parity.next_pairs import picture
-from tests.parity.qwen_pairs import kinds, pair
+from tests.parity.llava.next_pairs import picture
+from tests.parity.qwen.qwen_pairs import kinds, pair
 from tests.parity.whole_path import (
     LONG,
     QUESTIONS,

@@ -3,7 +3,7 @@
 import pytest
 
 from resprune_jax.models import LVLM
-from tests.parity.test_next_answers import SIZES, lvlm, pictures, references
+from tests.parity.llava.test_next_answers import SIZES, lvlm, pictures, references
 from tests.parity.whole_path import QUESTIONS, check_greedy, check_logits, check_pruned
 
 ROWS = [[size] for size in SIZES[:3]]

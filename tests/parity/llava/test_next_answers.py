@@ -14,7 +14,7 @@ from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models import LVLM, load_model
 from tests.checkpoints.llava import IMAGE_TOKEN_ID
 from tests.checkpoints.llava_next import DIALECTS, rename_dialect, tiny_processor
-from tests.parity.next_pairs import NO_ROW, SIZES, Pair, pair, picture
+from tests.parity.llava.next_pairs import NO_ROW, SIZES, Pair, pair, picture
 from tests.parity.whole_path import (
     LONG,
     QUESTIONS,

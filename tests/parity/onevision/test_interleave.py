@@ -20,7 +20,7 @@ from resprune_jax.models.families.llava.module import Llava
 from resprune_jax.models.families.registry import read_config, save_checkpoint
 from tests.checkpoints.llava import reference_model
 from tests.checkpoints.siglip import GRID, IMAGE_TOKEN_ID, tiny_interleave
-from tests.parity.next_pairs import picture
+from tests.parity.llava.next_pairs import picture
 from tests.parity.whole_path import (
     QUESTIONS,
     Reference,

@@ -23,7 +23,7 @@ from tests.checkpoints.llava import IMAGE_TOKEN_ID, VOCABULARY
 from tests.checkpoints.llava_next import DIALECTS, reference_model, rename_dialect
 from tests.compiles import backend_compiles
 from tests.models.families.test_anyres import EXTREME, PUBLISHED, random_sizes
-from tests.parity.next_pairs import (
+from tests.parity.llava.next_pairs import (
     NO_ROW,
     SIZES,
     TOKENS,

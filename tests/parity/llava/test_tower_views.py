@@ -16,9 +16,9 @@ from resprune_jax.methods.inputs import SHOWN
 from resprune_jax.models.families.llava_next.images import stack_tiles
 from tests.methods.oracles.encoder.schedule import schedule
 from tests.methods.oracles.encoder.tome import tome
-from tests.parity.next_pairs import SIZES, pair, tiled
-from tests.parity.test_llava_modules import Pair, prompts
-from tests.parity.test_llava_modules import pair as llava
+from tests.parity.llava.next_pairs import SIZES, pair, tiled
+from tests.parity.llava.test_llava_modules import Pair, prompts
+from tests.parity.llava.test_llava_modules import pair as llava
 
 __all__ = ["llava"]
 NEEDS = SHOWN - {"saliency"}

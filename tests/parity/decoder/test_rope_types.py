@@ -18,8 +18,8 @@ from resprune_jax.models import LVLM, load_model
 from resprune_jax.models.decoder.config import DecoderConfig
 from resprune_jax.models.decoder.rope import inverse_frequencies
 from tests.checkpoints.llava import IMAGE_TOKEN_ID, reference_model
-from tests.parity import test_qwen_answers as qwen
-from tests.parity.next_pairs import picture
+from tests.parity.llava.next_pairs import picture
+from tests.parity.qwen import test_qwen_answers as qwen
 from tests.parity.whole_path import (
     LONG,
     QUESTIONS,
