@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
+from resprune_jax.experiments.sweep.devices import over_devices
 from resprune_jax.experiments.sweep.grid import Configuration
-from resprune_jax.experiments.sweep.hosts import DATA_AXIS
 from resprune_jax.methods import Method, VisualTokens
 from resprune_jax.methods.base import PATCH
 from resprune_jax.methods.decoder.base import DecoderMethod
@@ -384,14 +384,4 @@ def _choose_all(
 
     images = visual, prepare(visual.embeddings, visual.valid), weight, seed, alpha
     examples = rows, list(texts)
-    if mesh is None or DATA_AXIS not in mesh.shape:
-        return all_of(images, examples)
-    count = len(rows)
-    size = buckets.multiple(count, mesh.shape[DATA_AXIS])
-    # The last example fills up what the devices do not divide.
-    examples = jax.tree.map(lambda x: x[jnp.minimum(jnp.arange(size), count - 1)], examples)
-    divided = jax.shard_map(
-        all_of, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS)),
-        out_specs=PartitionSpec(DATA_AXIS),
-    )  # fmt: skip
-    return jax.tree.map(lambda x: x[:count], divided(images, examples))
+    return over_devices(all_of, mesh, images, examples)

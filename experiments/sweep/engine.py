@@ -224,7 +224,9 @@ class Engine:
         answers, on_devices = self.answerer.answer(made.block, made.wanted)
         visual = made.block.encoded.visual
         places = made.block.places
-        residual, rank = summaries(visual.embeddings, visual.valid, places, made.wanted)
+        residual, rank = summaries(
+            visual.embeddings, visual.valid, places, made.wanted, mesh=self.lvlm.mesh
+        )
         own = self.examples(number)
         rows: list[Row] = []
         for one in self.configurations:

@@ -1,14 +1,17 @@
 """What a keep list holds of its image, measured alike for every method: from the Gram matrix."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from resprune_jax.engines.product import gram_product
 from resprune_jax.experiments.sweep.answering import GRAIN, Wanted
+from resprune_jax.experiments.sweep.devices import over_devices
 from resprune_jax.models.prompts import buckets
 
 _NOISE = 1e-6
@@ -19,7 +22,12 @@ _TOGETHER = 64
 
 
 def summaries(
-    embeddings: jax.Array, valid: jax.Array, rows: Sequence[int], wanted: Sequence[Wanted]
+    embeddings: jax.Array,
+    valid: jax.Array,
+    rows: Sequence[int],
+    wanted: Sequence[Wanted],
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Residual energy and effective rank of keep lists.
 
@@ -28,6 +36,7 @@ def summaries(
         valid: (I, N) bool.
         rows: (E,) which of them each example is about.
         wanted: W keep lists.
+        mesh: of the model; its devices divide the lists of an image among them.
 
     Returns:
         ((W,) the share of all tokens' energy outside the span of those kept, (W,) the exponential
@@ -49,7 +58,7 @@ def summaries(
             lists = np.full((buckets.batch_bucket(len(own)), width), valid.shape[1], np.int32)
             for place, number in enumerate(own):
                 lists[place, : wanted[number].count] = np.flatnonzero(wanted[number].mask)
-            found[:, own] = np.asarray(_figures(gram, lists))[:, : len(own)]
+            found[:, own] = np.asarray(_figures(gram, lists, mesh=mesh))[:, : len(own)]
     return found[0], found[1]
 
 
@@ -59,12 +68,12 @@ def _gram(embeddings: jax.Array, valid: jax.Array, image: int) -> jax.Array:
     return jnp.where(made.finite, made.gram, jnp.nan)
 
 
-@jax.jit
-def _figures(gram: jax.Array, lists: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnames="mesh")
+def _figures(gram: jax.Array, lists: jax.Array, *, mesh: Mesh | None = None) -> jax.Array:
     """(2, W) of lists (W, K) of tokens, N for none."""
     exact = lax.Precision.HIGHEST
 
-    def one(tokens: jax.Array) -> jax.Array:
+    def one(gram: jax.Array, tokens: jax.Array) -> jax.Array:
         across = gram.at[:, tokens].get(mode="fill", fill_value=0)  # [N, K]
         inside = across.at[tokens].get(mode="fill", fill_value=0)  # [K, K]
         values, vectors = jnp.linalg.eigh(inside)
@@ -78,4 +87,4 @@ def _figures(gram: jax.Array, lists: jax.Array) -> jax.Array:
         made = jnp.stack([jnp.clip(1 - spanned / total, 0, 1), jnp.exp(entropy)])
         return jnp.where((total > 0) & jnp.isfinite(total), made, jnp.nan)
 
-    return jax.vmap(one)(lists).T
+    return over_devices(jax.vmap(one, in_axes=(None, 0)), mesh, gram, lists).T

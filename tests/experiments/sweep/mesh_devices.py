@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from resprune_jax.experiments.data.examples import Dataset, Example
-from resprune_jax.experiments.sweep import choosing
+from resprune_jax.experiments.sweep import choosing, summary
 from resprune_jax.experiments.sweep.engine import Engine
 from resprune_jax.experiments.sweep.grid import Grid, configurations
 from resprune_jax.experiments.sweep.hosts import local_mesh
@@ -21,6 +21,8 @@ from resprune_jax.models.prompts.options import CallOptions
 
 TRIPS = r'"known_trip_count":\{"n":"(\d+)"'
 """How often a loop of a compiled program runs."""
+DECOMPOSED = r"f32\[(\d+),\d+,\d+\]\S* [^\n]*custom-call\([^\n]*syevd"
+"""How many matrices a compiled program decomposes at once."""
 
 QUESTIONS = ["What is red?", "How many people are there?", "Is it a dog?", "What is it?"] * 2
 
@@ -65,6 +67,7 @@ def main(checkpoint: Path) -> dict[str, Any]:
                 "devices": sorted(held),
                 "rows": parts(out, len(QUESTIONS)),
                 "trips": [int(n) for n in re.findall(TRIPS, compiled.as_text())],
+                "decomposed": [int(n) for n in re.findall(DECOMPOSED, compiled.as_text())],
             }
             return out
 
@@ -80,6 +83,7 @@ def main(checkpoint: Path) -> dict[str, Any]:
     equal = [a.tolist() == b.tolist() for a, b in pairs]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "_choose_all", watched("choose", choosing._choose_all))
+        patch.setattr(summary, "_figures", watched("measure", summary._figures))
         rows = swept(lvlm, images)
     return {
         "mesh": dict(mesh.shape), "programs": seen, "equal": equal,

@@ -45,14 +45,17 @@ def test_every_device_of_a_process_gets_work(checkpoint: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["mesh"] == {"data": 4} and found["equal"] == [True] * 8
-    assert set(found["programs"]) == {"encode", "prefill", "decode", "choose"}
+    assert set(found["programs"]) == {"encode", "prefill", "decode", "choose", "measure"}
     for name, program in found["programs"].items():
         assert program["partitions"] and program["devices"] == [4]
-        assert [2, 2, 2, 2] in program["rows"] or name == "choose"
+        assert [2, 2, 2, 2] in program["rows"] or name in ("choose", "measure")
     # Seven examples are eight turns of a loop: two a device.
     trips = found["programs"]["choose"]["trips"]
     print(f"loops of the choice: {trips}; {found['rows']} rows")
     assert 2 in trips and 7 not in trips
+    # Eight lists of an image are measured: two on each.
+    print(f"matrices decomposed together: {found['programs']['measure']['decomposed']}")
+    assert found["programs"]["measure"]["decomposed"] == [2]
     assert found["equal_rows"] and found["close_figures"] and found["rows"] == 7 * 8
     # Logits and every layer's keys and values: two of eight rows a device.
     rows = found["programs"]["prefill"]["rows"]
