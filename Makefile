@@ -38,7 +38,7 @@ test-tpu test-gpu-compile test-triton test-gpu: export RESPRUNE_TEST_PROGRAMS =
 help:
 	@echo "make demo         set up, then answer questions about test scenes, full and pruned"
 	@echo "make test         set up, then run the tests (under 10 minutes on 2 cores, 5 the next time)"
-	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (24 minutes)"
+	@echo "make test-deep    what repeats or deepens these: more families, planted faults, long inputs (17 minutes behind make test)"
 	@echo "make test-core    every dependency and family once, without torch (under 3 minutes)"
 	@echo "make test-newest  the same with the newest version of every dependency that is allowed"
 	@echo "make test-oldest  the same with the oldest versions that pyproject.toml declares"
