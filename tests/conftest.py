@@ -43,17 +43,20 @@ if PROGRAMS:
 
 QUICK = ("experiments", "methods", "models", "parity")
 """Rooms whose programs run once or twice: what they decide holds without XLA's optimisations."""
+ASKED = ROOT / "tests/experiments/compile_check"
+"""What an optimising compiler makes of a program is what is asked there."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compile without most optimisations there, which takes a third less time.
 
-    Selection and its engines, the core, and all that runs in a process of its own (commands,
-    servers, notebooks, the blocks of the documentation) are compiled as users have them. Torch,
-    where it is asked, must not wait for threads that others use.
+    Selection and its engines, the core, what `compile_check` asks of compilers, and all that runs
+    in a process of its own (commands, servers, notebooks, the blocks of the documentation) are
+    compiled as users have them. Torch must not wait for threads that others use.
     """
-    here = request.path.relative_to(ROOT / "tests").parts[0] in QUICK
+    room = request.path.relative_to(ROOT / "tests").parts[0]
+    here = room in QUICK and not request.path.is_relative_to(ASKED)
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     jax.config.update("jax_disable_most_optimizations", here)
