@@ -183,6 +183,7 @@ def test_more_images_of_a_batch_take_no_more_memory(way: str, dtype: Any):
     assert each < 0.05
 
 
+@pytest.mark.deep
 def test_selections_on_one_image_are_chunked_too():
     tokens = image()
     asked = sweep(tokens)

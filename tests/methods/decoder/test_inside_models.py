@@ -115,6 +115,7 @@ def test_several_drops_in_a_batch(lvlm: LVLM, photographs: Any) -> None:
         assert mine.tolist() == again.tolist()
 
 
+@pytest.mark.deep
 def test_a_row_that_is_left_with_merged_tokens_alone_has_not_failed(
     lvlm: LVLM, photographs: Any
 ) -> None:
