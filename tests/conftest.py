@@ -43,7 +43,7 @@ if PROGRAMS:
 
 QUICK = ("experiments", "methods", "models", "parity")
 """Rooms whose programs run once or twice: what they decide holds without XLA's optimisations."""
-ASKED = ROOT / "tests/experiments/compile_check"
+COMPILERS = ROOT / "tests/experiments/compile_check"
 """What an optimising compiler makes of a program is what is asked there."""
 
 
@@ -56,7 +56,7 @@ def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     compiled as users have them. Torch must not wait for threads that others use.
     """
     room = request.path.relative_to(ROOT / "tests").parts[0]
-    here = room in QUICK and not request.path.is_relative_to(ASKED)
+    here = room in QUICK and not request.path.is_relative_to(COMPILERS)
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     jax.config.update("jax_disable_most_optimizations", here)

@@ -57,7 +57,7 @@ def drawn(paint: Callable[[], "Figure"], kinds: Sequence[str]) -> dict[str, byte
     return made
 
 
-def new(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     """An empty figure, in inches, with panels side by side."""
     from matplotlib.figure import Figure
 

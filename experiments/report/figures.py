@@ -19,7 +19,7 @@ from resprune_jax.experiments.report.drawing import (
     drawn,
     full_model,
     name_ends,
-    new,
+    new_figure,
     tokens_axis,
 )
 from resprune_jax.experiments.report.measured import ALL
@@ -85,7 +85,7 @@ def _seen(maker: Maker, setting: int) -> float:
 
 def _accuracy(maker: Maker, groups: Sequence[Group]) -> "Figure":
     choice, own = maker.choice, maker.measured
-    figure, (axes,) = new(6.0, 3.8)
+    figure, (axes,) = new_figure(6.0, 3.8)
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     ticks = []
     for group in groups:
@@ -133,6 +133,7 @@ def _name_grey(axes: "Axes", last: Mapping[str, tuple[float, float]], labels: li
     Those that end at the edge are added to the labels there, if all have room; others are listed in
     the corner.
     """
+    # A quarter more tokens than the fewest is the edge, as in `_look`.
     edge = 1.25 * np.nanmin([x for x, _ in last.values()] + [one.x for one in labels])
     bottom = axes.get_ylim()[0]
     beside = [
@@ -196,7 +197,9 @@ def _residual(maker: Maker, shown: Mapping[str, Sequence[tuple[str, int]]]) -> "
 
     own = maker.measured
     keeps = list(shown)[:4]
-    figure, panels = new(1.0 + 2.1 * len(keeps) + (1.6 if len(keeps) == 1 else 0), 3.2, len(keeps))
+    figure, panels = new_figure(
+        1.0 + 2.1 * len(keeps) + (1.6 if len(keeps) == 1 else 0), 3.2, len(keeps)
+    )
     names = list(dict.fromkeys(label for keep in keeps for label, _ in shown[keep]))
     against = maker.choice.against
     colours = dict(zip([n for n in names if n != against], COLOURS, strict=False)) | {against: OURS}
@@ -240,7 +243,7 @@ def _binned(maker: Maker, setting: int) -> tuple[np.ndarray, ...]:
 
 
 def _tolerance(maker: Maker, found: Mapping[str, tuple[list[Point], list[Point]]]) -> "Figure":
-    figure, (axes,) = new(6.0, 3.8)
+    figure, (axes,) = new_figure(6.0, 3.8)
     full = full_model(maker, axes)
     ends_ = [point for series in found.values() for own in series for point in own
              if own is series[1] or point.keep is not None]  # fmt: skip

@@ -17,7 +17,7 @@ from resprune_jax.models import LVLM, load_model
 from tests.models.families.test_config import INTERLEAVE
 from tests.models.families.test_onevision_tiles import HUB as ONEVISION
 from tests.parity.llava.next_pairs import picture
-from tests.parity.qwen import qwen_pairs
+from tests.parity.qwen import pairs as qwen_pairs
 from tests.prompt_data import lexicon
 
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336,

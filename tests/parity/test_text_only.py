@@ -13,9 +13,10 @@ import torch
 from resprune_jax.models import LVLM
 from tests.parity.llava import test_next_answers
 from tests.parity.llava.next_pairs import pair as next_pair
-from tests.parity.onevision import onevision_pairs, test_interleave, test_onevision
+from tests.parity.onevision import pairs as onevision_pairs
+from tests.parity.onevision import test_interleave, test_onevision
 from tests.parity.qwen import test_qwen_answers
-from tests.parity.qwen.qwen_pairs import pair as qwen_pair
+from tests.parity.qwen.pairs import pair as qwen_pair
 from tests.parity.whole_path import QUESTIONS, Reference, check_greedy, check_logits
 
 ASKED = ["Name a colour.", QUESTIONS[0], QUESTIONS[1]]

@@ -21,7 +21,7 @@ from resprune_jax.models.families.registry import (
 )
 from tests.checkpoints.llava_next import tiny_next
 from tests.checkpoints.qwen_vl import DIALECTS, rename_dialect
-from tests.parity.qwen.qwen_pairs import pair
+from tests.parity.qwen.pairs import pair
 
 
 def abstract(directory: Path, kind: str | None = None) -> Any:

@@ -37,7 +37,7 @@ from tests.compiles import backend_compiles
 from tests.models.families.test_anyres import PUBLISHED
 from tests.models.families.test_qwen_tables import CONFIG as QWEN_VISION
 from tests.parity.llava import next_pairs
-from tests.parity.qwen import qwen_pairs
+from tests.parity.qwen import pairs as qwen_pairs
 from tests.parity.whole_path import Reference, share
 from tests.prompt_data import lexicon
 

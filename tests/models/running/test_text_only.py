@@ -10,7 +10,7 @@ from resprune_jax.errors import CallError
 from resprune_jax.models import LVLM, load_model
 from tests.checkpoints.llava_next import tiny_next
 from tests.compiles import backend_compiles
-from tests.parity.qwen.qwen_pairs import pair
+from tests.parity.qwen.pairs import pair
 
 NEW = 6
 TEXT = "Name a colour."

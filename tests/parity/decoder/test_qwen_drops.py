@@ -20,7 +20,7 @@ from tests.parity.decoder import rules
 from tests.parity.decoder.reference import Drop, Trace, decode, prefill
 from tests.parity.decoder.test_drops import compare
 from tests.parity.llava.next_pairs import picture
-from tests.parity.qwen.qwen_pairs import pair
+from tests.parity.qwen.pairs import pair
 from tests.parity.qwen.test_qwen_answers import RAGGED, ROWS, STRIP, WHOLE, lvlm, reference
 from tests.parity.whole_path import QUESTIONS, Reference, share
 

@@ -16,8 +16,9 @@ from transformers.vision_utils import get_vision_window_index
 from resprune_jax.models import Video
 from resprune_jax.models.towers.qwen_vision import tower as qwen_tower
 from tests.parity.llava.next_pairs import picture
-from tests.parity.onevision import onevision_pairs, test_interleave
-from tests.parity.qwen.qwen_pairs import pair, standard_batch
+from tests.parity.onevision import pairs as onevision_pairs
+from tests.parity.onevision import test_interleave
+from tests.parity.qwen.pairs import pair, standard_batch
 
 FILM = Video(np.stack([np.asarray(picture(60 + n, 90))[:60] for n in range(3)]), fps=4.0)
 

@@ -10,7 +10,7 @@ from resprune_jax.methods.base import NEWLINE
 from resprune_jax.models import Video
 from tests.compiles import backend_compiles
 from tests.parity.llava.next_pairs import picture
-from tests.parity.onevision.onevision_pairs import lvlm, reference
+from tests.parity.onevision.pairs import lvlm, reference
 from tests.parity.whole_path import QUESTIONS, Reference, check_greedy, check_logits, check_pruned
 
 FILM = Video(np.stack([np.asarray(picture(60 + n, 90))[:60] for n in range(3)]), fps=4.0)

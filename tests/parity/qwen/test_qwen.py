@@ -17,7 +17,7 @@ from resprune_jax.models.decoder import layers
 from resprune_jax.models.decoder.mrope import pruned_positions
 from resprune_jax.models.families.qwen_vl.config import Qwen25VLConfig
 from tests.checkpoints.qwen_vl import DIALECTS, rename_dialect
-from tests.parity.qwen.qwen_pairs import (
+from tests.parity.qwen.pairs import (
     LARGE,
     LENGTH,
     PATCHES,

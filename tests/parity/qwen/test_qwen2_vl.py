@@ -12,7 +12,7 @@ from flax import nnx
 from resprune_jax.models import LVLM, Video
 from tests.compiles import backend_compiles
 from tests.parity.llava.next_pairs import picture
-from tests.parity.qwen.qwen_pairs import pair, read_port, standard_batch
+from tests.parity.qwen.pairs import pair, read_port, standard_batch
 from tests.parity.qwen.test_qwen_answers import ROWS, lvlm, references
 from tests.parity.whole_path import QUESTIONS, check_greedy, check_logits, check_pruned, share
 

@@ -20,7 +20,7 @@ from tests.checkpoints.qwen_vl import (
     rename_dialect,
 )
 from tests.parity.llava.next_pairs import picture
-from tests.parity.qwen.qwen_pairs import kinds, pair
+from tests.parity.qwen.pairs import kinds, pair
 from tests.parity.whole_path import (
     LONG,
     QUESTIONS,

@@ -10,7 +10,7 @@ from transformers import Qwen2_5_VLModel
 from resprune_jax.models.decoder.mrope import Grid, rope_index
 from resprune_jax.models.images.video import Sampling, sample_indices
 from tests.checkpoints.qwen_vl import IMAGE_TOKEN_ID, VIDEO_TOKEN_ID, tiny_config
-from tests.parity.qwen.qwen_pairs import kinds
+from tests.parity.qwen.pairs import kinds
 
 
 class Positions:
